@@ -1,0 +1,267 @@
+"""The vocabulary that every module shares: shapes, records and roles. It imports torch, numpy and the standard library.
+
+Shape letters, the one legend of the project:
+
+    B batch (or environments)   T window    K context    H horizon in action blocks    N candidates
+    A action block (frameskip x a)   a one env action   D latent   P patches   M slices   Q knots   S state variables
+
+Pixels are lower-case `c h w`, so `H` is never a height. At rest and in a `Batch` pixels are uint8; they become float
+inside a model and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+# --------------------------------------------------------------------------------------------------------- records
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What is known of a world before it is run.
+
+    Attributes:
+        name: the plug-in's key, as in `registry.load("envs", name)`.
+        version: of dynamics and look; it goes up when either changes, and is stored with the data.
+        image_size: height and width of `pixels`, which are square.
+        action_low, action_high: the action box, one number per action dimension, in the env's own units.
+        state_names, state_units: one per state variable, in the order of `state`.
+        max_steps: length in env steps at which collection cuts an episode.
+        look: the named appearance ("published" unless a factor changed it); numbers of two looks are never mixed.
+    """
+
+    name: str
+    version: str
+    image_size: int
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    state_names: tuple[str, ...]
+    state_units: tuple[str, ...]
+    max_steps: int
+    look: str = "published"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Normalisation statistics of a training split; they travel with the weights.
+
+    Attributes:
+        pixel_mean, pixel_std: three numbers each, per colour channel, of pixels scaled to [0, 1].
+        action_mean, action_std: one number per action dimension `a`, in the env's units.
+    """
+
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    action_mean: tuple[float, ...]
+    action_std: tuple[float, ...]
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_mean)
+
+    def normalise_actions(self, actions: Tensor) -> Tensor:
+        """Z-score env actions; (..., n*a) holds n steps side by side. NaN, the published end mark, becomes 0."""
+        return ((actions - self._tiled(self.action_mean, actions)) / self._tiled(self.action_std, actions)).nan_to_num(nan=0.0)
+
+    def denormalise_actions(self, actions: Tensor) -> Tensor:
+        """Undo `normalise_actions` (but for NaN); same shapes."""
+        return actions * self._tiled(self.action_std, actions) + self._tiled(self.action_mean, actions)
+
+    def _tiled(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).repeat(like.shape[-1] // len(values))
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model is built to fit: the data's image size, its frameskip and its statistics."""
+
+    image_size: int
+    frameskip: int
+    statistics: Statistics
+
+    @property
+    def block_dim(self) -> int:
+        """A, the width of one action block."""
+        return self.frameskip * self.statistics.action_dim
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training windows.
+
+    Attributes:
+        pixels: (B, T, 3, h, w) uint8 observations, `frameskip` env steps apart, oldest first.
+        actions: (B, T-1, A) float32 normalised action blocks; block t is executed *from* observation t.
+    """
+
+    pixels: Tensor
+    actions: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.pixels.to(device, non_blocking=True), self.actions.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Named terms of one training objective, each a scalar tensor, their weights, and numbers worth watching.
+
+    `total` is what is differentiated: the weighted sum of `terms` (weight 1 where none is given). `watch` holds detached
+    scalars that take no part in it, such as the standard deviation and effective rank of the latents.
+    """
+
+    terms: dict[str, Tensor]
+    weights: dict[str, float] = field(default_factory=dict)
+    watch: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        return torch.stack([self.weights.get(name, 1.0) * value for name, value in self.terms.items()]).sum()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A diagonal Gaussian over action sequences in normalised units.
+
+    Attributes:
+        mean: (B, H, A).
+        std: (B, H, A), a standard deviation, never a variance.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class Box:
+    """Bounds of a search, inclusive.
+
+    Attributes:
+        low, high: (A,) each, in the units of the plan.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def clamp(self, actions: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(actions, self.low), self.high)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an analysis found: plain numbers to store, arrays to draw.
+
+    Attributes:
+        name: the analysis.
+        values: JSON-ready scalars and short lists, with intervals as [low, high].
+        arrays: name -> array for `figures`; never written to JSON.
+    """
+
+    name: str
+    values: dict[str, Any]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+# ----------------------------------------------------------------------------------------------------------- roles
+
+Cost = Callable[[Tensor], Tensor]
+"""(B, N, H, A) candidate action blocks -> (B, N) costs, lower is better; NaN marks a diverged rollout."""
+
+Policy = Callable[[], np.ndarray]
+"""Look at its world's current state and goal, return (B, a) float32 env actions."""
+
+
+@runtime_checkable
+class WorldModel(Protocol):
+    """A model of floor 2, seen from training, planning and the analyses. Its file gives a config with `.build(spec)`."""
+
+    spec: DataSpec
+    context: int  # K, the most past observations the predictor looks at
+    latent_dim: int  # D
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, T, 3, h, w) uint8 -> (B, T, D) latents; each frame on its own."""
+        ...
+
+    def rollout(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
+        """(B, K, D), (B, K-1, A), (B, N, H, A) -> (B, N, H, D); index h is the latent after block h."""
+        ...
+
+    def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
+        """The training objective on one batch; `generator` draws what the objective draws at random."""
+        ...
+
+
+class Objective(Protocol):
+    """What a plan is for. Frozen dataclass, one file in `objectives/`."""
+
+    def cost(self, rollout: Tensor, goal: Tensor) -> Tensor:
+        """(B, N, H, D) predicted latents and (B, D) goal latents -> (B, N), lower is better."""
+        ...
+
+
+class Solver(Protocol):
+    """A search over action sequences. Frozen dataclass, one file in `solvers/`; holds no state, asks no environment."""
+
+    @property
+    def evaluations(self) -> int:
+        """Exact number of action sequences that `solve` scores per environment."""
+        ...
+
+    def solve(self, cost: Cost, start: Plan, box: Box, generators: Sequence[Generator]) -> Plan:
+        """Improve `start`. One generator per environment: what shares a batch never changes a plan."""
+        ...
+
+
+class World(Protocol):
+    """B environments of one kind stepped together: what collection and evaluation drive.
+
+    An env plug-in is a `gymnasium.Env` (one environment). `collection.open_world` turns it into this role: through the
+    class method `batched(num_envs, **options)` where the plug-in has one, else by looping over single environments.
+    """
+
+    spec: EnvSpec
+    num_envs: int
+
+    @property
+    def states(self) -> np.ndarray:
+        """(B, S) float32 ground truth, a copy."""
+        ...
+
+    @property
+    def goals(self) -> np.ndarray:
+        """(B, S) float32 goal states, a copy."""
+        ...
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Draw start and goal of environment i from `seeds[i]` alone."""
+        ...
+
+    def set_states(self, states: np.ndarray) -> None: ...
+
+    def set_goals(self, goals: np.ndarray) -> None: ...
+
+    def step(self, actions: np.ndarray) -> None:
+        """Advance all environments by one step; (B, a) actions are clipped to the action box."""
+        ...
+
+    def render(self, states: np.ndarray | None = None) -> np.ndarray:
+        """(n, h, w, 3) uint8 pictures of the given (n, S) states, or of the current ones. New memory each time."""
+        ...
+
+    def success(self) -> np.ndarray:
+        """(B,) bool: is each environment within tolerance of its goal now?"""
+        ...
+
+    def policy(self, name: str, seeds: Sequence[int]) -> Policy:
+        """A policy bound to this world: "expert", "random", or another of the plug-in's `policies`."""
+        ...
+
+    def regions(self, states: np.ndarray) -> np.ndarray | None:
+        """(n,) integer region (room) of each state, or None where the world has no regions."""
+        ...

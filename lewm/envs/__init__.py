@@ -1,0 +1,1 @@
+"""Worlds, one per file: dynamics, rendering, goal, success, policies."""

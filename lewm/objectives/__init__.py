@@ -1,0 +1,1 @@
+"""What a plan is for, one objective per file."""

@@ -1,0 +1,63 @@
+"""Plug-ins by file name: `load("solvers", "cem")` imports `lewm/solvers/cem.py` and returns the class it offers.
+
+The folder is the registry: there is no table to keep. A file offers the first name of its `__all__`. Names may be spelt with
+`-` or `_`. Nothing is imported before it is asked for, so a missing simulator never breaks the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+KINDS = ("models", "envs", "objectives", "solvers", "analyses")
+
+
+def names(kind: str) -> list[str]:
+    """The plug-ins of a kind, sorted, as a user writes them ("two-room")."""
+    folder = Path(__file__).parent / choose("kind of plug-in", kind, KINDS)
+    return sorted(file.stem.replace("_", "-") for file in folder.glob("[a-z]*.py"))
+
+
+def load(kind: str, name: str) -> Any:
+    """Import one plug-in and return its class.
+
+    Raises:
+        ValueError: no such kind or plug-in; the nearest names are offered.
+        ImportError: the plug-in needs a package that is missing; the message names the extra to install.
+    """
+    key = choose(kind.removesuffix("s"), name.replace("_", "-"), names(kind))
+    try:
+        module = importlib.import_module(f"lewm.{kind}.{key.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("lewm"):
+            raise
+        raise ImportError(f"{kind.removesuffix('s')} '{key}' needs the package '{error.name}'. {_install_hint(error.name)}") from error
+    return getattr(module, module.__all__[0])
+
+
+def choose(what: str, name: str, options: Iterable[str]) -> str:
+    """Return `name` if it is one of `options`, else raise a ValueError that offers the nearest ones."""
+    options = list(options)
+    if name in options:
+        return name
+    near = difflib.get_close_matches(name, options, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    raise ValueError(f"unknown {what} '{name}'.{hint} Known: {', '.join(options) or 'none'}.")
+
+
+def _install_hint(package: str) -> str:
+    """Name the extra of lewm that brings `package`, as lewm's own metadata tells it."""
+    try:
+        requirements = importlib.metadata.requires("lewm") or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = []
+    for requirement in requirements:
+        extra = re.search(r"extra == ['\"]([^'\"]+)['\"]", requirement)
+        if extra and re.match(rf"{re.escape(package)}\b", requirement.replace("-", "_")):
+            return f"Install it with: pip install 'lewm[{extra.group(1)}]'"
+    return f"Install it with: pip install {package}"

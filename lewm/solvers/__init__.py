@@ -1,0 +1,1 @@
+"""Searches over action sequences, one per file."""
