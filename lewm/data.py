@@ -1,0 +1,415 @@
+"""Episode files: open them only when they are sound, read single rows, split and summarise them.
+
+The layout is the published one, so that those files train here unchanged and ours open elsewhere. Root-level HDF5 data sets
+hold one row per observation, episodes end to end:
+
+    pixels (N,h,w,3) uint8, one frame per chunk     action (N,a) float32     state (N,S) float32, where it is known
+    step_idx (N,) int64     ep_idx (N,) int64       ep_len (E,) int32        ep_offset (E,) int64
+
+Row t of `action` is the action taken *from* observation t, so an episode of L observations has L-1 actions and its last row
+is NaN. That row marks the end and is never an input to anything. `recording` writes these files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401  importing it is what lets HDF5 open compressed files
+import numpy as np
+
+from lewm.contracts import Statistics
+
+__all__ = ["Episode", "Episodes", "Provenance", "Split", "check_fits", "split", "statistics"]
+
+EPISODE_COLUMNS = ("ep_len", "ep_offset")
+"""One row per episode; every other column has one row per observation."""
+
+REQUIRED = ("pixels", "action", *EPISODE_COLUMNS)
+
+# --------------------------------------------------------------------------------------------------------- records
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a file's episodes come from, stored as plain attributes of its root; None or empty where a file does not say.
+
+    Attributes:
+        world, version, look, state_names, state_units: as in `EnvSpec`.
+        policy, seed: what acted, and the number from which every episode was drawn.
+        options: JSON of what else the world was opened with, such as its image size.
+        lewm_version: that wrote the file.
+        requested_episodes: how many were asked for; a file that holds fewer was interrupted.
+    """
+
+    world: str | None = None
+    version: str | None = None
+    policy: str | None = None
+    seed: int | None = None
+    look: str | None = None
+    state_names: tuple[str, ...] = ()
+    state_units: tuple[str, ...] = ()
+    options: str | None = None
+    lewm_version: str | None = None
+    requested_episodes: int | None = None
+
+    @staticmethod
+    def read(attributes: h5py.AttributeManager) -> Provenance:
+        found: dict[str, Any] = {f.name: attributes[f.name] for f in fields(Provenance) if f.name in attributes}
+        for name, value in found.items():
+            if isinstance(value, np.ndarray):
+                found[name] = tuple(map(str, value))
+            elif isinstance(value, np.generic):
+                found[name] = value.item()
+        return Provenance(**found)
+
+    def write(self, attributes: h5py.AttributeManager) -> None:
+        for name, value in asdict(self).items():
+            if value is not None:
+                attributes[name] = value
+
+    def differences(self, other: Provenance) -> str:
+        """Name the fields in which two provenances differ, with both values; empty where they agree."""
+        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
+        return "; ".join(f"{name} {a!r} against {b!r}" for name, a, b in pairs if a != b)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of L observations.
+
+    Attributes:
+        pixels: (L, h, h, 3) uint8.
+        actions: (L, a) float32 in the env's units; row t is taken from observation t, the last row is NaN.
+        states: (L, S) float32 ground truth, or None where it is unknown.
+    """
+
+    pixels: np.ndarray
+    actions: np.ndarray
+    states: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+class Episodes:
+    """An episode file that was opened and found sound. Also pickles, and survives a fork: each process opens it for itself.
+
+    Attributes:
+        lengths, offsets: (E,) int64 observations of each episode, and the row of its first.
+        image_size: height and width of the pixels.
+        action_dim: a, width of one env action.
+        has_states: whether the file knows the ground truth.
+        state_names: one per state variable; numbered where the file does not name them.
+        provenance: what the file says of its origin.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._handle, self._pid = _open(self.path), os.getpid()
+        try:
+            self._verify_layout()
+            self.lengths = self._file["ep_len"][:].astype(np.int64)
+            self.offsets = self._file["ep_offset"][:].astype(np.int64)
+            self._actions = self._file["action"][:].astype(np.float32)
+            self._verify_episodes()
+            self.provenance = Provenance.read(self._file.attrs)
+            self.image_size, self.action_dim = self._file["pixels"].shape[1], self._file["action"].shape[1]
+            state = self._file.get("state")
+            self.has_states = state is not None and state.ndim == 2 and len(state) == self.steps
+            names, width = self.provenance.state_names, state.shape[1] if self.has_states else 0
+            self.state_names = names if len(names) == width else tuple(f"state {k}" for k in range(width))
+        except BaseException:
+            self._handle.close()
+            raise
+
+    @classmethod
+    def open(cls, path: Path | str) -> Episodes:
+        """Open and verify a file: its layout, its index, and that every action but the last of an episode is a number.
+
+        Raises:
+            ValueError: one paragraph with the file, what was expected, what was found, and the cure.
+        """
+        return cls(path)
+
+    def close(self) -> None:
+        if self._pid == os.getpid():
+            self._handle.close()
+
+    def __enter__(self) -> Episodes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """E, the number of episodes."""
+        return len(self.lengths)
+
+    @property
+    def steps(self) -> int:
+        """N, the number of rows: observations of all episodes."""
+        return len(self._actions)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the file holds all episodes that were requested of it (True where it does not say)."""
+        return self.provenance.requested_episodes in (None, len(self))
+
+    def rows(self, column: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Read single rows of one column: (n,) row numbers in any order, with repeats -> (n, ...) in that order.
+
+        Rows are read one by one, which beats reading a window's whole range when only every fifth row is wanted; neighbours
+        share one read.
+        """
+        indices = np.asarray(indices, np.int64)
+        wanted, places = np.unique(indices, return_inverse=True)
+        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < self.steps:
+            raise ValueError(f"{self.path}: rows must lie in 0..{self.steps - 1}, got {wanted[0]}..{wanted[-1]}.")
+        source = self._file[column]
+        dtype = np.float32 if np.issubdtype(source.dtype, np.floating) else source.dtype
+        found = np.empty((len(wanted), *source.shape[1:]), dtype)
+        starts = np.flatnonzero(np.diff(wanted, prepend=-2) != 1)
+        for start, stop in zip(starts, [*starts[1:], len(wanted)]):
+            first, last = wanted[start], wanted[stop - 1]
+            try:
+                found[start:stop] = source[first : last + 1]
+            except OSError as error:
+                got, cure = f"an error in rows {first} to {last} ({error})", "Fetch or collect it again"
+                raise _unfit(self.path, f"'{column}' to decode", got, cure) from None
+        return found if np.array_equal(wanted, indices) else found[places]
+
+    def pixels_at(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n,) row numbers -> (n, h, h, 3) uint8."""
+        return self.rows("pixels", rows)
+
+    def episode(self, i: int) -> Episode:
+        """Read episode i whole."""
+        return Episode(self.pixels_at(self._range(i)), self.actions(i), self.states(i) if self.has_states else None)
+
+    def actions(self, i: int) -> np.ndarray:
+        """(L, a) float32 env actions of episode i; the last row is not an action."""
+        rows = self._range(i)
+        return self._actions[rows.start : rows.stop].copy()
+
+    def states(self, i: int) -> np.ndarray:
+        """(L, S) float32 ground truth of episode i."""
+        if not self.has_states:
+            raise _unfit(self.path, "a column 'state'", "none", "Probes and world resets need a file that has the ground truth")
+        return self.rows("state", self._range(i))
+
+    def summary(self) -> dict[str, Any]:
+        """Describe the file in JSON-ready values, without reading its pixels."""
+        pixels = self._file["pixels"]
+        filters = pixels.id.get_create_plist()
+        actions = self._actions[np.isfinite(self._actions).all(axis=1)].astype(np.float64)
+        return {
+            "path": str(self.path),
+            "bytes": self.path.stat().st_size,
+            "episodes": len(self),
+            "complete": self.complete,
+            "steps": self.steps,
+            "lengths": {f"{q:.0%}": float(np.quantile(self.lengths, q)) for q in (0, 0.25, 0.5, 0.75, 1)},
+            "image_size": self.image_size,
+            "compression": [filters.get_filter(k)[3].decode() for k in range(filters.get_nfilters())] or None,
+            "columns": {name: [str(column.dtype), *column.shape] for name, column in self._columns().items()},
+            "actions": {f: getattr(actions, f)(axis=0).tolist() for f in ("min", "max", "mean", "std") if len(actions)},
+            "state_names": list(self.state_names),
+            "provenance": {name: value for name, value in asdict(self.provenance).items() if value not in (None, ())},
+        }
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
+        """Read everything there is, calling `progress(done, total)` per episode, and count what `open` does not look at.
+
+        Returns:
+            `episodes` and `steps` read, `blank_frames` of one single colour, rows of `nonfinite_states`.
+
+        Raises:
+            ValueError: rows that are missing or cannot be decoded, or an index that contradicts the episodes.
+        """
+        self.verify_index()
+        blank = nonfinite = 0
+        for i in range(len(self)):
+            episode = self.episode(i)
+            flat = episode.pixels.reshape(len(episode), -1, 3)
+            blank += int((flat == flat[:, :1]).all(axis=(1, 2)).sum())
+            nonfinite += 0 if episode.states is None else int((~np.isfinite(episode.states)).any(axis=1).sum())
+            if progress:
+                progress(i + 1, len(self))
+        return {"episodes": len(self), "steps": self.steps, "blank_frames": blank, "nonfinite_states": nonfinite}
+
+    def verify_index(self) -> None:
+        """Check that every row is on disk, and that `step_idx` and `ep_idx`, where present, count as the episodes do.
+
+        HDF5 answers rows that never reached the disk with zeros, so a torn file would otherwise read as black frames.
+
+        Raises:
+            ValueError: they do not.
+        """
+        cure = "The file was torn, perhaps by a killed process. Fetch or collect it again"
+        for name, column in self._columns().items():
+            if column.chunks:
+                written: set[int] = set()
+                column.id.chunk_iter(lambda chunk, written=written: written.add(chunk.chunk_offset[0]))
+                missing = set(range(0, len(column), column.chunks[0])) - written
+                if missing:
+                    raise _unfit(self.path, f"all rows of '{name}' on disk", f"none at row {min(missing)}", cure)
+        counts = {"step_idx": np.arange(self.steps) - np.repeat(self.offsets, self.lengths)}
+        counts["ep_idx"] = counts["episode_idx"] = np.repeat(np.arange(len(self)), self.lengths)
+        for name, expected in counts.items():
+            if name in self._file and not np.array_equal(self._file[name][:], expected):
+                row = int(np.argmax(self._file[name][:] != expected))
+                got = f"{self._file[name][row]} in row {row}"
+                raise _unfit(self.path, f"'{name}' to count along the episodes ({expected[row]})", got, cure)
+
+    def _range(self, i: int) -> range:
+        if not 0 <= i < len(self):
+            raise ValueError(f"{self.path}: episodes are numbered 0..{len(self) - 1}, got {i}.")
+        return range(int(self.offsets[i]), int(self.offsets[i] + self.lengths[i]))
+
+    @property
+    def _file(self) -> h5py.File:
+        if self._pid != os.getpid():  # a forked or unpickled copy: a handle must not be shared between processes
+            self._handle, self._pid = _open(self.path), os.getpid()
+        return self._handle
+
+    def _columns(self) -> dict[str, h5py.Dataset]:
+        return {name: column for name, column in self._file.items() if isinstance(column, h5py.Dataset)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None, "_pid": None}
+
+    def _verify_layout(self) -> None:
+        file = self._file
+        if missing := [name for name in REQUIRED if not isinstance(file.get(name), h5py.Dataset)]:
+            got = f"no {', '.join(missing)} among {sorted(file) or 'none'}"
+            cure = "If it holds episodes in another layout, rename or convert its columns; else give another file"
+            raise _unfit(self.path, f"the columns {', '.join(REQUIRED)}", got, cure)
+        shape, dtype = file["pixels"].shape, file["pixels"].dtype
+        if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or dtype != np.uint8:
+            cure = "Store square RGB pictures with the colour last, 0 to 255"
+            raise _unfit(self.path, "pixels (N, h, h, 3) of type uint8", f"{shape} of type {dtype}", cure)
+        if len(got := file["action"].shape) != 2 or got[0] != shape[0]:
+            cure = "Each observation needs a row of actions; the last of an episode is NaN"
+            raise _unfit(self.path, f"'action' of shape ({shape[0]}, a), as many rows as pixels", str(got), cure)
+
+    def _verify_episodes(self) -> None:
+        lengths, offsets, steps = self.lengths, self.offsets, self.steps
+        cure = "The index does not belong to these rows. Fetch or collect the file again"
+        if not lengths.size or lengths.ndim != 1 or lengths.shape != offsets.shape or lengths.min() < 1:
+            got = f"shapes {lengths.shape} and {offsets.shape}, shortest {lengths.min(initial=0)}"
+            raise _unfit(self.path, "ep_len and ep_offset with one entry per episode, each longer than 0", got, cure)
+        if lengths.sum() != steps or (np.cumsum(lengths) - lengths != offsets).any():
+            got = f"lengths that sum to {lengths.sum()} and offsets {offsets[:3].tolist()}.. to {offsets[-1]}"
+            raise _unfit(self.path, f"episodes end to end over {steps} rows", got, cure)
+        bad = ~np.isfinite(self._actions).all(axis=1)
+        bad[offsets + lengths - 1] = False
+        if bad.any():
+            row = int(np.argmax(bad))
+            i = int(np.searchsorted(offsets, row, side="right")) - 1
+            got = f"{self._actions[row].tolist()} at step {row - offsets[i]} of episode {i} ({bad.sum()} such rows)"
+            cure = "Cut or drop what is not a number"
+            raise _unfit(self.path, "finite actions but for the last row of an episode", got, cure)
+
+
+def _unfit(path: Path, expected: str, got: str, cure: str) -> ValueError:
+    return ValueError(f"{path}: expected {expected}, got {got}. {cure}.")
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "no such file"
+        raise _unfit(path, "an episode file", got, "Check the path, or make one with `lewm collect`")
+    if not h5py.is_hdf5(path):
+        got = "an empty file" if not path.stat().st_size else "something else"
+        raise _unfit(path, "an HDF5 file", got, "If it is an archive (.tar.zst), unpack it; a download may have failed")
+    try:
+        return h5py.File(path, "r")
+    except BlockingIOError:
+        raise _unfit(path, "a finished file", "one that another process is writing", "Wait for it") from None
+    except OSError as error:
+        cure = "It was cut short while being copied or written. Fetch or collect it again"
+        raise _unfit(path, "a whole HDF5 file", f"one that does not open ({error})", cure) from None
+
+
+# ---------------------------------------------------------------------------------------------- splits, statistics, fit
+
+
+@dataclass(frozen=True)
+class Split:
+    """Episode numbers, ascending, that training may see and that it never does."""
+
+    train: tuple[int, ...]
+    heldout: tuple[int, ...]
+
+
+def split(num_episodes: int, holdout: float = 0.1, seed: int = 0) -> Split:
+    """Hold out a share of the episodes, at least one.
+
+    Whole episodes, because frames of one episode are near-duplicates: splitting rows would test on the training set.
+
+    Raises:
+        ValueError: fewer than two episodes, or a share outside (0, 1).
+    """
+    if num_episodes < 2 or not 0 < holdout < 1:
+        raise ValueError(
+            f"a split needs at least 2 episodes and a held-out share between 0 and 1, got {num_episodes} episodes and "
+            f"holdout={holdout}. Collect more episodes, or change the share."
+        )
+    count = min(max(1, round(holdout * num_episodes)), num_episodes - 1)
+    order = np.random.default_rng(seed).permutation(num_episodes).tolist()
+    return Split(train=tuple(sorted(order[count:])), heldout=tuple(sorted(order[:count])))
+
+
+def statistics(episodes: Episodes, episode_ids: Sequence[int], max_frames: int = 2048, seed: int = 0) -> Statistics:
+    """Normalisation statistics of some episodes, which must be the training split: held-out data would leak through them.
+
+    Args:
+        max_frames: pixels are counted on a seeded sample of this many frames; a few hundred settle three digits.
+
+    Returns:
+        Statistics; a dimension that never varies gets a std of 1, so that normalising it gives 0 and not noise.
+    """
+    rows = np.concatenate([np.arange(episodes.offsets[i], episodes.offsets[i] + episodes.lengths[i]) for i in episode_ids])
+    sample = np.random.default_rng(seed).permutation(rows)[:max_frames]
+    # Bytes are counted, not summed: exact, whatever the number of frames, and in little memory.
+    counts = np.zeros((3, 256))
+    for chunk in np.array_split(np.sort(sample), max(1, len(sample) // 64)):
+        pixels = episodes.pixels_at(chunk).reshape(-1, 3)
+        counts += [np.bincount(pixels[:, channel], minlength=256) for channel in range(3)]
+    levels = np.arange(256) / 255
+    mean = counts @ levels / counts.sum(axis=1)
+    std = np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1))
+    actions = np.concatenate([episodes.actions(i) for i in episode_ids]).astype(np.float64)
+    actions = actions[np.isfinite(actions).all(axis=1)]
+    if not len(actions):
+        raise _unfit(episodes.path, "actions in the training episodes", "none", "Record episodes of two observations or more")
+    action_std = actions.std(axis=0)
+    return Statistics(
+        pixel_mean=tuple(mean.tolist()),
+        pixel_std=tuple(np.where(std < 1e-6, 1.0, std).tolist()),
+        action_mean=tuple(actions.mean(axis=0).tolist()),
+        action_std=tuple(np.where(action_std < 1e-6, 1.0, action_std).tolist()),
+    )
+
+
+def check_fits(episodes: Episodes, image_size: int | None = None, action_dim: int | None = None) -> None:
+    """Refuse, before any work, a file whose pictures or actions a run or world cannot take.
+
+    Args:
+        image_size, action_dim: what is needed; None for no matter.
+    """
+    got = episodes.image_size
+    if image_size not in (None, got):
+        cure = f"Collect data at {image_size} px, or use a run that was trained at {got} px"
+        raise _unfit(episodes.path, f"pictures of {image_size} x {image_size} px", f"{got} x {got}", cure)
+    if action_dim not in (None, episodes.action_dim):
+        cure = "Use the data of the world that the run was trained on"
+        raise _unfit(episodes.path, f"actions of {action_dim} numbers", f"{episodes.action_dim}", cure)

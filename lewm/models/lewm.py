@@ -1,0 +1,240 @@
+"""LeWorldModel (arXiv 2603.19312): one latent per frame, next-latent prediction, SIGReg, nothing else.
+
+    z_t      = projector(ViT(o_t))                                      encode
+    zhat_t+1 = projector(Transformer(z_{t-K+1..t}; AdaLN(a_{t-K+1..t})))  predict
+    loss     = mean (zhat_{t+1} - z_{t+1})^2 + lambda SIGReg(z)         end to end, targets not detached
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lewm import losses
+from lewm.contracts import Batch, DataSpec, Losses
+from lewm.nn import ActionEncoder, Predictor, Projector, ViT
+
+__all__ = ["LeWMConfig", "LeWM"]  # noqa: RUF022  the registry offers the first
+
+
+@dataclass(frozen=True)
+class LeWMConfig:
+    """Sizes and the one knob of LeWorldModel. The defaults are the paper's full size: 18,034,478 parameters at A = 10.
+
+    Attributes:
+        patch_size, encoder_width, encoder_depth, encoder_heads: the ViT; its MLP is four times as wide.
+        position: "learned" (paper) or "sincos" (small models; see `nn.ViT`).
+        latent_dim: D.
+        projector_dim: hidden width of both projectors.
+        projector_norm: batch norm in the projectors. False puts a LayerNorm there: an ablation that collapses.
+        context: K, the most latents the predictor looks at.
+        predictor_width, predictor_depth, predictor_heads, predictor_head_dim, predictor_mlp_dim, dropout: the predictor.
+        sigreg_weight: lambda. Source: 0.1 in the paper's text, 0.09 in its code.
+        sigreg_slices: M random directions per update.
+        sigreg_knots: Q quadrature nodes on [0, 3].
+        stop_gradient: detach the prediction targets: an ablation, off in the paper.
+    """
+
+    patch_size: int = 14
+    encoder_width: int = 192
+    encoder_depth: int = 12
+    encoder_heads: int = 3
+    position: str = "learned"
+    latent_dim: int = 192
+    projector_dim: int = 2048
+    projector_norm: bool = True
+    context: int = 3
+    predictor_width: int = 192
+    predictor_depth: int = 6
+    predictor_heads: int = 16
+    predictor_head_dim: int = 64
+    predictor_mlp_dim: int = 2048
+    dropout: float = 0.1
+    sigreg_weight: float = 0.1
+    sigreg_slices: int = 1024
+    sigreg_knots: int = 17
+    stop_gradient: bool = False
+
+    def __post_init__(self) -> None:
+        if self.position not in ("learned", "sincos"):
+            raise ValueError(f"position must be 'learned' or 'sincos', got '{self.position}'.")
+        if self.context < 1:
+            raise ValueError(f"context is a number of frames, at least 1, got {self.context}.")
+        if self.sigreg_weight < 0:
+            raise ValueError(f"sigreg_weight (lambda) must not be negative, got {self.sigreg_weight}.")
+
+    @classmethod
+    def paper(cls) -> LeWMConfig:
+        """The published configuration: 224 px, 18.03 M parameters."""
+        return cls()
+
+    @classmethod
+    def tiny(cls) -> LeWMConfig:
+        """Half a million parameters for 64 px and a CPU.
+
+        Ours: sizes found on Two-Room; the sin-cos embedding is what makes it learn (see `nn.ViT`).
+        """
+        return cls(
+            patch_size=8,
+            encoder_width=64,
+            encoder_depth=3,
+            encoder_heads=2,
+            position="sincos",
+            projector_dim=256,
+            context=1,
+            predictor_width=64,
+            predictor_depth=3,
+            predictor_heads=4,
+            predictor_head_dim=16,
+            predictor_mlp_dim=256,
+            dropout=0.0,
+        )
+
+    def build(self, spec: DataSpec) -> LeWM:
+        """Make a model with random weights that fits the data described by `spec`."""
+        return LeWM(self, spec)
+
+
+class LeWM(nn.Module):
+    """Encoder, predictor, two projectors and an action encoder. Pixels come in as uint8, actions normalised.
+
+    The data's statistics are buffers, so that they travel with the weights.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: LeWMConfig, spec: DataSpec) -> None:
+        super().__init__()
+        c = self.config = config
+        self.spec, self.context, self.latent_dim = spec, c.context, c.latent_dim
+        self.encoder = ViT(
+            spec.image_size, c.patch_size, c.encoder_width, c.encoder_depth, c.encoder_heads, 4 * c.encoder_width, c.position
+        )
+        self.projector = Projector(c.encoder_width, c.projector_dim, c.latent_dim, c.projector_norm)
+        self.action_encoder = ActionEncoder(spec.block_dim, c.predictor_width)
+        self.predictor = Predictor(
+            c.latent_dim,
+            c.context,
+            c.predictor_width,
+            c.predictor_depth,
+            c.predictor_heads,
+            c.predictor_head_dim,
+            c.predictor_mlp_dim,
+            c.dropout,
+        )
+        self.predictor_projector = Projector(c.predictor_width, c.projector_dim, c.latent_dim, c.projector_norm)
+        self.register_buffer("pixel_mean", torch.tensor(spec.statistics.pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(spec.statistics.pixel_std).view(3, 1, 1), persistent=False)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Turn each observation into one latent, independently of its neighbours.
+
+        Args:
+            pixels: (B, T, 3, h, w) uint8.
+
+        Returns:
+            (B, T, D) latents.
+
+        Raises:
+            ValueError: the pictures are not uint8 or not of the size the model was built for.
+
+        Source: LeWorldModel, sec. 3.1.
+        """
+        size = self.spec.image_size
+        if pixels.dtype != torch.uint8 or pixels.shape[2:] != (3, size, size):
+            raise ValueError(
+                f"pixels must be uint8 of shape (B, T, 3, {size}, {size}), got {pixels.dtype} {tuple(pixels.shape)}. "
+                "Resize the pictures, or train a model at their size."
+            )
+        flat = (pixels.flatten(0, 1).float() / 255 - self.pixel_mean) / self.pixel_std
+        return self.projector(self.encoder(flat)).unflatten(0, pixels.shape[:2])
+
+    def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """Predict the latent after each of at most K consecutive latents, causally.
+
+        Args:
+            latents: (B, k, D) with k <= K, oldest first.
+            actions: (B, k, A) normalised blocks; block i is executed *from* latent i.
+
+        Returns:
+            (B, k, D); entry i is the latent that follows latent i.
+
+        Source: LeWorldModel, sec. 3.2.
+        """
+        hidden = self.predictor(latents, self.action_encoder(actions))
+        return self.predictor_projector(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+
+    def rollout(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
+        """Predict the latents that follow `context` if `actions` are executed.
+
+        Autoregressive: each step sees at most the last K latents, predicted ones among them, and the blocks leaving them.
+
+        Args:
+            context: (B, k, D) latents, oldest first; k may be smaller than K when the episode has just begun.
+            past_actions: (B, k-1, A) executed blocks, normalised; block i is the one leaving context latent i.
+            actions: (B, N, H, A) candidate blocks, normalised; block 0 leaves the last context latent.
+
+        Returns:
+            (B, N, H, D) predicted latents; index h is the latent after block h.
+
+        Raises:
+            ValueError: the model is in training mode, or `past_actions` does not hold k-1 blocks.
+
+        Cost: H predictor calls of batch B*N.
+        Source: LeWorldModel, sec. 3.3.
+        """
+        if self.training:
+            raise ValueError("a model must not plan in training mode: dropout and batch statistics corrupt it. Call .eval() first.")
+        (B, k, _), (_, N, H, A) = context.shape, actions.shape
+        if past_actions.shape[1] != k - 1:
+            raise ValueError(
+                f"past_actions must hold k-1={k - 1} blocks (one between consecutive context latents), got "
+                f"{past_actions.shape[1]}. If the episode has just begun, pass the frames you have: k may be smaller than {self.context}."
+            )
+        latents = context[:, None].expand(B, N, k, -1).flatten(0, 1)
+        blocks = torch.cat([past_actions[:, None].expand(B, N, k - 1, A), actions], dim=2).flatten(0, 1)
+        for present in range(k, k + H):
+            oldest = max(0, present - self.context)
+            following = self.predict(latents[:, oldest:], blocks[:, oldest:present])[:, -1:]
+            latents = torch.cat([latents, following], dim=1)
+        return latents[:, k:].unflatten(0, (B, N))
+
+    def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
+        """Prediction error of every window of K latents in the batch, plus SIGReg on all latents.
+
+        A window of T frames holds T-K overlapping contexts of K (the paper's K=3, T=4 gives one); within each the predictor
+        answers after 1..K latents, so short contexts are trained as well.
+
+        Args:
+            batch: (B, T, 3, h, w) pixels and (B, T-1, A) blocks, T > K.
+            generator: draws SIGReg's directions.
+
+        Raises:
+            ValueError: the windows are not longer than the context.
+
+        Source: LeWorldModel, eq. 1 to 4.
+        """
+        T, K = batch.pixels.shape[1], self.context
+        if T <= K:
+            raise ValueError(f"windows must be longer than the context K={K}, got T={T} frames. Lengthen the windows.")
+        z = self.encode(batch.pixels)
+        predicted = self.predict(_windows(z[:, :-1], K), _windows(batch.actions, K))
+        target = _windows(z[:, 1:], K)
+        directions = losses.draw_directions(self.latent_dim, self.config.sigreg_slices, generator, z.device)
+        std, rank = losses.spread(z)
+        return Losses(
+            terms={
+                "prediction": losses.prediction(predicted, target.detach() if self.config.stop_gradient else target),
+                "sigreg": losses.sigreg(z, directions, self.config.sigreg_knots),
+            },
+            weights={"sigreg": self.config.sigreg_weight},
+            watch={"latent_std": std, "effective_rank": rank},
+        )
+
+
+def _windows(x: Tensor, length: int) -> Tensor:
+    """(B, n, d) -> (B * (n - length + 1), length, d), all runs of `length` consecutive entries."""
+    return x.unfold(1, length, 1).movedim(-1, 2).flatten(0, 1)

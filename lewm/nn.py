@@ -1,0 +1,246 @@
+"""The neural parts that models are made of: ViT encoder, projector, action encoder, causal AdaLN-zero predictor.
+
+Sizes are arguments, shapes are in the docstrings, and every deviation from the defaults of PyTorch is one of LeWorldModel's
+own choices (paper, sec. 3 and appendix; the published code where the text is silent).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of (n, width) rows over the batch of *all* devices, on CPU as well as on GPU.
+
+    With per-device statistics the loss would depend on how a batch is spread over devices. `torch.nn.SyncBatchNorm` mends
+    that but refuses CPU, where the equality with one process can be tested by everybody.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(input)
+        x = input.float()
+        total = all_reduce(torch.cat([x.sum(0), x.new_tensor([float(len(x))])]))  # differentiable sums over devices
+        count = total[-1].detach()
+        mean = total[:-1] / count
+        variance = all_reduce((x - mean).square().sum(0)) / count
+        if self.track_running_stats:
+            assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * count / (count - 1), momentum)  # unbiased, as PyTorch stores it
+        return ((x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(input.dtype)
+
+
+class Projector(nn.Sequential):
+    """(n, in) -> (n, out): Linear, BatchNorm, GELU, Linear.
+
+    The batch norm is what lets SIGReg work: the encoder's final LayerNorm fixes the norm of each sample, and without the batch
+    norm the latents collapse.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, norm: bool = True) -> None:
+        super().__init__(
+            nn.Linear(in_dim, hidden_dim),
+            BatchNorm(hidden_dim) if norm else nn.LayerNorm(hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, out_dim),
+        )
+
+
+class MLP(nn.Sequential):
+    """(..., width) -> (..., width): Linear, GELU, dropout, Linear, dropout."""
+
+    def __init__(self, width: int, hidden_dim: int, dropout: float = 0.0) -> None:
+        super().__init__(
+            nn.Linear(width, hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_dim, width), nn.Dropout(dropout)
+        )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (n, tokens, width) -> (n, tokens, width).
+
+    Args:
+        head_dim: width of one head; heads * head_dim may differ from `width`, as it does in the predictor.
+        bias: whether queries, keys and values have one. The output always has.
+        causal: token i sees tokens 0..i.
+    """
+
+    def __init__(self, width: int, heads: int, head_dim: int, *, bias: bool, causal: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.causal, self.dropout = heads, causal, dropout
+        self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=bias)
+        self.out = nn.Linear(heads * head_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, _ = x.shape
+        q, k, v = self.qkv(x).view(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, is_causal=self.causal and tokens > 1, dropout_p=self.dropout if self.training else 0.0
+        )
+        return F.dropout(self.out(mixed.transpose(1, 2).reshape(n, tokens, -1)), self.dropout, self.training)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-LayerNorm transformer block of the ViT."""
+
+    def __init__(self, width: int, heads: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-12)
+        self.attention = Attention(width, heads, width // heads, bias=True)
+        self.norm2 = nn.LayerNorm(width, eps=1e-12)
+        self.mlp = MLP(width, mlp_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    """Vision transformer, (n, 3, h, w) normalised pixels -> (n, width), the CLS token after the final LayerNorm.
+
+    Args:
+        position: "learned" is the paper's embedding, drawn with std 0.02. "sincos" starts from 2-D sines and cosines of unit
+            scale and learns on from there. Small models need the second: with the first they learn where an object is
+            *within* its patch and not which patch it is in, so the loss looks excellent while probes and planning fail.
+
+    Raises:
+        ValueError: the patch size does not divide the image size, or the heads do not divide the width.
+    """
+
+    def __init__(
+        self, image_size: int, patch_size: int, width: int, depth: int, heads: int, mlp_dim: int, position: str = "learned"
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"patch_size must divide image_size, got {patch_size} and {image_size}. Change one of the two.")
+        if width % heads:
+            raise ValueError(f"heads must divide the encoder's width, got {heads} and {width}. Change one of the two.")
+        side = image_size // patch_size
+        self.patches = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.cls = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(torch.zeros(1, 1 + side**2, width))
+        self.blocks = nn.ModuleList(EncoderBlock(width, heads, mlp_dim) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.apply(_init_truncated)
+        nn.init.trunc_normal_(self.cls, std=0.02)
+        if position == "sincos":
+            with torch.no_grad():
+                self.position[0, 1:] = sincos_2d(side, width)
+        else:
+            nn.init.trunc_normal_(self.position, std=0.02)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.patches(pixels).flatten(2).transpose(1, 2)  # (n, P, width)
+        x = torch.cat([self.cls.expand(len(patches), -1, -1), patches], dim=1) + self.position
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x[:, 0])
+
+
+class ActionEncoder(nn.Module):
+    """(..., A) normalised action blocks -> (..., width) conditioning vectors, one per frame."""
+
+    def __init__(self, block_dim: int, width: int, bottleneck: int = 10, expansion: int = 4) -> None:
+        super().__init__()
+        self.mix = nn.Linear(block_dim, bottleneck)  # the published Conv1d of kernel 1
+        self.embed = nn.Sequential(nn.Linear(bottleneck, expansion * width), nn.SiLU(), nn.Linear(expansion * width, width))
+
+    def forward(self, actions: Tensor) -> Tensor:
+        return self.embed(self.mix(actions))
+
+
+class PredictorBlock(nn.Module):
+    """Causal transformer block whose LayerNorms are modulated by the action (AdaLN-zero): it starts as the identity.
+
+    Both branches begin with a second, affine LayerNorm after the modulated one, as in the published weights.
+    """
+
+    def __init__(self, width: int, heads: int, head_dim: int, mlp_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, head_dim, bias=False, causal=True, dropout=dropout)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_dim, dropout)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(condition)).chunk(6, dim=-1)
+        x = x + gate_a * self.attention(self.norm_attention(_modulate(x, shift_a, scale_a)))
+        return x + gate_m * self.mlp(self.norm_mlp(_modulate(x, shift_m, scale_m)))
+
+
+class Predictor(nn.Module):
+    """Next-latent transformer: (n, K, D) latents and (n, K, width) conditions -> (n, K, width).
+
+    Token k sees latents and actions 0..k and its output belongs to the frame after k. Shorter contexts use the first position
+    embeddings, so an episode may begin with a single frame.
+    """
+
+    def __init__(
+        self, latent_dim: int, context: int, width: int, depth: int, heads: int, head_dim: int, mlp_dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, context, latent_dim))
+        self.dropout = nn.Dropout(dropout)
+        self.inward = nn.Linear(latent_dim, width) if latent_dim != width else nn.Identity()
+        self.blocks = nn.ModuleList(PredictorBlock(width, heads, head_dim, mlp_dim, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, latents: Tensor, conditions: Tensor) -> Tensor:
+        x = self.inward(self.dropout(latents + self.position[:, : latents.shape[1]]))
+        for block in self.blocks:
+            x = block(x, conditions)
+        return self.norm(x)
+
+
+def sincos_2d(side: int, width: int) -> Tensor:
+    """(side * side, width) sines and cosines of row and column, unit amplitude, row-major, wavelengths from 2 pi to 2 pi 10^4.
+
+    Source: the 2-D form of the transformer's fixed embedding, as in MoCo v3 and MAE.
+    """
+    if width % 4:
+        raise ValueError(f"a sin-cos position embedding needs a width divisible by 4, got {width}. Change the encoder's width.")
+    frequency = torch.exp(-math.log(10_000.0) * torch.arange(width // 4) / (width // 4))
+    angle = torch.arange(side)[:, None] * frequency  # (side, width / 4)
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
+    rows = axis[:, None].expand(side, side, -1)
+    columns = axis[None].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(side * side, width)
+
+
+def recalibrating(model: nn.Module) -> list[BatchNorm]:
+    """Put a model into the mode in which its BatchNorm statistics are re-estimated; return the layers concerned.
+
+    Everything is in evaluation mode (no dropout) but the batch norms, which forget what they have seen and take the plain
+    average over the batches to come. With the usual running average, statistics lag behind a short schedule by orders of
+    magnitude in evaluation error.
+    """
+    model.eval()
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's name for a cumulative average
+        norm.train()
+    return norms
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+def _init_truncated(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,201 @@
+"""What an agent is asked to do: start and goal states drawn from held-out trajectories, the same for every policy.
+
+One seeded stream of start/goal pairs serves two ways of counting. The *paper's protocol* takes the first n and counts a pair as
+solved if the goal is ever within tolerance, at the start included. The *strict* one takes the first n that do not begin
+solved. The union is played once and reported as both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lewm.contracts import World
+from lewm.data import Episodes, check_fits
+
+
+class Unavailable(ValueError):
+    """This task cannot be set in this world, or with these data. The message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A task. The defaults are the paper's, with 200 pairs in place of its 50, for narrower intervals.
+
+    Attributes:
+        offset: env steps between start and goal in the recorded trajectory.
+        budget: env steps allowed.
+        episodes: n, start/goal pairs.
+        seed: of the pairs, the search and the random floor. Pair i depends on (seed, i) and on no n.
+        across: start and goal are held-out frames of two different regions (rooms) of any trajectories; `offset` is not used.
+    """
+
+    offset: int = 25
+    budget: int = 50
+    episodes: int = 200
+    seed: int = 0
+    across: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("offset", "budget", "episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def name(self) -> str:
+        return "other room" if self.across else f"offset {self.offset}"
+
+
+def standard_protocols(episodes: int = 200, seed: int = 0) -> tuple[Protocol, ...]:
+    """The paper's task, two longer ones (offsets 50 and 75, the budget twice the offset) and the way to the other room."""
+    along = (Protocol(offset=offset, budget=2 * offset, episodes=episodes, seed=seed) for offset in (25, 50, 75))
+    return (*along, Protocol(budget=100, episodes=episodes, seed=seed, across=True))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Start and goal of n attempts, in the order in which they were drawn.
+
+    Attributes:
+        index: (n,) place in the stream; it seeds whatever is random about the attempt.
+        start_episodes, goal_episodes: (n,) the trajectories; the same one unless the task goes across.
+        start_rows, goal_rows: (n,) rows of the data file.
+        starts, goals: (n, S) states.
+        solved_at_start: (n,) is the start within tolerance of the goal?
+        paper, strict: (n,) which of the two ways of counting the pair belongs to.
+    """
+
+    index: np.ndarray
+    start_episodes: np.ndarray
+    goal_episodes: np.ndarray
+    start_rows: np.ndarray
+    goal_rows: np.ndarray
+    starts: np.ndarray
+    goals: np.ndarray
+    solved_at_start: np.ndarray
+    paper: np.ndarray
+    strict: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, chosen: slice | np.ndarray | Sequence[int]) -> Pairs:
+        return Pairs(**{name: values[chosen] for name, values in vars(self).items()})
+
+
+def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protocol: Protocol) -> Pairs:
+    """Draw start/goal pairs uniformly over the held-out frames, without replacement of starts.
+
+    Args:
+        held_out: indices of episodes that no training saw.
+        world: asked which starts are solved, and for its regions; its states are overwritten.
+
+    Returns:
+        At least `protocol.episodes` pairs: the first n, and as many more as hold n that do not begin solved. Where the data
+        run out before that, fewer strict pairs.
+
+    Raises:
+        Unavailable: no held-out trajectory is long enough, there are too few pairs, or the world has no regions.
+        ValueError: the data have no states, or states or pictures that do not fit the world.
+    """
+    frames = _HeldOutFrames.read(episodes, held_out, world)
+    start, goal = frames.across(world, protocol) if protocol.across else frames.along(protocol)
+    if len(start) < protocol.episodes:
+        raise Unavailable(
+            f"expected at least {protocol.episodes} start/goal pairs for '{protocol.name}', got {len(start)} "
+            f"from {len(held_out)} held-out episodes. Hold out more episodes, collect more, or ask for fewer pairs."
+        )
+    solved = np.empty(0, bool)
+    while len(solved) < len(start) and (~solved).sum() < protocol.episodes:
+        more = slice(len(solved), len(solved) + world.num_envs)
+        place(world, frames.states[start[more]], frames.states[goal[more]])
+        solved = np.concatenate([solved, world.success()[: len(start[more])]])
+    paper = np.arange(len(solved)) < protocol.episodes
+    strict = ~solved & (np.cumsum(~solved) <= protocol.episodes)
+    if not strict.any():
+        raise Unavailable(f"all {len(solved)} held-out pairs of '{protocol.name}' begin solved. Raise the goal offset.")
+    used = np.flatnonzero(paper | strict)
+    start, goal = start[used], goal[used]
+    return Pairs(
+        index=used,
+        start_episodes=frames.episode[start],
+        goal_episodes=frames.episode[goal],
+        start_rows=frames.row[start],
+        goal_rows=frames.row[goal],
+        starts=frames.states[start],
+        goals=frames.states[goal],
+        solved_at_start=solved[used],
+        paper=paper[used],
+        strict=strict[used],
+    )
+
+
+@dataclass(frozen=True)
+class _HeldOutFrames:
+    """All F held-out frames: their episode, row of the file, steps that follow within the episode, and (F, S) states."""
+
+    episode: np.ndarray
+    row: np.ndarray
+    following: np.ndarray
+    states: np.ndarray
+
+    @classmethod
+    def read(cls, episodes: Episodes, held_out: Sequence[int], world: World) -> _HeldOutFrames:
+        names = world.spec.state_names
+        check_fits(episodes, world.spec.image_size, len(world.spec.action_low))
+        if not len(held_out):
+            raise Unavailable("expected held-out episodes to draw starts and goals from, got none. Hold some out of training.")
+        states = [np.asarray(episodes.states(int(e)), np.float32) for e in held_out]
+        if states[0].shape[1] != len(names):
+            raise ValueError(
+                f"expected {len(names)} state variables ({', '.join(names)}), as world '{world.spec.name}' has, got "
+                f"{states[0].shape[1]} in the data. Use data of this world."
+            )
+        lengths = np.array([len(s) for s in states])
+        step = np.concatenate([np.arange(n) for n in lengths])
+        return cls(
+            episode=np.repeat(np.asarray(held_out), lengths),
+            row=np.repeat(episodes.offsets[np.asarray(held_out)], lengths) + step,
+            following=np.repeat(lengths - 1, lengths) - step,
+            states=np.concatenate(states),
+        )
+
+    def along(self, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+        """Frames with one `offset` steps later in the same trajectory, shuffled; a trajectory of L frames gives L - offset."""
+        starts = np.flatnonzero(self.following >= protocol.offset)
+        if not len(starts):
+            raise Unavailable(
+                f"expected held-out episodes of more than {protocol.offset} steps, got at most {self.following.max()} steps. "
+                "Collect longer episodes, or lower the goal offset."
+            )
+        starts = np.random.default_rng(protocol.seed).permutation(starts)
+        return starts, starts + protocol.offset
+
+    def across(self, world: World, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+        """Every frame as a start, shuffled, each with a random frame of another region as its goal."""
+        regions = world.regions(self.states)
+        if regions is None:
+            raise Unavailable(f"world '{world.spec.name}' has no regions (rooms) to go between.")
+        if len(np.unique(regions)) < 2:
+            raise Unavailable("all held-out frames lie in one region (room). Collect episodes that pass through several.")
+        rng = np.random.default_rng(protocol.seed)
+        starts = rng.permutation(len(regions))
+        goals = np.empty_like(starts)
+        for region in np.unique(regions):
+            leaving = regions[starts] == region
+            goals[leaving] = rng.choice(np.flatnonzero(regions != region), leaving.sum())
+        return starts, goals
+
+
+def place(world: World, starts: np.ndarray, goals: np.ndarray) -> None:
+    """Put the first n environments of the world at their starts, with their goals; the others repeat the last one."""
+    padding = padded(len(starts), world.num_envs)
+    world.set_states(starts[padding])
+    world.set_goals(goals[padding])
+
+
+def padded(count: int, num_envs: int) -> np.ndarray:
+    """(B,) indices 0 .. count-1, the last one repeated for environments that have nothing to do."""
+    return np.minimum(np.arange(num_envs), count - 1)

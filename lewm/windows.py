@@ -1,0 +1,347 @@
+"""Training windows: which there are, in what order they are drawn, and two ways to read them that give the same bits.
+
+A window is T observations, `frameskip` env steps apart, and the T-1 action blocks between them. *Resident* reading decodes all
+pixels once into memory and gathers; *streamed* reading fetches single rows in worker processes, ahead of the training.
+Which windows update u sees is a pure function of (seed, u), so a training that resumes stores no cursor but its update.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lewm.contracts import Batch, Statistics
+from lewm.registry import choose
+
+__all__ = ["Reader", "Resident", "Streamed", "Windows", "open_windows"]
+
+MEMORY_SHARE = 0.5
+"""Of the memory that is free, what resident pixels may take. The rest is for the model, and for others."""
+
+PREFETCH = 2
+"""Batches that each worker of the streamed reader works ahead."""
+
+LOAD_BYTES = 64 << 20
+"""Pixels decoded at a time while they are made resident."""
+
+
+class Source(Protocol):
+    """What windows need of an opened episode file; see `data.Episodes`. It must pickle, to reach worker processes."""
+
+    path: Path
+    lengths: np.ndarray
+    offsets: np.ndarray
+    image_size: int
+    action_dim: int
+
+    def rows(self, column: str, indices: np.ndarray) -> np.ndarray: ...
+
+
+class Windows:
+    """All windows of some episodes, numbered.
+
+    A window that starts at row s of an episode shows rows s, s + frameskip, .., s + (T-1) frameskip, all in that episode. Its
+    block t holds the `frameskip` actions taken from row s + t frameskip on, side by side, so the last row of an episode,
+    from which no action is taken, is seen but never acted from.
+
+    Args:
+        source: the opened file.
+        episode_ids: the training split.
+        length: T, frames per window.
+        frameskip: env steps from one frame to the next.
+        statistics: normalise the actions, once and for all windows.
+
+    Raises:
+        ValueError: no episode is long enough, or the statistics are of another action width.
+    """
+
+    def __init__(self, source: Source, episode_ids: Sequence[int], length: int, frameskip: int, statistics: Statistics):
+        if length < 2 or frameskip < 1:
+            raise ValueError(f"a window needs 2 frames or more, 1 step or more apart, got T={length}, frameskip={frameskip}.")
+        if statistics.action_dim != source.action_dim:
+            raise ValueError(
+                f"{source.path}: expected actions of {statistics.action_dim} numbers, as in the statistics, got "
+                f"{source.action_dim}. Use the statistics of this file's training split."
+            )
+        self.source, self.length, self.frameskip = source, length, frameskip
+        self.span = (length - 1) * frameskip  # env steps, and actions, from the first frame to the last
+        chosen = np.asarray(sorted(episode_ids), np.int64)
+        lengths = source.lengths[chosen]
+        # The rows of the chosen episodes are renumbered without gaps ("packed"): that is how they lie in memory.
+        first = np.cumsum(lengths) - lengths
+        self.file_rows = np.repeat(source.offsets[chosen] - first, lengths) + np.arange(lengths.sum())
+        counts = np.maximum(lengths - self.span, 0)
+        if not counts.sum():
+            raise ValueError(
+                f"{source.path}: expected a training episode of {self.span + 1} observations or more (T={length} frames, "
+                f"{frameskip} steps apart), got at most {lengths.max(initial=0)}. Record longer ones, or lower T or frameskip."
+            )
+        self.starts = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+        actions = torch.from_numpy(source.rows("action", self.file_rows))
+        self.step_actions = statistics.normalise_actions(actions)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def frames(self, windows: np.ndarray) -> np.ndarray:
+        """(B,) window numbers -> (B, T) packed rows of their observations, oldest first."""
+        return self.starts[windows][:, None] + np.arange(0, self.span + 1, self.frameskip)
+
+    def actions(self, windows: np.ndarray) -> Tensor:
+        """(B,) window numbers -> (B, T-1, A) normalised action blocks, each step by step."""
+        steps = self.starts[windows][:, None] + np.arange(self.span)
+        return self.step_actions[torch.from_numpy(steps)].reshape(len(windows), self.length - 1, -1)
+
+
+class Reader:
+    """Batches of windows in an order that depends on `seed` alone; how their pixels are read is up to the subclass.
+
+    Each epoch visits every window once, in a permutation of its own; a batch may span two epochs. Several devices see one
+    global batch: rank r of W takes the r-th of W contiguous shares.
+
+    Args:
+        windows: to draw from.
+        batch_size: B of the global batch, over all ranks.
+        seed: of the order.
+        device: where batches are wanted.
+        rank, world_size: which share of each batch this process takes.
+    """
+
+    mode: str
+
+    def __init__(
+        self,
+        windows: Windows,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
+            raise ValueError(
+                f"expected a batch size that {world_size} devices can share evenly and a rank below that, got "
+                f"{batch_size} and rank {rank}. Choose a multiple of {world_size}."
+            )
+        self.windows, self.batch_size, self.seed = windows, batch_size, seed
+        self.device, self.rank, self.world_size = torch.device(device), rank, world_size
+
+    def __len__(self) -> int:
+        """Windows in an epoch."""
+        return len(self.windows)
+
+    def draw(self, update: int) -> np.ndarray:
+        """(B / world_size,) window numbers that this rank sees in one update."""
+        share = self.batch_size // self.world_size
+        position = update * self.batch_size + self.rank * share + np.arange(share)
+        epoch, place = np.divmod(position, len(self))
+        drawn = np.empty(share, np.int64)
+        for number in np.unique(epoch):
+            inside = epoch == number
+            drawn[inside] = _permutation(len(self), self.seed, int(number))[place[inside]]
+        return drawn
+
+    def batch(self, update: int) -> Batch:
+        """Read this rank's share of the batch of one update, here and now."""
+        return Batch(*self.read(update)).to(self.device)
+
+    def read(self, update: int) -> tuple[Tensor, Tensor]:
+        """Pixels and actions of that share, wherever reading leaves them."""
+        windows = self.draw(update)
+        return self._pixels(self.windows.frames(windows)), self.windows.actions(windows)
+
+    def first(self, count: int) -> Iterator[Batch]:
+        """The batches of updates 0 to count-1: the same few for whoever needs typical data, such as batch-norm statistics."""
+        return map(self.batch, range(count))
+
+    @contextmanager
+    def batches(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
+        """Give the batches of updates start to stop-1, in order; on leaving the context nothing keeps running.
+
+        with reader.batches(0, 1000) as batches:
+            for batch in batches: ...
+        """
+        yield map(self.batch, range(start, stop))
+
+    def _pixels(self, frames: np.ndarray) -> Tensor:
+        """(B, T) packed rows -> (B, T, 3, h, w) uint8, contiguous."""
+        raise NotImplementedError
+
+
+class Resident(Reader):
+    """All pixels of the windows' episodes in memory, on the device where they fit there, else on the CPU.
+
+    Args:
+        progress: called with (rows decoded, rows) while the file is read.
+    """
+
+    mode = "resident"
+
+    def __init__(
+        self,
+        windows: Windows,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ):
+        super().__init__(windows, batch_size, seed, device, rank, world_size)
+        size, total = windows.source.image_size, len(windows.file_rows)
+        home = self.device if _pixel_bytes(windows) <= _free_bytes(self.device) * MEMORY_SHARE else torch.device("cpu")
+        self._store = torch.empty((total, 3, size, size), dtype=torch.uint8, device=home)
+        rows = max(1, LOAD_BYTES // (3 * size * size))
+        for begin in range(0, total, rows):
+            pixels = windows.source.rows("pixels", windows.file_rows[begin : begin + rows])
+            self._store[begin : begin + rows] = torch.from_numpy(pixels).to(home).permute(0, 3, 1, 2)
+            if progress:
+                progress(min(begin + rows, total), total)
+
+    def _pixels(self, frames: np.ndarray) -> Tensor:
+        rows = torch.from_numpy(frames.ravel()).to(self._store.device)
+        return self._store.index_select(0, rows).reshape(*frames.shape, *self._store.shape[1:])
+
+
+class Streamed(Reader):
+    """Rows read as they are needed, by worker processes that open the file themselves and work `PREFETCH` batches ahead.
+
+    Args:
+        workers: processes; fewer are started where shared memory, through which batches arrive, does not hold their batches
+            (containers often have only 64 MB). With none, batches are read in this process.
+    """
+
+    mode = "streamed"
+
+    def __init__(
+        self,
+        windows: Windows,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 2,
+    ):
+        super().__init__(windows, batch_size, seed, device, rank, world_size)
+        ahead = (PREFETCH + 1) * 3 * windows.source.image_size**2 * windows.length * (batch_size // world_size)
+        self.workers = min(workers, _shared_memory_bytes() // (world_size * ahead))
+
+    @contextmanager
+    def batches(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
+        workers = min(self.workers, stop - start)
+        if workers < 1:
+            yield map(self.batch, range(start, stop))
+            return
+        loader = DataLoader(
+            _Updates(self),
+            batch_size=None,  # an item is a whole batch already
+            sampler=range(start, stop),
+            num_workers=workers,
+            prefetch_factor=PREFETCH,
+            pin_memory=self.device.type == "cuda",
+        )
+        # Closing drops the loader's iterator, which ends its workers: they are not left to a garbage collector.
+        with closing(self._arriving(loader)) as batches:
+            yield batches
+
+    def _arriving(self, loader: DataLoader) -> Generator[Batch, None, None]:
+        for pixels, actions in loader:
+            yield Batch(pixels, actions).to(self.device)
+
+    def _pixels(self, frames: np.ndarray) -> Tensor:
+        pixels = self.windows.source.rows("pixels", self.windows.file_rows[frames.ravel()])
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().unflatten(0, frames.shape)
+
+
+def open_windows(
+    source: Source,
+    episode_ids: Sequence[int],
+    length: int,
+    frameskip: int,
+    statistics: Statistics,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    mode: str = "auto",
+    device: torch.device | str = "cpu",
+    workers: int = 2,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reader:
+    """Open the training windows of some episodes for reading.
+
+    Arguments are those of `Windows`, `Reader`, `Resident` and `Streamed`; all modes give bit-identical batches.
+
+    Args:
+        mode: "resident", "streamed", or "auto": resident where the pixels fit in a share of the memory that is free now,
+            each of `world_size` processes holding its own copy.
+
+    Raises:
+        ValueError: an unknown mode, windows that do not fit the episodes, or batches that do not fit the devices.
+    """
+    choose("reading mode", mode, ("auto", "resident", "streamed"))
+    windows = Windows(source, episode_ids, length, frameskip, statistics)
+    if mode == "auto":
+        room = max(_free_bytes("cpu") // world_size, _free_bytes(device)) * MEMORY_SHARE
+        mode = "resident" if _pixel_bytes(windows) <= room else "streamed"
+    order = (windows, batch_size, seed, device, rank, world_size)
+    return Resident(*order, progress=progress) if mode == "resident" else Streamed(*order, workers=workers)
+
+
+class _Updates(Dataset):
+    """Update number -> tensors of its batch: what a worker process runs."""
+
+    def __init__(self, reader: Reader):
+        self.reader = reader
+
+    def __getitem__(self, update: int) -> tuple[Tensor, Tensor]:
+        return self.reader.read(update)
+
+
+@lru_cache(maxsize=2)  # a batch spans at most two epochs, unless an epoch is smaller than a batch
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def _pixel_bytes(windows: Windows) -> int:
+    return len(windows.file_rows) * 3 * windows.source.image_size**2
+
+
+def _free_bytes(device: torch.device | str) -> int:
+    """Memory that a device could still give; 0 for accelerators that cannot tell."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return _free_ram_bytes() if device.type == "cpu" else 0
+
+
+def _free_ram_bytes() -> int:
+    """Of this machine, or of the container that it is confined to."""
+    try:
+        meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(meminfo["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # no Linux: half of what is built in, as far as that is known
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else 4 << 30
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        cached = int(dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["file"])
+        free = min(free, limit - used + cached)
+    return max(free, 0)
+
+
+def _shared_memory_bytes() -> int:
+    """Room in the file system through which Linux processes hand over tensors; elsewhere it has no limit of its own."""
+    return shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 1 << 62

@@ -1,0 +1,95 @@
+"""Known answers: scipy where it has the quantity, hand-made cases where it has not."""
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from lewm.stats import bootstrap, pearson, r2, wilson
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (7, 10), (10, 10), (190, 200), (1, 1)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_wilson_agrees_with_scipy(successes, n, confidence):
+    expected = scipy_stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    assert wilson(successes, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_stays_within_a_rate_and_is_no_point_at_the_ends():
+    low, high = wilson(0, 200)
+    assert low == 0.0
+    assert 0.01 < high < 0.03
+    low, high = wilson(200, 200)
+    assert high == 1.0
+    assert 0.97 < low < 0.99
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 5)])
+def test_wilson_refuses_impossible_counts(successes, n):
+    with pytest.raises(ValueError, match=r"trial|successes"):
+        wilson(successes, n)
+
+
+def test_pearson_and_r2_agree_with_scipy_and_by_hand():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=500)
+    y = 3 * x + generator.normal(size=500) + 7
+    assert pearson(x, y) == pytest.approx(scipy_stats.pearsonr(x, y).statistic, abs=1e-12)
+    assert pearson(x, -2 * x + 1) == pytest.approx(-1)
+    assert r2(x, x) == 1
+    assert r2(np.full(500, y.mean()), y) == pytest.approx(0)
+    assert r2(np.array([0.0, 0.0]), np.array([1.0, 3.0])) == pytest.approx(1 - (1 + 9) / 2)
+
+
+def test_pearson_of_a_constant_is_undefined_rather_than_zero():
+    assert np.isnan(pearson(np.ones(5), np.arange(5.0)))
+    assert np.isnan(r2(np.arange(5.0), np.ones(5)))
+
+
+def test_pearson_survives_float32_with_a_large_offset():
+    x = np.arange(1000, dtype=np.float32) + 1e6
+    assert pearson(x, x) == pytest.approx(1, abs=1e-12)
+
+
+def test_correlations_refuse_mismatched_or_empty_input():
+    with pytest.raises(ValueError, match="one shape"):
+        pearson(np.ones(3), np.ones(4))
+    with pytest.raises(ValueError, match="one shape"):
+        r2(np.ones((0,)), np.ones((0,)))
+    with pytest.raises(ValueError, match="one variable"):
+        pearson(np.ones((3, 2)), np.ones((3, 2)))
+
+
+def test_bootstrap_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    covered = 0
+    for trial in range(100):
+        values = np.repeat(generator.normal(size=40), 5)  # 40 episodes of 5 identical frames
+        low, high = bootstrap(np.mean, values, groups=np.repeat(np.arange(40), 5), draws=200, seed=trial)
+        covered += low <= 0 <= high
+    assert covered >= 86  # 95 expected; resampling frames instead of episodes covers about 60
+
+
+def test_bootstrap_keeps_groups_whole_wherever_their_rows_are():
+    generator = np.random.default_rng(2)
+    values, groups = generator.normal(size=60), np.repeat(np.arange(6), 10)
+    shuffled = generator.permutation(60)
+    seen = []
+
+    def record(x, g):
+        seen.append(g)
+        return x.mean()
+
+    bootstrap(record, values[shuffled], groups[shuffled], groups=groups[shuffled], draws=20)
+    for g in seen:
+        assert len(g) == 60
+        assert (np.bincount(g, minlength=6) % 10 == 0).all()
+
+
+def test_bootstrap_is_seeded_and_checks_its_rows():
+    x, groups = np.random.default_rng(3).normal(size=50), np.arange(50) // 5
+    assert bootstrap(np.mean, x, groups=groups, seed=4) == bootstrap(np.mean, x, groups=groups, seed=4)
+    assert bootstrap(np.mean, x, groups=groups, seed=4) != bootstrap(np.mean, x, groups=groups, seed=5)
+    with pytest.raises(ValueError, match="lengths"):
+        bootstrap(np.mean, x[:-1], groups=groups)
+    with pytest.raises(ValueError, match="lengths"):
+        bootstrap(np.mean, x[:0], groups=groups[:0])
