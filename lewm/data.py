@@ -170,21 +170,26 @@ class Episodes:
         share one read.
         """
         indices = np.asarray(indices, np.int64)
-        wanted, places = np.unique(indices, return_inverse=True)
-        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < self.steps:
-            raise ValueError(f"{self.path}: rows must lie in 0..{self.steps - 1}, got {wanted[0]}..{wanted[-1]}.")
+        order = np.argsort(indices, kind="stable")
+        ascending = indices[order]
+        if len(indices) and not 0 <= ascending[0] <= ascending[-1] < self.steps:
+            raise ValueError(f"{self.path}: rows must lie in 0..{self.steps - 1}, got {ascending[0]}..{ascending[-1]}.")
         source = self._file[column]
         dtype = np.float32 if np.issubdtype(source.dtype, np.floating) else source.dtype
-        found = np.empty((len(wanted), *source.shape[1:]), dtype)
-        starts = np.flatnonzero(np.diff(wanted, prepend=-2) != 1)
-        for start, stop in zip(starts, [*starts[1:], len(wanted)]):
-            first, last = wanted[start], wanted[stop - 1]
+        found = np.empty((len(indices), *source.shape[1:]), dtype)
+        starts = np.flatnonzero(np.diff(ascending, prepend=-2) > 1)
+        for start, stop in zip(starts, [*starts[1:], len(indices)]):
+            first, last = ascending[start], ascending[stop - 1]
             try:
-                found[start:stop] = source[first : last + 1]
+                block = source[first : last + 1]
             except OSError as error:
                 got, cure = f"an error in rows {first} to {last} ({error})", "Fetch or collect it again"
                 raise _unfit(self.path, f"'{column}' to decode", got, cure) from None
-        return found if np.array_equal(wanted, indices) else found[places]
+            if stop - start == len(block):  # no repeats
+                found[order[start:stop]] = block
+            else:
+                found[order[start:stop]] = block[ascending[start:stop] - first]
+        return found
 
     def pixels_at(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n,) row numbers -> (n, h, h, 3) uint8."""

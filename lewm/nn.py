@@ -80,13 +80,22 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=bias)
         self.out = nn.Linear(heads * head_dim, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        """Mix tokens; with `queries`, return only that many leading tokens and spend nothing on the others' outputs."""
         n, tokens, _ = x.shape
-        q, k, v = self.qkv(x).view(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, is_causal=self.causal and tokens > 1, dropout_p=self.dropout if self.training else 0.0
-        )
-        return F.dropout(self.out(mixed.transpose(1, 2).reshape(n, tokens, -1)), self.dropout, self.training)
+        wanted = tokens if queries is None else queries
+        inner = self.out.in_features
+        weights, biases = self.qkv.weight, self.qkv.bias
+        if tokens == 1:  # a token that is alone attends to itself: its value is the mixture
+            mixed = F.linear(x, weights[2 * inner :], None if biases is None else biases[2 * inner :])
+        else:
+            q = F.linear(x[:, :wanted], weights[:inner], None if biases is None else biases[:inner])
+            k, v = F.linear(x, weights[inner:], None if biases is None else biases[inner:]).chunk(2, dim=-1)
+            q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+            dropout = self.dropout if self.training else 0.0
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, dropout_p=dropout)
+            mixed = mixed.transpose(1, 2).reshape(n, wanted, inner)
+        return F.dropout(self.out(mixed), self.dropout, self.training)
 
 
 class EncoderBlock(nn.Module):
@@ -99,8 +108,9 @@ class EncoderBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-12)
         self.mlp = MLP(width, mlp_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        """Update all tokens; with `queries`, only that many leading ones, which are returned alone."""
+        x = x[:, :queries] + self.attention(self.norm1(x), queries)
         return x + self.mlp(self.norm2(x))
 
 
@@ -141,9 +151,9 @@ class ViT(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patches(pixels).flatten(2).transpose(1, 2)  # (n, P, width)
         x = torch.cat([self.cls.expand(len(patches), -1, -1), patches], dim=1) + self.position
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        return self.norm(x[:, 0])
+        return self.norm(self.blocks[-1](x, queries=1)[:, 0])  # of the last block only the CLS token is ever read
 
 
 class ActionEncoder(nn.Module):

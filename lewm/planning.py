@@ -172,7 +172,8 @@ class History:
 class Agent:
     """Plans for B environments that are stepped together, and carries the plans out.
 
-    One generator per environment drives the search, so an environment is given the same plan alone or in any batch.
+    One generator per environment drives the search, so an environment is given the same plan alone or in any batch. What
+    may differ is the last digit of a latent, where a library encodes one picture by another route than many.
 
     Args:
         model: in evaluation mode.

@@ -33,6 +33,9 @@ CHUNK_BYTES = 1 << 14
 CLOSING_BYTES = 1 << 20
 """What HDF5 may write beyond an episode's rows: headers, new index nodes, begun chunks. Ours: up to 0.07 MB measured."""
 
+HOLE_BYTES = 1 << 28
+"""More than one episode takes; a hole needs no space."""
+
 
 class EpisodeWriter:
     """Append whole episodes to a file that is complete, resumable or absent, but never broken.
@@ -43,7 +46,7 @@ class EpisodeWriter:
 
     HDF5 does not survive a failed write: the file can then be neither trimmed nor closed. So the disk is asked for the space
     of an episode *before* HDF5 sees it. After `kill -9` nobody closes the file; the next writer keeps what it holds if its
-    index is sound, and else discards it with a warning.
+    index is sound, and else (it was killed in the instant in which HDF5 rewrites the index) discards it with a warning.
 
     Args:
         path: of the finished file; missing folders are made.
@@ -111,6 +114,8 @@ class EpisodeWriter:
         """Cut to the complete episodes and give the file its name; if there is not one, leave nothing behind."""
         if self._file is None:
             return
+        with contextlib.suppress(OSError):  # on a full disk, what is still reserved must do
+            self._reserve(0)
         file, self._file, self._open = self._file, None, {}
         _trim(file, self._episodes, self._rows)
         file.attrs["complete"] = self._episodes == self.provenance.requested_episodes
@@ -157,7 +162,8 @@ class EpisodeWriter:
             return
         descriptor = os.open(self.partial, os.O_WRONLY)
         try:
-            os.posix_fallocate(descriptor, self._file.id.get_filesize() if self._file else 0, nbytes)
+            end = self._file.id.get_filesize() if self._file else os.fstat(descriptor).st_size
+            os.posix_fallocate(descriptor, end, nbytes)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.partial)) from None
         finally:
@@ -175,16 +181,29 @@ class EpisodeWriter:
         if self.path.exists():
             raise ValueError(f"expected one of {self.path} and {self.partial}, got both. Move one of them away.")
         try:
+            h5py.File(self.partial, "r").close()
+        except BlockingIOError:
+            cure = "Wait for it, or write to another path"
+            raise ValueError(f"{self.path}: expected to be its only writer, got another process writing it. {cure}.") from None
+        except OSError:
+            pass  # torn; what follows may mend it
+        try:
+            # HDF5 opens no file that is shorter than it was to become, which a process killed while trimming may leave.
+            # So it is lengthened by a hole, and none of the rows may lie in there.
+            size = self.partial.stat().st_size
+            os.truncate(self.partial, size + HOLE_BYTES)
             with h5py.File(self.partial, "r+") as file:
                 lengths = file["ep_len"][: len(file["ep_offset"])]
                 if lengths.sum() > len(file["pixels"]):
                     raise ValueError(f"its index names {lengths.sum()} rows of {len(file['pixels'])}")
                 _trim(file, len(lengths), int(lengths.sum()))
+                ends: list[int] = []
+                for column in file.values():
+                    column.id.chunk_iter(lambda chunk: ends.append(chunk.byte_offset + chunk.size))
+                if max(ends, default=0) > size:
+                    raise ValueError("its last rows are cut off")
             with Episodes.open(self.partial) as episodes:
                 episodes.verify_index()
-        except BlockingIOError:
-            cure = "Wait for it, or write to another path"
-            raise ValueError(f"{self.path}: expected to be its only writer, got another process writing it. {cure}.") from None
         except Exception as error:  # whatever HDF5 makes of a torn file
             warnings.warn(f"discarding {self.partial}, which a killed process left in no usable state: {error}", stacklevel=3)
             self.partial.unlink()

@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
 
 from lewm import checkpoints
 from lewm.contracts import Batch, DataSpec
@@ -32,6 +33,9 @@ from lewm.windows import open_windows
 
 COLLAPSED_STD = 0.2
 """Mean latent standard deviation under which the alarm sounds. Ours: SIGReg holds it at 0.8 to 1; collapses end below 0.02."""
+
+PRECISION = "LEWM_PRECISION"
+"""Environment variable in which the first process of a training tells those that it starts which precision was decided."""
 
 COLLAPSED_RANK = 2.0
 """Effective rank of the latents under which the alarm sounds: nearly all of them on one line."""
@@ -140,7 +144,7 @@ def train(
     episodes = Episodes.open(data)
     chosen = split(len(episodes.lengths), config.holdout, config.seed)
     stats = statistics(episodes, chosen.train, seed=config.seed)
-    fabric = _fabric(config, run)
+    fabric, precision = _fabric(config, run)
     windows = open_windows(
         episodes,
         chosen.train,
@@ -160,10 +164,9 @@ def train(
     torch.manual_seed(config.seed)
     bare = model_config.build(DataSpec(episodes.image_size, config.frameskip, stats))
     with _deterministic(fabric.device):
-        model, optimiser = fabric.setup(bare, _optimiser(bare, config))
-        model.mark_forward_method("loss")
+        model, optimiser = fabric.setup(_Loss(bare), _optimiser(bare, config))
         if fabric.is_global_zero:
-            _claim(run, bare, config, episodes, chosen, dict(experiment or {}))
+            _claim(run, bare, config, episodes, chosen, {"precision": precision, **(experiment or {})})
         progress = checkpoints.restore(run, bare, optimiser) or {"update": 0, "seconds": 0.0}
         first, seconds = int(progress["update"]), float(progress["seconds"])
         fabric.barrier()  # nobody writes before all have read
@@ -180,13 +183,15 @@ def train(
                     group["lr"] = rate
                 torch.manual_seed(_seed(config.seed, update, fabric.global_rank))
                 generator = torch.Generator(fabric.device).manual_seed(_seed(config.seed, update, -1))
-                losses = model.loss(batch.to(fabric.device), generator)
-                fabric.backward(losses.total)
+                batch = batch.to(fabric.device)
+                total_loss, terms = model(batch.pixels, batch.actions, generator)
+                fabric.backward(total_loss)
                 norm = fabric.clip_gradients(model, optimiser, max_norm=config.clip, error_if_nonfinite=False)
+                assert norm is not None
                 if not math.isfinite(float(norm)):  # DDP made it the same on all devices, so all of them stop
                     raise ValueError(
-                        f"the gradient is not finite at update {update}: expected numbers, got {float(norm)}. The last checkpoint in "
-                        f"{run} is whole. Lower the learning rate, or train in precision '32-true'."
+                        f"the gradient is not finite at update {update}: expected numbers, got {float(norm)}. The last checkpoint "
+                        f"in {run} is whole. Lower the learning rate, or train in precision '32-true'."
                     )
                 optimiser.step()
                 optimiser.zero_grad()
@@ -194,9 +199,11 @@ def train(
                 done, metrics, alarm = update + 1, {}, ""
                 if done % config.log_every == 0 or done == total:
                     elapsed = seconds + time.monotonic() - started
-                    metrics = _metrics(losses, done, rate, norm, elapsed, (done - since) / (time.monotonic() - started))
+                    values = {"loss": total_loss, **terms, "gradient_norm": norm}
+                    metrics = _metrics(values, done, rate, elapsed, (done - since) / (time.monotonic() - started))
                     alarm = _alarm(metrics, done, total)
-                saving = done % config.checkpoint_every == 0 or done == total or stop.is_set()
+                stopping = _anywhere(fabric, stop.is_set())
+                saving = done % config.checkpoint_every == 0 or done == total or stopping
                 if saving:
                     recalibrate(bare, windows.first(config.recalibration), fabric.device)
                     if evaluate is not None and fabric.is_global_zero:
@@ -210,7 +217,7 @@ def train(
                     fabric.barrier()
                 if fabric.is_global_zero:
                     report(Progress(done, total, metrics, first, alarm))
-                if stop.is_set() and done < total:
+                if stopping and done < total:
                     raise KeyboardInterrupt
     return run
 
@@ -250,25 +257,70 @@ def fastest_precision(device: torch.device | str) -> str:
 # --------------------------------------------------------------------------------------------------------- internal
 
 
-def _fabric(config: TrainingConfig, run: Path) -> Fabric:
-    loggers = []
+class _Loss(nn.Module):
+    """A model's loss as the forward of a module, in plain containers.
+
+    Fabric applies precision and distribution to `forward` alone, and can look into neither our records nor other methods.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = self.model.loss(Batch(pixels, actions), generator)
+        return losses.total, {name: value.detach() for name, value in {**losses.terms, **losses.watch}.items()}
+
+
+def _fabric(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
+    """The launched Fabric, and its precision."""
+    loggers: Any = []
     if config.tensorboard:
         from lightning_fabric.loggers import TensorBoardLogger
 
         loggers = [TensorBoardLogger(str(run), name="", version="tensorboard")]
-    precision: Any = config.precision
-    if precision == "auto":
-        accelerator = Fabric(accelerator=config.accelerator, devices=1).device
-        precision = fastest_precision(accelerator)
-    fabric = Fabric(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        precision=precision,
-        strategy="ddp" if config.devices > 1 else "auto",
-        loggers=loggers,
-    )
-    fabric.launch()
-    return fabric
+    try:
+        precision: Any = _precision(config, run)
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            precision=precision,
+            strategy="ddp" if config.devices > 1 else "auto",
+            loggers=loggers,
+        )
+    except (RuntimeError, MisconfigurationException) as error:
+        raise ValueError(
+            f"expected {config.devices} device(s) of accelerator '{config.accelerator}' with precision '{config.precision}', "
+            f"got: {error} `lewm doctor` says what this machine has."
+        ) from error
+    os.environ[PRECISION] = precision  # for the processes that this one is about to start
+    try:
+        fabric.launch()
+    finally:
+        del os.environ[PRECISION]
+    return fabric, precision
+
+
+def _precision(config: TrainingConfig, run: Path) -> str:
+    """Decide once per run: a measurement may come out differently in another process, or when the run is continued."""
+    if config.precision != "auto":
+        return config.precision
+    if PRECISION in os.environ:
+        return os.environ[PRECISION]
+    if (run / checkpoints.EXPERIMENT).exists():
+        known = checkpoints.read_json(run / checkpoints.EXPERIMENT).get("precision")
+        if known:
+            return str(known)
+    return fastest_precision(Fabric(accelerator=config.accelerator, devices=1).device)
+
+
+def _anywhere(fabric: Fabric, flag: bool) -> bool:
+    """Is the flag set in any process? All of them must stop after the same update, or some would wait for the others."""
+    if fabric.world_size == 1:
+        return flag
+    count = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
+    assert isinstance(count, Tensor)
+    return bool(count > 0)
 
 
 def _optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -288,11 +340,10 @@ def _seed(seed: int, update: int, stream: int) -> int:
     return hash((seed, update, stream)) % 2**62  # of integers only, hence the same in every process
 
 
-def _metrics(losses: Any, update: int, rate: float, norm: Any, elapsed: float, speed: float) -> dict[str, float]:
-    values = {"loss": losses.total, **losses.terms, **losses.watch, "gradient_norm": norm}
+def _metrics(values: Mapping[str, Any], update: int, rate: float, elapsed: float, speed: float) -> dict[str, float]:
     return {
         "update": update,
-        **{name: float(value) for name, value in values.items()},
+        **{name: float(value.detach()) for name, value in values.items()},
         "learning_rate": rate,
         "seconds": round(elapsed, 3),
         "updates_per_second": round(speed, 3),
@@ -322,7 +373,7 @@ def _claim(run: Path, model: Any, config: TrainingConfig, episodes: Episodes, ch
             }
         )
     )
-    if (run / checkpoints.EXPERIMENT).exists():
+    if checkpoints.latest(run) is not None:  # before its first checkpoint a run holds nothing to protect
         there = checkpoints.read_json(run / checkpoints.EXPERIMENT)
         differing = list(_differences({key: there.get(key) for key in description}, description))
         if differing:
@@ -411,7 +462,7 @@ def _deterministic(device: torch.device) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:

@@ -166,11 +166,7 @@ class Reader:
 
     @contextmanager
     def batches(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
-        """Give the batches of updates start to stop-1, in order; on leaving the context nothing keeps running.
-
-        with reader.batches(0, 1000) as batches:
-            for batch in batches: ...
-        """
+        """Give the batches of updates start to stop-1, in order, and let nothing keep running once the context is left."""
         yield map(self.batch, range(start, stop))
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
@@ -199,7 +195,7 @@ class Resident(Reader):
     ):
         super().__init__(windows, batch_size, seed, device, rank, world_size)
         size, total = windows.source.image_size, len(windows.file_rows)
-        home = self.device if _pixel_bytes(windows) <= _free_bytes(self.device) * MEMORY_SHARE else torch.device("cpu")
+        home = self.device if _pixel_bytes(windows) <= _free_device_bytes(self.device) * MEMORY_SHARE else torch.device("cpu")
         self._store = torch.empty((total, 3, size, size), dtype=torch.uint8, device=home)
         rows = max(1, LOAD_BYTES // (3 * size * size))
         for begin in range(0, total, rows):
@@ -256,12 +252,14 @@ class Streamed(Reader):
             yield batches
 
     def _arriving(self, loader: DataLoader) -> Generator[Batch, None, None]:
-        for pixels, actions in loader:
-            yield Batch(pixels, actions).to(self.device)
+        for arrived in loader:
+            if isinstance(arrived, ValueError):
+                raise arrived
+            yield Batch(*arrived).to(self.device)
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
         pixels = self.windows.source.rows("pixels", self.windows.file_rows[frames.ravel()])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().unflatten(0, frames.shape)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).unflatten(0, frames.shape)
 
 
 def open_windows(
@@ -294,7 +292,7 @@ def open_windows(
     choose("reading mode", mode, ("auto", "resident", "streamed"))
     windows = Windows(source, episode_ids, length, frameskip, statistics)
     if mode == "auto":
-        room = max(_free_bytes("cpu") // world_size, _free_bytes(device)) * MEMORY_SHARE
+        room = max(_free_ram_bytes() // world_size, _free_device_bytes(device)) * MEMORY_SHARE
         mode = "resident" if _pixel_bytes(windows) <= room else "streamed"
     order = (windows, batch_size, seed, device, rank, world_size)
     return Resident(*order, progress=progress) if mode == "resident" else Streamed(*order, workers=workers)
@@ -306,8 +304,11 @@ class _Updates(Dataset):
     def __init__(self, reader: Reader):
         self.reader = reader
 
-    def __getitem__(self, update: int) -> tuple[Tensor, Tensor]:
-        return self.reader.read(update)
+    def __getitem__(self, update: int) -> tuple[Tensor, Tensor] | ValueError:
+        try:
+            return self.reader.read(update)
+        except ValueError as error:  # as a value: raised, it would arrive wrapped in the worker's traceback
+            return error
 
 
 @lru_cache(maxsize=2)  # a batch spans at most two epochs, unless an epoch is smaller than a batch
@@ -319,12 +320,9 @@ def _pixel_bytes(windows: Windows) -> int:
     return len(windows.file_rows) * 3 * windows.source.image_size**2
 
 
-def _free_bytes(device: torch.device | str) -> int:
-    """Memory that a device could still give; 0 for accelerators that cannot tell."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return _free_ram_bytes() if device.type == "cpu" else 0
+def _free_device_bytes(device: torch.device | str) -> int:
+    """Memory of its own that an accelerator could still give; 0 where it has none, or cannot tell."""
+    return torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else 0
 
 
 def _free_ram_bytes() -> int:

@@ -14,9 +14,10 @@ FLOORS = (
     ("models", "envs", "objectives", "solvers", "recording"),
     ("planning", "checkpoints", "collection", "tasks"),
     ("training", "evaluation"),
-    ("analyses", "figures"),
+    ("analyses", "figures", "animation"),
     ("recipes", "report"),
-    ("quickstart", "doctor"),
+    ("quickstart", "doctor", "runs", "console"),
+    ("commands",),
     ("cli",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -41,7 +41,9 @@ def test_finds_a_known_minimum(name):
 
 
 @every_solver
-@pytest.mark.parametrize("cost", [quadratic(0.7), walls, lambda a: torch.sin(9 * a).sum((-1, -2))], ids=["bowl", "walls", "ripples"])
+@pytest.mark.parametrize(
+    "cost", [quadratic(0.7), walls, lambda a: torch.sin(9 * a).sum((-1, -2))], ids=["bowl", "walls", "ripples"]
+)
 @pytest.mark.parametrize("mean", [0.0, 0.7, 1.0, 5.0])
 def test_is_never_worse_than_its_start(name, cost, mean):
     def of(plan):

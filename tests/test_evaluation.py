@@ -101,7 +101,11 @@ def test_a_task_that_cannot_be_set_says_why(protocol, options, message):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"has_states": False}, "'state', got none"), ({"image_size": 8}, "4 x 4 px, got 8 x 8"), ({"action_dim": 3}, "2 numbers, got 3")],
+    [
+        ({"has_states": False}, "'state', got none"),
+        ({"image_size": 8}, "4 x 4 px, got 8 x 8"),
+        ({"action_dim": 3}, "2 numbers, got 3"),
+    ],
 )
 def test_data_that_do_not_fit_the_world_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -171,6 +175,21 @@ def test_the_seed_decides_everything(evaluation):
     assert (other.success_steps["agent"][:30] != evaluation.success_steps["agent"][:30]).any()
 
 
+def test_each_attempt_has_a_seed_of_its_own_that_no_batch_changes(monkeypatch):
+    def seeds(protocol, num_envs):
+        given = []
+        policy = PointWorld.policy
+        with monkeypatch.context() as patch:
+            patch.setattr(PointWorld, "policy", lambda self, name, seeds: given.append(seeds) or policy(self, name, seeds))
+            attempts = len(run(protocol, num_envs, floors=("random",)).pairs)
+        return [seed for portion in given for seed in portion][:attempts]
+
+    drawn = seeds(PROTOCOL, 8)
+    assert len(set(drawn)) == len(drawn) > 30
+    assert drawn == seeds(PROTOCOL, 100)
+    assert not set(drawn) & set(seeds(Protocol(episodes=30, seed=1), 8))
+
+
 def test_solved_attempts_are_not_planned_for(evaluation):
     steps = evaluation.success_steps["agent"]
     replans = np.where(steps == 0, 0, np.where((steps < 0) | (steps > 25), 2, 1))
@@ -218,7 +237,12 @@ def test_records_become_json_and_rows(evaluation):
 
 def test_a_suite_leaves_out_what_cannot_be_set():
     protocols = standard_protocols(episodes=10)
-    assert [(p.name, p.budget) for p in protocols] == [("offset 25", 50), ("offset 50", 100), ("offset 75", 150), ("other room", 100)]
+    assert [(p.name, p.budget) for p in protocols] == [
+        ("offset 25", 50),
+        ("offset 50", 100),
+        ("offset 75", 150),
+        ("other room", 100),
+    ]
     world = PointWorld(20, has_regions=False)
     suite = evaluate_suite(PointModel(), CONFIG, world, EPISODES, HELD_OUT, protocols, floors=("do-nothing",))
     assert [each.protocol.offset for each in suite.evaluations] == [25, 50]

@@ -48,7 +48,9 @@ STARTS = np.array([[0.2, 0.2], [0.8, 0.3], [0.5, 0.9], [0.1, 0.6], [0.4, 0.4]])
 GOALS = np.array([[0.5, 0.4], [0.5, 0.6], [0.3, 0.5], [0.5, 0.5], [0.45, 0.4]])
 
 
-@pytest.mark.parametrize("changes", [{}, {"hold_actions": True}, {"receding": 2}, {"receding": 1, "warm_start": True}, {"horizon": 3, "receding": 3}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"hold_actions": True}, {"receding": 2}, {"receding": 1, "warm_start": True}, {"horizon": 3, "receding": 3}]
+)
 @pytest.mark.parametrize("context", [1, 3])
 def test_reaches_its_goals(changes, context):
     config = dataclasses.replace(SMALL, objective=L2(intermediate=0.5), **changes)
@@ -97,7 +99,9 @@ def test_the_model_is_given_exactly_the_last_frames_and_the_blocks_between_them(
     agent = Agent(model, PlanningConfig(L2(), solver, receding=receding), SPEC, range(2))
     states, actions = control(agent, STARTS[:2], GOALS[:2], steps=11 * FRAMESKIP)
     frames = states[::FRAMESKIP]
-    blocks = STATISTICS.normalise_actions(torch.from_numpy(actions.reshape(11, FRAMESKIP, 2, 2).swapaxes(1, 2).reshape(11, 2, 10)))
+    blocks = STATISTICS.normalise_actions(
+        torch.from_numpy(actions.reshape(11, FRAMESKIP, 2, 2).swapaxes(1, 2).reshape(11, 2, 10))
+    )
     for replan, (latents, past, _) in enumerate(model.rolled):
         now = replan * receding
         oldest = max(0, now - context + 1)
@@ -140,7 +144,9 @@ def test_holding_actions_equals_a_free_search_with_tied_noise():
 
     held = dataclasses.replace(SMALL, hold_actions=True)
     free = dataclasses.replace(SMALL, solver=Tied(64, 8, 6))
-    starts = {config: control(Agent(PointModel(), config, SPEC, range(5)), STARTS, GOALS, steps=50)[0] for config in (held, free)}
+    starts = {
+        config: control(Agent(PointModel(), config, SPEC, range(5)), STARTS, GOALS, steps=50)[0] for config in (held, free)
+    }
     np.testing.assert_allclose(starts[held], starts[free], atol=1e-6)
 
 
@@ -277,7 +283,7 @@ def test_pictures_that_do_not_fit_are_refused(pixels):
     with pytest.raises(ValueError, match="goal_pixels must be uint8"):
         agent.act(good, pixels)
     agent.reset()
-    with pytest.raises(ValueError, match="^pixels must be uint8"):
+    with pytest.raises(ValueError, match=r"^pixels must be uint8"):
         agent.act(pixels, good)
 
 

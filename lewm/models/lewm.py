@@ -79,7 +79,7 @@ class LeWMConfig:
         return cls(
             patch_size=8,
             encoder_width=64,
-            encoder_depth=3,
+            encoder_depth=2,
             encoder_heads=2,
             position="sincos",
             projector_dim=256,

@@ -1,0 +1,43 @@
+"""`lewm bench`: our implementations against plain ones."""
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from tyro.conf import Positional
+
+import lewm.benchmarks as benchmarks
+from lewm import console
+from lewm.checkpoints import write_json
+from lewm.registry import choose
+
+COLUMNS = ("case", "ours", "reference", "unit", "ratio")
+
+
+def main(words: Sequence[str]) -> None:
+    tyro.cli(run, args=words, prog="lewm bench")
+
+
+def run(names: Positional[tuple[str, ...]] = (), quick: bool = False, json: Path | None = None) -> None:
+    """Compare the speed of our implementations with plain ones, each pair in one process. A ratio above 1 speaks for ours.
+
+    Args:
+        names: of benchmarks; all of them by default.
+        quick: shorter, and less sure of its numbers.
+        json: write the numbers there.
+    """
+    known = {module.name.replace("_", "-"): module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
+    chosen = [choose("benchmark", name.replace("_", "-"), known) for name in names]
+    results = []
+    for name in chosen or known:
+        module = importlib.import_module(f"{benchmarks.__name__}.{known[name]}")
+        if hasattr(module, "run"):
+            results.append(module.run(quick=quick))
+            rows = [[console.number(row[column]) for column in COLUMNS] for row in results[-1]["rows"]]
+            console.table(COLUMNS, rows, title=f"{results[-1]['name']}: {results[-1].get('what', '')}")
+        elif chosen:
+            raise ValueError(f"'{name}' is no comparison of speeds. Run it with: python -m {module.__name__}")
+    if json:
+        write_json(json, {"benchmarks": results})

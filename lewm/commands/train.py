@@ -1,0 +1,131 @@
+"""`lewm train RECIPE`: every field of the recipe's model and training is a flag, with the recipe's value as its default."""
+
+import dataclasses
+import inspect
+import json as json_text
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import tyro
+
+import lewm
+from lewm import checkpoints, console, recipes
+from lewm.collection import open_world
+from lewm.data import Episodes, check_fits
+from lewm.training import Progress, train
+
+NOT_ON_THE_BAR = {"update", "gradient_norm", "learning_rate", "seconds", "updates_per_second"}
+"""Metrics that a progress bar leaves out: it shows the loss, its terms, and how spread the latents are."""
+
+
+def main(words: Sequence[str]) -> None:
+    if words and words[0] in ("-h", "--help"):
+        _list_recipes()
+    elif not words or words[0].startswith("-"):
+        raise ValueError("expected a recipe first: lewm train RECIPE --data FILE --out RUN. `lewm train --help` lists them.")
+    else:
+        tyro.cli(_command(recipes.load(words[0])), args=words[1:], prog=f"lewm train {words[0]}")
+
+
+def _command(recipe: recipes.Experiment) -> Callable[..., None]:
+    ModelFlags, TrainingFlags = described(recipe.model), described(recipe.training)
+
+    def run(
+        data: Path,
+        out: Path,
+        model: ModelFlags,  # type: ignore[valid-type]
+        training: TrainingFlags,  # type: ignore[valid-type]
+        world: str = recipe.world,
+        image_size: int = recipe.image_size,
+        json: Path | None = None,
+    ) -> None:
+        """Train a world model on an episode file. The same command continues an interrupted training.
+
+        Args:
+            data: episode file (HDF5).
+            out: run folder, for weights, settings and metrics.
+            model: what is trained.
+            training: how it is trained.
+            world: that the data must be of.
+            image_size: that the data must have.
+            json: write the outcome there.
+        """
+        settings = type(recipe.model)(**vars(model)), type(recipe.training)(**vars(training))
+        _check(data, world, image_size)
+        origin = {"recipe": recipe.recipe, "world": world, "lewm": lewm.__version__}
+        resumed: int | None = None
+
+        def report(progress: Progress) -> None:
+            nonlocal resumed
+            if resumed is None and progress.resumed:
+                console.say(f"going on from update {progress.resumed} of {out}")
+            resumed = progress.resumed
+            logged = [f"{name} {value:.3g}" for name, value in progress.metrics.items() if name not in NOT_ON_THE_BAR]
+            bars.update("train", progress.update, progress.total, "  ".join(logged), progress.alarm)
+
+        try:
+            with console.Bars() as bars:
+                train(*settings, data, out, experiment=origin, report=report)
+        except KeyboardInterrupt:
+            newest = checkpoints.latest(out)
+            kept = f"Update {int(newest.name)} is kept in {out}, and the same command goes on from there." if newest else ""
+            raise KeyboardInterrupt(kept or "It had no checkpoint yet: the same command begins anew.") from None
+        if resumed is None:
+            console.say(f"nothing to do: {out} was trained before")
+        *_, last = (out / checkpoints.METRICS).read_text().splitlines()
+        metrics = json_text.loads(last)
+        alarm = metrics.pop("alarm", "")
+        console.facts(metrics, title=f"{recipe.recipe} in {out}")
+        if alarm:
+            console.alarm(
+                f"{alarm}. Plans of this model will fail: look at what it was trained with, --model.sigreg-weight first."
+            )
+        if json:
+            checkpoints.write_json(json, {"run": str(out), **origin, "metrics": metrics, "alarm": alarm})
+
+    return run
+
+
+def described(config: Any) -> type:
+    """A dataclass for tyro with the fields of `config`'s, its values as defaults, and help for each of them.
+
+    The help is what the class says under "Attributes:", also where several fields share one entry ("weight_decay, clip: ..."),
+    which tyro by itself does not find.
+    """
+    text = inspect.getdoc(type(config)) or ""
+    entries = re.findall(r"^ {4}([a-z_, ]+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE)
+    words = {name.strip(): " ".join(line.split()) for names, line in entries for name in names.split(",")}
+    hints = get_type_hints(type(config))
+    made = [
+        (
+            field.name,
+            Annotated[hints[field.name], tyro.conf.arg(help=words.get(field.name, ""))],
+            dataclasses.field(default=getattr(config, field.name)),
+        )
+        for field in dataclasses.fields(config)
+    ]
+    return dataclasses.make_dataclass(type(config).__name__, made, namespace={"__doc__": text.splitlines()[0]}, frozen=True)
+
+
+def _list_recipes() -> None:
+    console.say(
+        "usage: lewm train RECIPE --data FILE --out RUN [OPTIONS]\n\n`lewm train RECIPE --help` explains every option.\n"
+    )
+    known = [recipes.load(name) for name in recipes.RECIPES]
+    console.table(("recipe", "hardware", "cost", "expect"), [(e.recipe, e.hardware, e.cost, e.expected) for e in known], 4)
+
+
+def _check(path: Path, world: str, image_size: int) -> None:
+    """Refuse episodes that this training could not use, before anything is begun."""
+    try:
+        action_dim = len(open_world(world, 1, image_size=image_size).spec.action_low)
+    except ImportError:  # where a world is not installed, its data can still be trained on
+        action_dim = None
+    with Episodes.open(path) as episodes:
+        found = episodes.provenance.world
+        if found not in (None, world):
+            cure = f"Choose a recipe for '{found}', or pass --world {found}"
+            raise ValueError(f"{path}: expected episodes of world '{world}', got some of '{found}'. {cure}.")
+        check_fits(episodes, image_size, action_dim)

@@ -1,0 +1,317 @@
+"""From nothing to an agent that plans, and a page that shows it: collect, train, evaluate, probe, report.
+
+out/
+  quickstart.json    what the folder holds, and how long its stages took
+  episodes.h5        collected episodes
+  run/               the trained world model
+  report.html        for people
+  result.json        for programs; written last, so that its presence means finished
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import lewm
+from lewm import checkpoints, recipes
+from lewm.analyses.probing import Probe, Probing
+from lewm.animation import View, draw_episode, encode_animation, write_bytes
+from lewm.collection import collect, open_world
+from lewm.contracts import Result, World, WorldModel
+from lewm.data import Episodes
+from lewm.envs.two_room import SUCCESS_PX, WORLD_PX
+from lewm.evaluation import AGENT, Evaluation, Recording, Score, evaluate, record_episodes
+from lewm.recipes import Experiment
+from lewm.report import Clip, draw_panels, render
+from lewm.tasks import Protocol
+from lewm.training import Progress, train
+
+__all__ = ["Report", "run"]
+
+RECIPE = "two-room-tiny"
+PAIRS = 200
+SHORT_EPISODES, SHORT_UPDATES, SHORT_PAIRS = 100, 40, 100
+
+ENVIRONMENTS = 128
+"""Attempts that are stepped and planned together."""
+
+CLIPS, THROUGH_DOOR_CLIPS = 6, 3
+
+Report = Callable[[str, int, int, str, str], None]
+"""Called with stage, done, total, a line of numbers (or ""), and what is alarming (or "")."""
+
+
+def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = lambda *_: None) -> dict[str, Any]:
+    """Do everything that is not done yet in `out`, and return what `result.json` then holds.
+
+    Args:
+        out: folder. One that was interrupted is continued, a finished one is left alone and its result returned.
+        seed: of data, weights, pairs, search and probe.
+        short: much less of everything, to see that it works; the result says so.
+        report: called as stages proceed.
+
+    Raises:
+        ValueError: `out` holds a quickstart with other settings.
+        KeyboardInterrupt: Ctrl-C; what was complete stays.
+    """
+    out = Path(out)
+    book = _Book.open(out, {"recipe": RECIPE, "seed": seed, "short": short})
+    if (out / "result.json").exists() and (out / "report.html").exists():
+        report("report", 1, 1, "finished before", "")
+        return checkpoints.read_json(out / "result.json")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    experiment = _experiment(seed, short)
+
+    with book.timed("collect"):
+        episodes = _collect(experiment, out / "episodes.h5", report)
+    with book.timed("train"):
+        run_folder = _train(experiment, episodes.path, out / "run", report)
+        metrics = [json.loads(line) for line in (run_folder / checkpoints.METRICS).read_text().splitlines()]
+        trained = checkpoints.read_json(run_folder / checkpoints.EXPERIMENT)
+        split = trained["split"]
+        model = checkpoints.load(run_folder, device)
+    with book.timed("evaluate"):
+        protocol = Protocol(episodes=SHORT_PAIRS if short else PAIRS, seed=seed)
+        evaluation = _evaluate(experiment, model, episodes, split["heldout"], protocol, report)
+    with book.timed("probe"):
+        report("probe", 0, 1, "", "")
+        probing = Probing(seed=seed).run(model, episodes, split["train"], split["heldout"])
+        report("probe", 1, 1, ", ".join(f"r of {n} {s['r']:.4f}" for n, s in probing.values["variables"].items()), "")
+    with book.timed("report"):
+        door = _through_door(experiment, evaluation)
+        clips = _clips(experiment, model, episodes, evaluation, door, probing, report)
+        result = {
+            **_success(evaluation, door),
+            "probe_r": {name: scores["r"] for name, scores in probing.values["variables"].items()},
+            "probe": probing.values["variables"],
+            **_made(experiment, model, episodes, trained),
+            "alarm": metrics[-1].get("alarm", ""),
+            "seed": seed,
+            "short": short,
+            "resumed": book.resumed,
+            "command": f"lewm quickstart --out {shlex.quote(str(out))} --seed {seed}{' --short' if short else ''}",
+        }
+        panels = draw_panels(result, metrics, probing)
+    result["seconds"] = book.seconds
+    page = render(result, metrics, probing, panels, clips, shlex.quote(str(out)))
+    write_bytes(out / "report.html", page.encode())
+    checkpoints.write_json(out / "result.json", result)
+    report("report", CLIPS, CLIPS, "", "")
+    episodes.close()
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------------ stages
+
+
+def _experiment(seed: int, short: bool) -> Experiment:
+    recipe = recipes.load(RECIPE)
+    collection = dataclasses.replace(recipe.collection, seed=seed)
+    training = dataclasses.replace(recipe.training, seed=seed)
+    if short:
+        collection = dataclasses.replace(collection, episodes=min(SHORT_EPISODES, collection.episodes))
+        training = dataclasses.replace(training, updates=SHORT_UPDATES)
+    return dataclasses.replace(recipe, collection=collection, training=training)
+
+
+def _collect(experiment: Experiment, path: Path, report: Report) -> Episodes:
+    return collect(
+        experiment.world,
+        path,
+        experiment.collection.episodes,
+        policy=experiment.collection.policy,
+        seed=experiment.collection.seed,
+        image_size=experiment.image_size,
+        progress=lambda done, total: report("collect", done, total, "", ""),
+    )
+
+
+def _train(experiment: Experiment, data: Path, folder: Path, report: Report) -> Path:
+    def progress(p: Progress) -> None:
+        shown = ("prediction", "sigreg", "latent_std", "effective_rank")
+        note = ", ".join(f"{name.replace('_', ' ')} {p.metrics[name]:.3g}" for name in shown if name in p.metrics)
+        report("train", p.update, p.total, note, p.alarm)
+
+    origin = {"recipe": experiment.recipe, "world": experiment.world, "lewm": lewm.__version__}
+    return train(experiment.model, experiment.training, data, folder, experiment=origin, report=progress)
+
+
+def _evaluate(
+    experiment: Experiment, model: WorldModel, episodes: Episodes, heldout: list[int], protocol: Protocol, report: Report
+) -> Evaluation:
+    world = open_world(experiment.world, ENVIRONMENTS, image_size=experiment.image_size)
+
+    def progress(attempt: str, done: int, total: int) -> None:
+        stage = "evaluate" if attempt.endswith(AGENT) else "floors"  # floors plan nothing: one clock cannot foretell both
+        report(stage, done, total, attempt, "")
+
+    return evaluate(model, experiment.planning, world, episodes, heldout, protocol, progress=progress)
+
+
+def _clips(
+    experiment: Experiment,
+    model: WorldModel,
+    episodes: Episodes,
+    evaluation: Evaluation,
+    door: np.ndarray,
+    probing: Result,
+    report: Report,
+) -> list[Clip]:
+    chosen = evaluation.pairs[_worth_seeing(evaluation.success_steps[AGENT], door)]
+    world = open_world(experiment.world, len(chosen), image_size=experiment.image_size)
+    view = View(Probe.of(probing).predict, extent=WORLD_PX, tolerance=SUCCESS_PX)
+    clips: list[Clip] = []
+    for recording in record_episodes(model, experiment.planning, world, episodes, chosen, evaluation.protocol):
+        report("report", len(clips), CLIPS, "drawing planned episodes", "")
+        clips.append(_clip(recording, world, evaluation.protocol.budget, view))
+    return clips
+
+
+def _clip(recording: Recording, world: World, budget: int, view: View) -> Clip:
+    frames = draw_episode(recording, budget, view)
+    rooms = world.regions(np.stack([recording.states[0], recording.goal_state]))
+    where = "through the door" if rooms is not None and rooms[0] != rooms[1] else "within one room"
+    solved, steps = recording.success_step is not None, len(recording.actions)
+    caption = f"{where}, {steps} steps" if solved else f"{where}, {steps} steps were not enough"
+    return Clip(caption, solved, encode_animation(frames, ".webp"), encode_animation(frames[-1:], ".webp"))
+
+
+def _worth_seeing(steps: np.ndarray, door: np.ndarray) -> np.ndarray:
+    """Places of the pairs to draw: by rule and in the order of the evaluation, so that nobody picks the pretty ones."""
+    missed = np.flatnonzero(steps < 0)[:1]
+    through = np.flatnonzero((steps > 0) & door)[:THROUGH_DOOR_CLIPS]
+    within = np.flatnonzero((steps > 0) & ~door)[: CLIPS - len(missed) - len(through)]
+    chosen = np.concatenate([through, within, missed])
+    others = np.setdiff1d(np.arange(len(steps)), chosen)[: CLIPS - len(chosen)]
+    return np.concatenate([chosen, others])
+
+
+def _through_door(experiment: Experiment, evaluation: Evaluation) -> np.ndarray:
+    """(n,) bool: do start and goal of a pair lie in different rooms?"""
+    world = open_world(experiment.world, 1, image_size=experiment.image_size)
+    starts, goals = (world.regions(states) for states in (evaluation.pairs.starts, evaluation.pairs.goals))
+    assert starts is not None
+    assert goals is not None
+    return starts != goals
+
+
+# ------------------------------------------------------------------------------------------------------------ result
+
+
+def _success(evaluation: Evaluation, door: np.ndarray) -> dict[str, Any]:
+    """All that the evaluation says, under the names of result.json."""
+    floors = [policy for policy in evaluation.success_steps if policy != AGENT]
+    behind = door & evaluation.pairs.paper
+    behind_door = dataclasses.replace(
+        evaluation,
+        pairs=evaluation.pairs[behind],
+        success_steps={policy: steps[behind] for policy, steps in evaluation.success_steps.items()},
+    )
+    return {
+        "success": _plain(evaluation.score()),
+        "strict": _plain(evaluation.score(strict=True)),
+        "floors": {
+            _key(floor): {**_plain(evaluation.score(floor)), "strict": _plain(evaluation.score(floor, strict=True))}
+            for floor in floors
+        },
+        "through_door": {_key(p): _plain(behind_door.score(p)) for p in (AGENT, *floors)} if behind.any() else None,
+        "solved_at_start": evaluation.solved_at_start,
+        "median_steps": evaluation.score(strict=True).median_steps,
+        "seconds_per_plan": evaluation.effort.seconds_per_plan,
+        "predictor_calls_per_plan": evaluation.effort.predictor_calls_per_plan,
+        "planned_together": evaluation.batch,
+        "protocol": dataclasses.asdict(evaluation.protocol),
+        "tolerance": {"value": SUCCESS_PX, "of": WORLD_PX, "unit": "px"},
+    }
+
+
+def _made(experiment: Experiment, model: WorldModel, episodes: Episodes, trained: Mapping[str, Any]) -> dict[str, Any]:
+    """What was used, on what."""
+    assert isinstance(model, torch.nn.Module)
+    device = next(model.parameters()).device
+    return {
+        "recipe": experiment.recipe,
+        "settings": dataclasses.asdict(experiment),
+        "data": {
+            "episodes": len(episodes),
+            "heldout_episodes": len(trained["split"]["heldout"]),
+            "frames": int(episodes.steps),
+        },
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "machine": {
+            "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}",
+            "precision": trained["precision"],
+        },
+        "versions": {
+            "lewm": lewm.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+        },
+    }
+
+
+def _plain(score: Score) -> dict[str, Any]:
+    return {"rate": score.rate, "low": score.low, "high": score.high, "episodes": score.episodes}
+
+
+def _key(policy: str) -> str:
+    return policy.replace("-", "_")
+
+
+class _Book:
+    """quickstart.json: what a folder holds, and how long its stages took over all calls that worked on it."""
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path, self._content = path, content
+        self.resumed = bool(content["seconds"])
+
+    @classmethod
+    def open(cls, out: Path, claim: dict[str, Any]) -> _Book:
+        """Claim a folder, or go on with it if it was claimed for the same."""
+        path = out / "quickstart.json"
+        if not path.exists():
+            book = cls(path, {**claim, "seconds": {}})
+            book._write()
+            return book
+        there = checkpoints.read_json(path)
+        if differing := [name for name in claim if there.get(name) != claim[name]]:
+            expected, got = (", ".join(f"{name} {of.get(name)}" for name in differing) for of in (claim, there))
+            raise ValueError(
+                f"{out} holds another quickstart: expected {expected}, got {got}. Name another folder with --out, or give the "
+                "settings it was begun with."
+            )
+        return cls(path, there)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self._content["seconds"]
+            seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
+            self._write()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time per stage, and in total."""
+        stages = {stage: round(value, 2) for stage, value in self._content["seconds"].items()}
+        return {**stages, "total": round(sum(stages.values()), 2)}
+
+    def _write(self) -> None:
+        checkpoints.write_json(self.path, self._content)

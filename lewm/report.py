@@ -1,0 +1,174 @@
+"""One self-contained HTML page that shows a quickstart to a stranger: pictures and text are inside, nothing is fetched.
+
+Every number on the page was measured in the run it reports, but for the published one, which is called that.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lewm.contracts import Result
+from lewm.figures import THEME, latent_panels, loss_panels, probe_panels, success_panel
+
+__all__ = ["Clip", "draw_panels", "render"]
+
+PUBLISHED_RATE = 0.87
+"""Two-Room at full size. Source: LeWorldModel (arXiv 2603.19312), table 1."""
+
+SAMPLED_ROWS = 24
+"""Of a cloud of points, as many are listed as numbers."""
+
+FLOOR_NAMES = {"straight_line": "straight line*", "random": "random", "do_nothing": "do nothing"}
+STAGES = {
+    "collect": "collect episodes",
+    "train": "train the world model",
+    "evaluate": "evaluate agent and floors",
+    "probe": "probe the latents",
+    "report": "draw this report",
+    "total": "everything",
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One planned episode.
+
+    Attributes:
+        caption: what is to be seen, in a few words.
+        solved: whether it reached its goal.
+        animation, still: WebP; the still is for readers who asked their system for less motion.
+    """
+
+    caption: str
+    solved: bool
+    animation: bytes
+    still: bytes
+
+
+def draw_panels(result: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], probing: Result) -> dict[str, list[str]]:
+    """The figures of the page; arguments as for `render`. Drawn first, because the page shows how long they took."""
+    return {
+        "success": [success_panel(title, scores) for title, scores in _successes(result).items()],
+        "loss": loss_panels(metrics),
+        "latents": latent_panels(probing),
+        "probe": probe_panels(probing),
+    }
+
+
+def render(
+    result: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    probing: Result,
+    panels: Mapping[str, Sequence[str]],
+    clips: Sequence[Clip],
+    folder: str,
+) -> str:
+    """Write the page.
+
+    Args:
+        result: what `quickstart.run` writes to result.json.
+        metrics: lines of metrics.jsonl.
+        probing: of `analyses.probing`, on held-out episodes.
+        panels: of `draw_panels`.
+        clips: planned episodes.
+        folder: of the quickstart, as the commands on the page name it.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"percent": _percent, "duration": _duration, "interval": _interval, "webp": _webp, "number": _number}
+    return templates.get_template("report.html.j2").render(
+        result=result,
+        settings=result["settings"],
+        theme=THEME,
+        successes=_successes(result),
+        panels=panels,
+        loss_table=_loss_table(metrics),
+        probing=probing.values,
+        sample=_sample(probing),
+        clips=clips,
+        stages={name: label for name, label in STAGES.items() if name in result["seconds"]},
+        published=PUBLISHED_RATE,
+        next_steps=_next_steps(result, folder),
+    )
+
+
+def _successes(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, float]]]:
+    """Way of counting -> policy -> score, the agent first."""
+    floors = {label: result["floors"][name] for name, label in FLOOR_NAMES.items() if name in result["floors"]}
+    return {
+        "paper's protocol": {"agent": result["success"], **floors},
+        "strict": {"agent": result["strict"], **{label: floor["strict"] for label, floor in floors.items()}},
+    }
+
+
+def _next_steps(result: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
+    """What to do with what is now in the folder, and how to go beyond it: purpose and command."""
+    settings = result["settings"]
+    collect = f"--episodes 2000 --image-size {settings['image_size']} --seed 1"
+    return [
+        ("watch it find its way to the other room", f"lewm plan {folder}/run --across --out plan.gif"),
+        ("measure it on harder tasks too: longer ways, and goals in the other room", f"lewm evaluate {folder}/run --full"),
+        ("collect more episodes", f"lewm collect {settings['world']} --out more.h5 {collect}"),
+        ("train longer on them", f"lewm train {result['recipe']} --data more.h5 --out longer --training.updates 2000"),
+        ("compare the speed of our implementations with plain ones", "lewm bench"),
+        ("see what this machine can do, and what is missing", "lewm doctor"),
+    ]
+
+
+def _sample(probing: Result) -> list[dict[str, str]]:
+    """Rows of numbers behind the clouds of points: evenly spaced test frames."""
+    names = list(probing.values["variables"])
+    arrays = probing.arrays
+    rows = np.unique(np.linspace(0, len(arrays["states"]) - 1, SAMPLED_ROWS).round().astype(int))
+    return [
+        {
+            "episode": str(arrays["episodes"][row]),
+            **{f"true {name}": f"{arrays['states'][row, i]:.1f}" for i, name in enumerate(names)},
+            **{f"read {name}": f"{arrays['predictions'][row, i]:.1f}" for i, name in enumerate(names)},
+            **{f"component {i + 1}": f"{arrays['plane'][row, i]:.2f}" for i in range(2)},
+        }
+        for row in rows
+    ]
+
+
+def _loss_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    columns = ("update", "prediction", "sigreg", "latent_std", "effective_rank")
+    known = [name for name in columns if any(name in row for row in rows)]
+    return [{name.replace("_", " "): _number(row[name]) if name in row else "" for name in known} for row in rows]
+
+
+def _percent(rate: float) -> str:
+    """One decimal where it says something: 94.5%, but 100% and 4%."""
+    return f"{100 * rate:.1f}".removesuffix(".0") + "%"
+
+
+def _interval(score: Mapping[str, float]) -> str:
+    return f"{_percent(score['low'])} to {_percent(score['high'])}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _webp(data: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(data).decode()

@@ -1,0 +1,194 @@
+"""A trained run, opened for use: its model, the episodes it never saw, the world they are of, and how its recipe plans."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lewm import checkpoints, recipes, registry
+from lewm.collection import open_world
+from lewm.contracts import World, WorldModel
+from lewm.data import Episodes, check_fits
+from lewm.planning import PlanningConfig
+
+__all__ = ["PlanningChanges", "Run", "open_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What evaluation and pictures need of a run.
+
+    Attributes:
+        path: its folder.
+        experiment: what training recorded of it.
+        model: from the newest checkpoint, in evaluation mode.
+        episodes: an opened episode file.
+        heldout: those of its episodes that this model was not trained on.
+        own_data: whether the file holds the very stream of episodes that the run was trained on.
+        planning: as the run's recipe has it; the paper's where the recipe is not known here.
+    """
+
+    path: Path
+    experiment: Mapping[str, Any]
+    model: WorldModel
+    episodes: Episodes
+    heldout: tuple[int, ...]
+    own_data: bool
+    planning: PlanningConfig
+
+    def world(self, num_envs: int) -> World:
+        """Open the world that the episodes are of, in their look and size.
+
+        Raises:
+            ValueError: neither the file nor the run says which world that is, or it is unknown here.
+            ImportError: the world needs a package that is missing.
+        """
+        look = self.episodes.provenance.look
+        options = {} if look in (None, "published") else {"look": look}
+        return open_world(self.world_name, num_envs, image_size=self.model.spec.image_size, **options)
+
+    @property
+    def world_name(self) -> str:
+        """As the episode file has it, or else the run."""
+        name = self.episodes.provenance.world or self.experiment.get("world")
+        if not name:
+            raise ValueError(
+                f"{self.episodes.path}: expected the file or the run to name its world, got neither. Train with --world NAME, "
+                f"or give a file that `lewm collect` made. Known: {', '.join(registry.names('envs'))}."
+            )
+        return str(name)
+
+    @property
+    def for_probes(self) -> tuple[list[int], list[int]]:
+        """Episodes to fit a probe on and others to test it on: training's split, or halves of data that it never saw."""
+        seen = [i for i in range(len(self.episodes)) if i not in set(self.heldout)]
+        half = len(self.heldout) // 2
+        return (seen, list(self.heldout)) if seen else (list(self.heldout[:half]), list(self.heldout[half:]))
+
+    @property
+    def picture(self) -> tuple[float, float] | None:
+        """Width of the picture and radius of success in the unit of the state, where that begins with a place in the picture.
+
+        The world's file says so by naming both: `WORLD_PX` and `SUCCESS_PX`.
+        """
+        plugin = sys.modules[registry.load("envs", self.world_name).__module__]
+        numbers = [getattr(plugin, name, None) for name in ("WORLD_PX", "SUCCESS_PX")]
+        return None if None in numbers else (float(numbers[0]), float(numbers[1]))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class PlanningChanges:
+    """Changes to the planning of the run's recipe; what is not given stays.
+
+    Attributes:
+        solver: the search, by name. Another one than the recipe's begins from its own defaults.
+        objective: what a plan is for, by name; likewise.
+        candidates: action sequences scored per iteration.
+        elites: how many of the cheapest shape the next iteration.
+        iterations: of the search.
+        intermediate: weight of the distance to the goal before the end of the plan.
+        horizon: length of a plan in action blocks.
+        receding: blocks that are executed before the next plan.
+        hold_actions: hold each action for its whole block.
+        warm_start: begin from what is left of the previous plan.
+    """
+
+    solver: str | None = None
+    objective: str | None = None
+    candidates: int | None = None
+    elites: int | None = None
+    iterations: int | None = None
+    intermediate: float | None = None
+    horizon: int | None = None
+    receding: int | None = None
+    hold_actions: bool | None = None
+    warm_start: bool | None = None
+
+    def apply(self, config: PlanningConfig) -> PlanningConfig:
+        """Return the changed settings.
+
+        Raises:
+            ValueError: unknown names, values out of range, or a setting that this solver and objective do not have.
+        """
+        parts = {
+            "solver": _chosen("solvers", self.solver, config.solver),
+            "objective": _chosen("objectives", self.objective, config.objective),
+        }
+        changes: dict[str, dict[str, Any]] = {"solver": {}, "objective": {}, "planning": {}}
+        for name, value in vars(self).items():
+            if value is None or name in parts:
+                continue
+            owners = {**parts, "planning": config}
+            found = [(owner, f.name) for owner, part in owners.items() for f in fields(part) if f.name in (name, f"num_{name}")]
+            if not found:
+                kinds = " nor ".join(f"{kind} '{_plugin_name(part)}'" for kind, part in parts.items())
+                raise ValueError(f"neither {kinds} has a setting '{name}'. Leave --planning.{name} out, or choose others.")
+            owner, setting = found[0]
+            changes[owner][setting] = value
+        # One `replace` per part: settings that must fit each other, such as candidates and elites, are checked together.
+        made = {kind: replace(part, **changes[kind]) for kind, part in parts.items()}
+        return replace(config, **made, **changes["planning"])
+
+
+def open_run(path: Path | str, data: Path | str | None = None, device: str = "auto") -> Run:
+    """Open a run folder, and the episodes to use it with.
+
+    Args:
+        data: episode file; by default the one that the run was trained on.
+        device: where the model goes; "auto" takes a CUDA device where there is one.
+
+    Raises:
+        ValueError: not a run, damaged, without its episodes, or episodes that do not fit the model; the file is named.
+    """
+    path = Path(path)
+    experiment = checkpoints.read_json(path / checkpoints.EXPERIMENT)
+    try:
+        trained, known = {int(i) for i in experiment["split"]["train"]}, experiment["data"]
+        own, counts = dict(known["provenance"]), (int(known["episodes"]), int(known["steps"]))
+        original = Path(experiment["data_path"])
+    except (KeyError, TypeError, ValueError) as error:
+        expected = "the split and the data that a training records"
+        raise ValueError(
+            f"{path / checkpoints.EXPERIMENT} is damaged: expected {expected}, got {error!r}. Restore it, or train again."
+        ) from None
+    model = checkpoints.load(path, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if data is None and not original.is_file():
+        raise ValueError(
+            f"{original}: expected the episodes that {path} was trained on, got no such file. Pass theirs with --data FILE."
+        )
+    episodes = Episodes.open(data or original)
+    check_fits(episodes, model.spec.image_size, model.spec.statistics.action_dim)
+    same = _same_stream(own, json.loads(json.dumps(asdict(episodes.provenance))), counts == (len(episodes), episodes.steps))
+    heldout = tuple(i for i in range(len(episodes)) if not (same and i in trained))
+    recipe = str(experiment.get("recipe", ""))
+    return Run(path, experiment, model, episodes, heldout, same, _planning_of(recipe))
+
+
+def _same_stream(own: Mapping[str, Any], other: Mapping[str, Any], same_counts: bool) -> bool:
+    """Do two files hold one stream of episodes, of which one may know more? Files that do not say: if they count the same."""
+    if not own.get("world"):
+        return same_counts
+    origin = ("world", "version", "policy", "seed", "look", "options")
+    return all(own.get(name) == other.get(name) for name in origin)
+
+
+def _planning_of(recipe: str) -> PlanningConfig:
+    if recipe in recipes.RECIPES:
+        return recipes.load(recipe).planning
+    return PlanningConfig(registry.load("objectives", "l2")(), registry.load("solvers", "cem")())
+
+
+def _chosen(kind: str, name: str | None, present: Any) -> Any:
+    if name is None or name.replace("_", "-") == _plugin_name(present):
+        return present
+    return registry.load(kind, name)()
+
+
+def _plugin_name(part: Any) -> str:
+    return type(part).__module__.rpartition(".")[2].replace("_", "-")

@@ -1,0 +1,235 @@
+"""Collection: what is recorded is what was done, whatever the batch size and whatever interrupts it."""
+
+import dataclasses
+import json
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+
+from lewm import registry
+from lewm.collection import Looped, collect, open_world
+from lewm.contracts import EnvSpec
+from lewm.data import Episodes, split, statistics
+from lewm.windows import open_windows
+
+
+class Slider(gymnasium.Env):
+    """A point on a line, one pixel bright: the smallest environment that keeps the contract of a plug-in."""
+
+    policies = ("expert", "random", "reckless")
+
+    def __init__(self, image_size=8, speed=1.0):
+        self.speed = speed
+        self.env_spec = EnvSpec("slider", "1", image_size, (-1.0,), (1.0,), ("x",), ("px",), max_steps=6)
+        self.x = self.goal = 0.0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.goal = self.np_random.uniform(0, 7, 2)
+        for key, value in (options or {}).items():
+            {"state": self.set_state, "goal": self.set_goal}[key](value)
+        return self.render(), self._info()
+
+    def step(self, action):
+        assert abs(float(action[0])) <= 1
+        self.x = float(np.clip(self.x + self.speed * float(action[0]), 0, 7))
+        return self.render(), 0.0, False, False, self._info()
+
+    def render(self):
+        return self.render_state([self.x])
+
+    def render_state(self, state):
+        picture = np.zeros((self.env_spec.image_size,) * 2 + (3,), np.uint8)
+        picture[0, round(float(state[0]))] = 255
+        picture[1] = round(float(state[0]) * 30)
+        return picture
+
+    def set_state(self, state):
+        self.x = float(state[0])
+
+    def set_goal(self, state):
+        self.goal = float(state[0])
+
+    def policy(self, name, seed):
+        noise = np.random.default_rng(seed)
+        if name == "reckless":
+            return lambda: np.array([5.0], np.float32)
+        if name == "random":
+            return lambda: noise.uniform(-1, 1, 1).astype(np.float32)
+        return lambda: np.clip([self.goal - self.x + 0.1 * noise.normal()], -1, 1).astype(np.float32)
+
+    def _info(self):
+        success = abs(self.x - self.goal) < 0.5
+        return {"state": np.array([self.x], np.float32), "goal": np.array([self.goal], np.float32), "success": success}
+
+
+@pytest.fixture(autouse=True)
+def slider(monkeypatch):
+    """Make "slider" a plug-in."""
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda kind, name: Slider if name == "slider" else load(kind, name))
+
+
+WORLDS = ["slider", "two-room"]
+
+
+def contents(path):
+    with h5py.File(path) as file:
+        return {name: column[:] for name, column in file.items()}, {name: str(value) for name, value in file.attrs.items()}
+
+
+def assert_same(path, reference):
+    for found, expected in zip(contents(path), contents(reference)):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_rows_tell_what_happened(tmp_path, name):
+    told = []
+    options = {"speed": 0.5} if name == "slider" else {"speed": 10.5}
+    with collect(
+        name, tmp_path / "a.h5", 3, seed=4, image_size=16, progress=lambda *counts: told.append(counts), **options
+    ) as data:
+        world = open_world(name, 1, image_size=16, **options)
+        spec = world.spec
+        assert told == [(1, 3), (2, 3), (3, 3)]
+        assert data.lengths.tolist() == [spec.max_steps + 1] * 3
+        assert data.state_names == spec.state_names
+        for i in range(3):
+            episode = data.episode(i)
+            assert np.isnan(episode.actions[-1]).all()
+            np.testing.assert_array_equal(world.render(episode.states), episode.pixels)
+            world.set_states(episode.states[:1])
+            for t in range(spec.max_steps):  # the action of row t leads from observation t to observation t + 1
+                world.step(episode.actions[t : t + 1])
+                np.testing.assert_allclose(world.states[0], episode.states[t + 1], atol=1e-4)
+        found = data.provenance
+        assert (found.world, found.version, found.policy, found.seed) == (spec.name, spec.version, "expert", 4)
+        assert (found.state_units, found.look, found.requested_episodes) == (spec.state_units, spec.look, 3)
+        assert json.loads(found.options) == {"image_size": 16, **options}
+        data.verify()
+
+
+@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize("policy", ["expert", "random"])
+def test_batch_size_never_changes_the_data(tmp_path, name, policy):
+    for batch_size in (1, 3, 7, None):
+        collect(name, tmp_path / f"{batch_size}.h5", 7, policy, seed=1, image_size=16, batch_size=batch_size).close()
+        assert_same(tmp_path / f"{batch_size}.h5", tmp_path / "1.h5")
+
+
+def test_seeds_and_episodes_differ(tmp_path):
+    one, two = (collect("slider", tmp_path / f"{seed}.h5", 6, seed=seed) for seed in (0, 1))
+    starts = np.concatenate([data.states(i)[0] for data in (one, two) for i in range(6)])
+    assert len(np.unique(starts)) == 12
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_an_interrupted_collection_goes_on_to_the_same_file(tmp_path, name):
+    arguments = {"episodes": 7, "seed": 2, "image_size": 16}
+    collect(name, tmp_path / "reference.h5", **arguments).close()
+
+    def interrupt(done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(name, tmp_path / "a.h5", **arguments, progress=interrupt, batch_size=3)
+    with Episodes.open(tmp_path / "a.h5") as kept:
+        assert (len(kept), kept.complete) == (4, False)
+    told = []
+    collect(name, tmp_path / "a.h5", **arguments, progress=lambda *counts: told.append(counts), batch_size=2).close()
+    assert told == [(5, 7), (6, 7), (7, 7)]
+    assert_same(tmp_path / "a.h5", tmp_path / "reference.h5")
+    before = (tmp_path / "a.h5").stat()
+    collect(name, tmp_path / "a.h5", **arguments).close()  # complete: not touched
+    assert (tmp_path / "a.h5").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_another_collection_is_not_continued(tmp_path):
+    collect("slider", tmp_path / "a.h5", 2).close()
+    for changed, message in [
+        ({"policy": "random"}, "policy 'expert' against 'random'"),
+        ({"seed": 1}, "seed 0 against 1"),
+        ({"episodes": 3}, "requested_episodes 2 against 3"),
+        ({"image_size": 9}, "image_size.* 8.* against .*image_size.* 9"),
+        ({"speed": 0.5}, "against .*speed.* 0.5"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            collect(**{"world_name": "slider", "path": tmp_path / "a.h5", "episodes": 2, **changed})
+
+
+def test_actions_are_recorded_as_executed(tmp_path):
+    with collect("slider", tmp_path / "a.h5", 1, policy="reckless") as data:
+        assert (data.actions(0)[:-1] == 1).all()
+
+
+def test_misspelt_names_are_answered_before_anything_is_written(tmp_path):
+    for arguments, message in [
+        (("slidr", tmp_path / "a.h5", 1), "unknown env 'slidr'"),
+        (("two-rooms", tmp_path / "a.h5", 1), "Did you mean 'two-room'"),
+        (("slider", tmp_path / "a.h5", 1, "expret"), "Did you mean 'expert'"),
+        (("two-room", tmp_path / "a.h5", 1, "randm"), "Did you mean 'random'"),
+        (("slider", tmp_path / "a.h5", 0), "at least 1 episode"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            collect(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_looped_world_keeps_the_role():
+    world = open_world("slider", 3)
+    assert isinstance(world, Looped)
+    world.reset([5, 6, 5])
+    assert world.states.shape == (3, 1)
+    assert world.states[0] == world.states[2] != world.states[1]
+    assert world.states is not world.states
+    goals = world.goals
+    world.set_states(goals)
+    np.testing.assert_array_equal(world.goals, goals)
+    assert world.success().all()  # at once, without a step
+    world.set_goals((goals + 3) % 7)
+    assert not world.success().any()
+    world.step(np.full((3, 1), 9.0))  # clipped to the action box
+    np.testing.assert_allclose(world.states, np.minimum(goals + 1, 7), atol=1e-6)
+    pictures = world.render()
+    assert pictures.shape == (3, 8, 8, 3)
+    np.testing.assert_array_equal(world.render(world.states[1:2])[0], pictures[1])
+    assert world.regions(world.states) is None
+
+
+def test_looped_and_batched_two_room_are_one_world(monkeypatch):
+    plugin = registry.load("envs", "two-room")
+    batched = open_world("two-room", 2, image_size=16)
+    looped = Looped([plugin(image_size=16) for _ in range(2)])
+    assert dataclasses.asdict(looped.spec) == dataclasses.asdict(batched.spec)
+    policies = []
+    for world in (batched, looped):
+        world.reset([3, 4])
+        policies.append(world.policy("expert", [1, 2]))
+    for _ in range(20):
+        actions = [policy() for policy in policies]
+        np.testing.assert_array_equal(*actions)
+        for world in (batched, looped):
+            world.step(actions[0])
+    np.testing.assert_array_equal(batched.states, looped.states)
+    np.testing.assert_array_equal(batched.goals, looped.goals)
+    np.testing.assert_array_equal(batched.render(), looped.render())
+    np.testing.assert_array_equal(batched.regions(batched.states), looped.regions(batched.states))
+    np.testing.assert_array_equal(batched.success(), looped.success())
+
+
+def test_collected_files_train(tmp_path):
+    with collect("two-room", tmp_path / "a.h5", 4, image_size=16) as data:
+        train = split(len(data)).train
+        reader = open_windows(data, train, 4, 5, statistics(data, train), batch_size=8)
+        batch = reader.batch(0)
+        assert len(reader) == 3 * (101 - 15)
+        assert batch.pixels.shape == (8, 4, 3, 16, 16)
+        assert batch.actions.shape == (8, 3, 10)
+        assert batch.actions.isfinite().all()
+        assert 0.5 < float(batch.actions.std()) < 2
