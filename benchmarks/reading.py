@@ -48,7 +48,7 @@ def run(quick: bool = False) -> dict[str, Any]:
     Returns:
         `rows` of {case, ours, reference, unit, ratio}; ratio = ours / reference, above 1 if ours is faster.
     """
-    episodes, pairs, updates = (12, 2, 10) if quick else (60, 7, 40)
+    episodes, pairs, updates = (12, 2, 5) if quick else (60, 7, 20)
     rows = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

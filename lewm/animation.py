@@ -139,9 +139,11 @@ def encode_animation(frames: Sequence[Frame], suffix: str) -> bytes:
     images = [Image.fromarray(frame.pixels) for frame in frames]
     settings: dict[str, Any] = {"quality": 78, "method": 2, "minimize_size": False}
     if suffix.lower() == ".gif":
-        # One palette for all frames: the colours of a still wall must not flicker.
-        busiest = images[-1].quantize(colors=128, method=Image.Quantize.FASTOCTREE)
-        images, settings = [image.quantize(palette=busiest, dither=Image.Dither.NONE) for image in images], {"optimize": False}
+        # One palette for all frames, or the colours of a still wall would flicker.
+        sample = np.concatenate([frame.pixels for frame in frames[:: max(1, len(frames) // 8)]])
+        palette = Image.fromarray(sample).quantize(colors=128, method=Image.Quantize.FASTOCTREE)
+        images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+        settings = {"optimize": False}
     written = io.BytesIO()
     images[0].save(
         written,

@@ -53,7 +53,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path.parent} is not a run: expected a file {path.name} in it. Name a folder that `lewm train` made.") from None
+        raise ValueError(
+            f"{path.parent} is not a run: expected a file {path.name} in it. Name a folder that `lewm train` made."
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: expected JSON, got {error}. Restore it, or train the run again.") from None
     if not isinstance(value, dict):
@@ -89,7 +91,11 @@ def build_model(description: Mapping[str, Any], source: Path | str = "the model 
 
 
 def save(
-    run: Path, update: int, model: Any, optimiser: torch.optim.Optimizer | None = None, progress: Mapping[str, Any] | None = None
+    run: Path,
+    update: int,
+    model: Any,
+    optimiser: torch.optim.Optimizer | None = None,
+    progress: Mapping[str, Any] | None = None,
 ) -> Path:
     """Add a checkpoint to a run and drop the older ones once it is safe.
 
@@ -142,7 +148,9 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Any:
     model = build_model(read_json(run / MODEL), run / MODEL)
     checkpoint = latest(run)
     if checkpoint is None:
-        raise ValueError(f"{run} holds no checkpoint yet: expected a folder in {run / CHECKPOINTS}. Let `lewm train` write one.")
+        raise ValueError(
+            f"{run} holds no checkpoint yet: expected a folder in {run / CHECKPOINTS}. Let `lewm train` write one."
+        )
     restore_weights(model, checkpoint / "weights.safetensors")
     return model.to(device).eval()
 
@@ -174,7 +182,9 @@ def restore_weights(model: nn.Module, path: Path) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(f"{path} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep the two files together.")
+        raise ValueError(
+            f"{path} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep the two files together."
+        )
     model.load_state_dict(tensors)
 
 
@@ -182,14 +192,22 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: expected a safetensors file. Remove its folder to fall back on nothing, or restore it.") from None
+        raise ValueError(
+            f"{path} is missing: expected a safetensors file. Remove its folder to fall back on nothing, or restore it."
+        ) from None
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: expected safetensors, got {error}. Restore it, or remove its folder and train again.") from None
+        raise ValueError(
+            f"{path} is damaged: expected safetensors, got {error}. Restore it, or remove its folder and train again."
+        ) from None
 
 
 def _flatten(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
     """Optimiser state as named tensors: "<parameter index>/<slot>"."""
-    return {f"{index}/{slot}": torch.as_tensor(value).contiguous() for index, slots in state.items() for slot, value in slots.items()}
+    return {
+        f"{index}/{slot}": torch.as_tensor(value).contiguous()
+        for index, slots in state.items()
+        for slot, value in slots.items()
+    }
 
 
 def _unflatten(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,6 +28,9 @@ class Bars:
     """One bar per stage with elapsed and remaining time, a line of numbers below, and a red one if there is cause for alarm.
 
     Where stderr is no terminal, a plain line now and then. Use as a context.
+
+    Python swallows a Ctrl-C that happens to arrive inside a destructor, of which HDF5 has many. So within the context it is
+    also noted, and if the work goes on all the same, the next update raises it again.
     """
 
     def __init__(self) -> None:
@@ -43,17 +48,26 @@ class Bars:
         self._note = self._alarm = ""
         self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4)
         self._said = time.monotonic()
+        self._interrupted = False
+        self._handler: Any = None
 
     def __enter__(self) -> Bars:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
         if self._console.is_terminal:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
 
     def update(self, stage: str, done: int, total: int, note: str = "", alarm: str = "") -> None:
         """Show how far a stage is; its first call is where its clock starts. A call without a note leaves note and alarm."""
+        if self._interrupted:
+            raise KeyboardInterrupt
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, completed=done)
             self._note = self._alarm = ""
@@ -64,6 +78,10 @@ class Bars:
         if not self._console.is_terminal and (now - self._said > PLAIN_SECONDS or done == total):
             self._said = now
             self._console.print(Text(f"{stage}: {done}/{total} {self._note} {self._alarm}".rstrip()), soft_wrap=True)
+
+    def _interrupt(self, signum: int, frame: Any) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def _picture(self) -> Group:
         lines = [Text(self._note, style="dim")] * bool(self._note) + [Text(self._alarm, style="bold red")] * bool(self._alarm)

@@ -31,8 +31,6 @@ EPISODE_COLUMNS = ("ep_len", "ep_offset")
 
 REQUIRED = ("pixels", "action", *EPISODE_COLUMNS)
 
-# --------------------------------------------------------------------------------------------------------- records
-
 
 @dataclass(frozen=True)
 class Provenance:
@@ -59,13 +57,9 @@ class Provenance:
 
     @staticmethod
     def read(attributes: h5py.AttributeManager) -> Provenance:
-        found: dict[str, Any] = {f.name: attributes[f.name] for f in fields(Provenance) if f.name in attributes}
-        for name, value in found.items():
-            if isinstance(value, np.ndarray):
-                found[name] = tuple(map(str, value))
-            elif isinstance(value, np.generic):
-                found[name] = value.item()
-        return Provenance(**found)
+        found = {f.name: attributes[f.name] for f in fields(Provenance) if f.name in attributes}
+        plain: dict[str, Any] = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in found.items()}
+        return Provenance(**plain | {k: tuple(v) for k, v in plain.items() if isinstance(v, list)})
 
     def write(self, attributes: h5py.AttributeManager) -> None:
         for name, value in asdict(self).items():
@@ -96,11 +90,8 @@ class Episode:
         return len(self.pixels)
 
 
-# --------------------------------------------------------------------------------------------------------- reading
-
-
 class Episodes:
-    """An episode file that was opened and found sound. Also pickles, and survives a fork: each process opens it for itself.
+    """An episode file that was opened and found sound. Worker processes may be given it: each opens the file for itself.
 
     Attributes:
         lengths, offsets: (E,) int64 observations of each episode, and the row of its first.
@@ -185,10 +176,8 @@ class Episodes:
             except OSError as error:
                 got, cure = f"an error in rows {first} to {last} ({error})", "Fetch or collect it again"
                 raise _unfit(self.path, f"'{column}' to decode", got, cure) from None
-            if stop - start == len(block):  # no repeats
-                found[order[start:stop]] = block
-            else:
-                found[order[start:stop]] = block[ascending[start:stop] - first]
+            repeats = stop - start > len(block)
+            found[order[start:stop]] = block[ascending[start:stop] - first] if repeats else block
         return found
 
     def pixels_at(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -212,8 +201,7 @@ class Episodes:
 
     def summary(self) -> dict[str, Any]:
         """Describe the file in JSON-ready values, without reading its pixels."""
-        pixels = self._file["pixels"]
-        filters = pixels.id.get_create_plist()
+        filters = self._file["pixels"].id.get_create_plist()
         actions = self._actions[np.isfinite(self._actions).all(axis=1)].astype(np.float64)
         return {
             "path": str(self.path),
@@ -261,18 +249,17 @@ class Episodes:
         cure = "The file was torn, perhaps by a killed process. Fetch or collect it again"
         for name, column in self._columns().items():
             if column.chunks:
-                written: set[int] = set()
-                column.id.chunk_iter(lambda chunk, written=written: written.add(chunk.chunk_offset[0]))
-                missing = set(range(0, len(column), column.chunks[0])) - written
+                missing = set(range(0, len(column), column.chunks[0]))
+                column.id.chunk_iter(lambda chunk, missing=missing: missing.discard(chunk.chunk_offset[0]))
                 if missing:
                     raise _unfit(self.path, f"all rows of '{name}' on disk", f"none at row {min(missing)}", cure)
         counts = {"step_idx": np.arange(self.steps) - np.repeat(self.offsets, self.lengths)}
         counts["ep_idx"] = counts["episode_idx"] = np.repeat(np.arange(len(self)), self.lengths)
-        for name, expected in counts.items():
-            if name in self._file and not np.array_equal(self._file[name][:], expected):
-                row = int(np.argmax(self._file[name][:] != expected))
-                got = f"{self._file[name][row]} in row {row}"
-                raise _unfit(self.path, f"'{name}' to count along the episodes ({expected[row]})", got, cure)
+        for name in counts.keys() & self._file.keys():
+            wrong = np.flatnonzero(self._file[name][:] != counts[name])
+            if len(wrong):
+                got = f"{self._file[name][wrong[0]]} in row {wrong[0]}"
+                raise _unfit(self.path, f"'{name}' to count along the episodes ({counts[name][wrong[0]]})", got, cure)
 
     def _range(self, i: int) -> range:
         if not 0 <= i < len(self):
@@ -281,7 +268,7 @@ class Episodes:
 
     @property
     def _file(self) -> h5py.File:
-        if self._pid != os.getpid():  # a forked or unpickled copy: a handle must not be shared between processes
+        if self._pid != os.getpid():  # in a worker: no two processes may share a handle
             self._handle, self._pid = _open(self.path), os.getpid()
         return self._handle
 
@@ -299,7 +286,7 @@ class Episodes:
             raise _unfit(self.path, f"the columns {', '.join(REQUIRED)}", got, cure)
         shape, dtype = file["pixels"].shape, file["pixels"].dtype
         if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or dtype != np.uint8:
-            cure = "Store square RGB pictures with the colour last, 0 to 255"
+            cure = "Store square RGB, colour last, 0 to 255"
             raise _unfit(self.path, "pixels (N, h, h, 3) of type uint8", f"{shape} of type {dtype}", cure)
         if len(got := file["action"].shape) != 2 or got[0] != shape[0]:
             cure = "Each observation needs a row of actions; the last of an episode is NaN"
@@ -342,9 +329,6 @@ def _open(path: Path) -> h5py.File:
     except OSError as error:
         cure = "It was cut short while being copied or written. Fetch or collect it again"
         raise _unfit(path, "a whole HDF5 file", f"one that does not open ({error})", cure) from None
-
-
-# ---------------------------------------------------------------------------------------------- splits, statistics, fit
 
 
 @dataclass(frozen=True)
@@ -406,11 +390,7 @@ def statistics(episodes: Episodes, episode_ids: Sequence[int], max_frames: int =
 
 
 def check_fits(episodes: Episodes, image_size: int | None = None, action_dim: int | None = None) -> None:
-    """Refuse, before any work, a file whose pictures or actions a run or world cannot take.
-
-    Args:
-        image_size, action_dim: what is needed; None for no matter.
-    """
+    """Refuse, before any work, a file whose pictures or actions are not those that a run needs; None is no need."""
     got = episodes.image_size
     if image_size not in (None, got):
         cure = f"Collect data at {image_size} px, or use a run that was trained at {got} px"

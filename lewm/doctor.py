@@ -47,7 +47,9 @@ def examine(folder: Path | str = ".") -> dict[str, Any]:
     machine, machine_problems = _machine(Path(folder))
     files, file_problems = _files()
     problems += device_problems + machine_problems + file_problems
-    works = f"lewm will train on {device['used']} in {device['precision']}" if "used" in device else "lewm cannot train here"
+    works = "lewm cannot train here."
+    if "used" in device:
+        works = f'lewm will use {device["used"]}; where precision is left to "auto", that means {device["precision"]} here.'
     return {
         "versions": versions,
         "extras": _extras(),
@@ -56,7 +58,7 @@ def examine(folder: Path | str = ".") -> dict[str, Any]:
         "plug-ins": {kind: _plugins(kind) for kind in registry.KINDS},
         "files": files,
         "problems": problems,
-        "verdict": f"{works}. " + (" ".join(problems) if problems else "Nothing is missing."),
+        "verdict": f"{works} " + (" ".join(problems) if problems else "Nothing is missing."),
     }
 
 

@@ -6,8 +6,6 @@ own choices (paper, sec. 3 and appendix; the published code where the text is si
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -74,7 +72,9 @@ class Attention(nn.Module):
         causal: token i sees tokens 0..i.
     """
 
-    def __init__(self, width: int, heads: int, head_dim: int, *, bias: bool, causal: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, head_dim: int, *, bias: bool, causal: bool = False, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.heads, self.causal, self.dropout = heads, causal, dropout
         self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=bias)
@@ -119,23 +119,38 @@ class ViT(nn.Module):
 
     Args:
         position: "learned" is the paper's embedding, drawn with std 0.02. "sincos" starts from 2-D sines and cosines of unit
-            scale and learns on from there. Small models need the second: with the first they learn where an object is
-            *within* its patch and not which patch it is in, so the loss looks excellent while probes and planning fail.
+            scale and learns on from there.
+        overlap: each patch also sees half of its neighbours' pixels (a kernel twice as wide, the same stride).
+
+    Ours: small models need both. Without them they learn where an object is *within* its patch rather than which patch it
+    is in, a signal that is as predictable and as Gaussian, so the loss looks excellent while probes and planning fail.
 
     Raises:
-        ValueError: the patch size does not divide the image size, or the heads do not divide the width.
+        ValueError: the patch size does not divide the image size or is odd with overlap, or the heads do not divide the width.
     """
 
     def __init__(
-        self, image_size: int, patch_size: int, width: int, depth: int, heads: int, mlp_dim: int, position: str = "learned"
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        position: str = "learned",
+        overlap: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"patch_size must divide image_size, got {patch_size} and {image_size}. Change one of the two.")
         if width % heads:
             raise ValueError(f"heads must divide the encoder's width, got {heads} and {width}. Change one of the two.")
-        side = image_size // patch_size
-        self.patches = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        if overlap and patch_size % 2:
+            raise ValueError(
+                f"overlapping patches need an even patch_size, got {patch_size}. Change it, or switch overlap off."
+            )
+        side, margin = image_size // patch_size, patch_size // 2 if overlap else 0
+        self.patches = nn.Conv2d(3, width, patch_size + 2 * margin, stride=patch_size, padding=margin)
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
         self.position = nn.Parameter(torch.zeros(1, 1 + side**2, width))
         self.blocks = nn.ModuleList(EncoderBlock(width, heads, mlp_dim) for _ in range(depth))
@@ -214,14 +229,15 @@ class Predictor(nn.Module):
         return self.norm(x)
 
 
-def sincos_2d(side: int, width: int) -> Tensor:
-    """(side * side, width) sines and cosines of row and column, unit amplitude, row-major, wavelengths from 2 pi to 2 pi 10^4.
+def sincos_2d(side: int, width: int, temperature: float = 100.0) -> Tensor:
+    """(side * side, width) sines and cosines of row and column, unit amplitude, row-major.
 
-    Source: the 2-D form of the transformer's fixed embedding, as in MoCo v3 and MAE.
+    Wavelengths are geometric from 2 pi to 2 pi * `temperature` patches. Ours: the usual 10^4 is for long sequences; on a grid of
+    8 x 8 it would leave half of the components constant.
     """
     if width % 4:
         raise ValueError(f"a sin-cos position embedding needs a width divisible by 4, got {width}. Change the encoder's width.")
-    frequency = torch.exp(-math.log(10_000.0) * torch.arange(width // 4) / (width // 4))
+    frequency = temperature ** (-torch.arange(width // 4) / (width // 4))
     angle = torch.arange(side)[:, None] * frequency  # (side, width / 4)
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)
     rows = axis[:, None].expand(side, side, -1)

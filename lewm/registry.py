@@ -36,7 +36,9 @@ def load(kind: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("lewm"):
             raise
-        raise ImportError(f"{kind.removesuffix('s')} '{key}' needs the package '{error.name}'. {_install_hint(error.name)}") from error
+        raise ImportError(
+            f"{kind.removesuffix('s')} '{key}' needs the package '{error.name}'. {_install_hint(error.name)}"
+        ) from error
     return getattr(module, module.__all__[0])
 
 

@@ -91,7 +91,9 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.batch_size % self.devices:
-            raise ValueError(f"batch_size is the sum over devices: it must be divisible by {self.devices}, got {self.batch_size}.")
+            raise ValueError(
+                f"batch_size is the sum over devices: it must be divisible by {self.devices}, got {self.batch_size}."
+            )
         if self.updates is not None and self.updates < 1:
             raise ValueError(f"updates must be at least 1, got {self.updates}.")
 
@@ -368,7 +370,11 @@ def _claim(run: Path, model: Any, config: TrainingConfig, episodes: Episodes, ch
             {
                 "model": checkpoints.describe_model(model),
                 "training": dataclasses.asdict(config),
-                "data": {"episodes": len(episodes.lengths), "steps": int(episodes.lengths.sum()), "provenance": dataclasses.asdict(episodes.provenance)},
+                "data": {
+                    "episodes": len(episodes.lengths),
+                    "steps": int(episodes.lengths.sum()),
+                    "provenance": dataclasses.asdict(episodes.provenance),
+                },
                 "split": {"train": list(chosen.train), "heldout": list(chosen.heldout)},
             }
         )

@@ -10,8 +10,12 @@ from lewm.contracts import Batch, DataSpec, Statistics, WorldModel
 from lewm.models.lewm import LeWM, LeWMConfig
 
 SPEC = DataSpec(32, 5, Statistics((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), (0.1, -0.2), (1.0, 0.5)))
-SMALL = dict(patch_size=8, encoder_width=32, encoder_depth=2, encoder_heads=2, position="sincos", latent_dim=24, projector_dim=48)
-SMALL |= dict(predictor_width=32, predictor_depth=2, predictor_heads=2, predictor_head_dim=16, predictor_mlp_dim=64, sigreg_slices=64)
+SMALL = dict(
+    patch_size=8, encoder_width=32, encoder_depth=2, encoder_heads=2, position="sincos", latent_dim=24, projector_dim=48
+)
+SMALL |= dict(
+    predictor_width=32, predictor_depth=2, predictor_heads=2, predictor_head_dim=16, predictor_mlp_dim=64, sigreg_slices=64
+)
 
 
 @pytest.fixture(params=[(name, context) for name in registry.names("models") for context in (1, 3)], ids=str)
@@ -29,7 +33,9 @@ def pixels(*shape: int) -> torch.Tensor:
 
 
 def batch(size: int = 6, length: int = 4) -> Batch:
-    return Batch(pixels(size, length), torch.randn(size, length - 1, SPEC.block_dim, generator=torch.Generator().manual_seed(2)))
+    return Batch(
+        pixels(size, length), torch.randn(size, length - 1, SPEC.block_dim, generator=torch.Generator().manual_seed(2))
+    )
 
 
 def test_fulfils_the_role(model):

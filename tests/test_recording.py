@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import multiprocessing
+import os
 import resource
 import time
 
@@ -232,6 +233,25 @@ def test_torn_leftovers_are_discarded_with_a_warning(tmp_path, reference, damage
     with pytest.warns(UserWarning, match=r"discarding .*a\.h5\.partial"):
         record(path)
     assert_same(path, reference)
+
+
+def test_a_leftover_cut_behind_its_complete_episodes_is_kept(tmp_path, reference, recwarn):
+    """What `kill -9` leaves while rows are being trimmed: the file is shorter than its superblock says."""
+    path, partial = record(tmp_path / "a.h5", stop=6), tmp_path / "a.h5.partial"
+    path.rename(partial)
+    with h5py.File(partial, "r+") as file:
+        rows = len(file["pixels"])
+        file["pixels"].resize(rows + 5, axis=0)
+        file["pixels"][rows:] = 1
+        offsets = {}
+        file["pixels"].id.chunk_iter(lambda chunk: offsets.update({chunk.chunk_offset[0]: chunk.byte_offset}))
+    os.truncate(partial, offsets[rows])
+    with pytest.raises(OSError, match="truncated"):
+        h5py.File(partial)
+    with EpisodeWriter(path, PROVENANCE) as writer:
+        assert len(writer) == 6
+    assert_same(record(path), reference)
+    assert not recwarn.list
 
 
 def try_to_open(tell, path):

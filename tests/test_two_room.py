@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from lewm.benchmarks import two_room as twin
 
 from lewm import registry
+from lewm.benchmarks import two_room as twin
 from lewm.envs.two_room import TwoRoom, slide
 
 WALLS = (99.5, 124.5)  # where the centre touches the wall, left and right

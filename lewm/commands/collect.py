@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from lewm import collection, console
 from lewm.checkpoints import write_json
+from lewm.data import Episodes
 
 
 def main(words: Sequence[str]) -> None:
@@ -41,27 +42,29 @@ def run(
         json: write a description of the file there.
     """
     options = {} if look == "published" else {"look": look}
-    done = 0
+    recorded = False
 
-    def report(recorded: int, total: int) -> None:
-        nonlocal done
-        done = recorded
-        bars.update("collect", recorded, total)
+    def report(done: int, total: int) -> None:
+        nonlocal recorded
+        recorded = True
+        bars.update("collect", done, total)
 
     try:
         with console.Bars() as bars:
             file = collection.collect(world, out, episodes, policy, seed, together, image_size, report, compression, **options)
     except KeyboardInterrupt:
-        kept = (
-            f"{done} complete episodes are kept in {out}, and the same command goes on."
-            if done
-            else "Nothing new was recorded."
-        )
-        raise KeyboardInterrupt(kept) from None
+        raise KeyboardInterrupt(_kept(out)) from None
     with file:
         summary = file.summary()
-    before = "" if done else "nothing to do: "
+    before = "" if recorded else "nothing to do: "
     size = f"{summary['image_size']} px, {summary['bytes'] / 1e6:.1f} MB"
     console.say(f"{before}{out} holds {summary['episodes']} episodes, {summary['steps']} frames of {size}.")
     if json:
         write_json(json, summary)
+
+
+def _kept(path: Path) -> str:
+    if not path.exists():
+        return "No episode was complete yet."
+    with Episodes.open(path) as episodes:
+        return f"{len(episodes)} complete episodes are kept in {path}, and the same command goes on."

@@ -1,8 +1,8 @@
 """LeWorldModel (arXiv 2603.19312): one latent per frame, next-latent prediction, SIGReg, nothing else.
 
-    z_t      = projector(ViT(o_t))                                      encode
-    zhat_t+1 = projector(Transformer(z_{t-K+1..t}; AdaLN(a_{t-K+1..t})))  predict
-    loss     = mean (zhat_{t+1} - z_{t+1})^2 + lambda SIGReg(z)         end to end, targets not detached
+z_t      = projector(ViT(o_t))                                      encode
+zhat_t+1 = projector(Transformer(z_{t-K+1..t}; AdaLN(a_{t-K+1..t})))  predict
+loss     = mean (zhat_{t+1} - z_{t+1})^2 + lambda SIGReg(z)         end to end, targets not detached
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lewm import losses
 from lewm.contracts import Batch, DataSpec, Losses
 from lewm.nn import ActionEncoder, Predictor, Projector, ViT
 
-__all__ = ["LeWMConfig", "LeWM"]  # noqa: RUF022  the registry offers the first
+__all__ = ["LeWMConfig", "LeWM"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LeWMConfig:
 
     Attributes:
         patch_size, encoder_width, encoder_depth, encoder_heads: the ViT; its MLP is four times as wide.
-        position: "learned" (paper) or "sincos" (small models; see `nn.ViT`).
+        position, overlap: "learned" and False in the paper; "sincos" and True for small models, see `nn.ViT`.
         latent_dim: D.
         projector_dim: hidden width of both projectors.
         projector_norm: batch norm in the projectors. False puts a LayerNorm there: an ablation that collapses.
@@ -42,6 +42,7 @@ class LeWMConfig:
     encoder_depth: int = 12
     encoder_heads: int = 3
     position: str = "learned"
+    overlap: bool = False
     latent_dim: int = 192
     projector_dim: int = 2048
     projector_norm: bool = True
@@ -74,7 +75,7 @@ class LeWMConfig:
     def tiny(cls) -> LeWMConfig:
         """Half a million parameters for 64 px and a CPU.
 
-        Ours: sizes found on Two-Room; the sin-cos embedding is what makes it learn (see `nn.ViT`).
+        Ours: sizes found on Two-Room; how pixels and positions enter is what makes it learn (see `nn.ViT`).
         """
         return cls(
             patch_size=8,
@@ -82,6 +83,7 @@ class LeWMConfig:
             encoder_depth=2,
             encoder_heads=2,
             position="sincos",
+            overlap=True,
             projector_dim=256,
             context=1,
             predictor_width=64,
@@ -111,7 +113,14 @@ class LeWM(nn.Module):
         c = self.config = config
         self.spec, self.context, self.latent_dim = spec, c.context, c.latent_dim
         self.encoder = ViT(
-            spec.image_size, c.patch_size, c.encoder_width, c.encoder_depth, c.encoder_heads, 4 * c.encoder_width, c.position
+            spec.image_size,
+            c.patch_size,
+            c.encoder_width,
+            c.encoder_depth,
+            c.encoder_heads,
+            4 * c.encoder_width,
+            c.position,
+            c.overlap,
         )
         self.projector = Projector(c.encoder_width, c.projector_dim, c.latent_dim, c.projector_norm)
         self.action_encoder = ActionEncoder(spec.block_dim, c.predictor_width)
@@ -187,7 +196,9 @@ class LeWM(nn.Module):
         Source: LeWorldModel, sec. 3.3.
         """
         if self.training:
-            raise ValueError("a model must not plan in training mode: dropout and batch statistics corrupt it. Call .eval() first.")
+            raise ValueError(
+                "a model must not plan in training mode: dropout and batch statistics corrupt it. Call .eval() first."
+            )
         (B, k, _), (_, N, H, A) = context.shape, actions.shape
         if past_actions.shape[1] != k - 1:
             raise ValueError(
