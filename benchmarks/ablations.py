@@ -44,7 +44,8 @@ def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) 
     model_config = dataclasses.replace(experiment.model, **changes.get("model", {}))
     config = dataclasses.replace(experiment.training, seed=seed, **changes.get("training", {}))
     data = out / f"episodes-{seed}.h5"
-    episodes = collect(experiment.world, data, experiment.collection.episodes, seed=seed, image_size=experiment.image_size)
+    collection = dataclasses.replace(experiment.collection, seed=seed)
+    episodes = collect(experiment.world, data, image_size=experiment.image_size, **dataclasses.asdict(collection))
     started = time.perf_counter()
     train(model_config, config, data, run, experiment={"recipe": experiment.recipe, "world": experiment.world})
     seconds = time.perf_counter() - started

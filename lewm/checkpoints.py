@@ -86,7 +86,8 @@ def build_model(description: Mapping[str, Any], source: Path | str = "the model 
         return config.build(DataSpec(int(spec["image_size"]), int(spec["frameskip"]), statistics))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{source} does not describe a model this version knows: {error!r}. Use the lewm version that wrote it, or train again."
+            f"{source} does not describe a model this version knows: {error!r}. Use the lewm version that "
+            "wrote it, or train again."
         ) from None
 
 
@@ -148,9 +149,7 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Any:
     model = build_model(read_json(run / MODEL), run / MODEL)
     checkpoint = latest(run)
     if checkpoint is None:
-        raise ValueError(
-            f"{run} holds no checkpoint yet: expected a folder in {run / CHECKPOINTS}. Let `lewm train` write one."
-        )
+        raise ValueError(f"{run} holds no checkpoint yet: expected one in {run / CHECKPOINTS}. Let `lewm train` write it.")
     restore_weights(model, checkpoint / "weights.safetensors")
     return model.to(device).eval()
 
@@ -182,9 +181,7 @@ def restore_weights(model: nn.Module, path: Path) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(
-            f"{path} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep the two files together."
-        )
+        raise ValueError(f"{path} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep the two together.")
     model.load_state_dict(tensors)
 
 
@@ -192,13 +189,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise ValueError(
-            f"{path} is missing: expected a safetensors file. Remove its folder to fall back on nothing, or restore it."
-        ) from None
+        raise ValueError(f"{path} is missing: expected a safetensors file. Restore it, or train the run again.") from None
     except SafetensorError as error:
-        raise ValueError(
-            f"{path} is damaged: expected safetensors, got {error}. Restore it, or remove its folder and train again."
-        ) from None
+        raise ValueError(f"{path} is damaged: expected safetensors, got {error}. Restore it, or train the run again.") from None
 
 
 def _flatten(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:

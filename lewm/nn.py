@@ -29,7 +29,9 @@ class BatchNorm(nn.BatchNorm1d):
         mean = total[:-1] / count
         variance = all_reduce((x - mean).square().sum(0)) / count
         if self.track_running_stats:
-            assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
@@ -146,9 +148,7 @@ class ViT(nn.Module):
         if width % heads:
             raise ValueError(f"heads must divide the encoder's width, got {heads} and {width}. Change one of the two.")
         if overlap and patch_size % 2:
-            raise ValueError(
-                f"overlapping patches need an even patch_size, got {patch_size}. Change it, or switch overlap off."
-            )
+            raise ValueError(f"overlap needs an even patch_size, got {patch_size}. Change it, or switch overlap off.")
         side, margin = image_size // patch_size, patch_size // 2 if overlap else 0
         self.patches = nn.Conv2d(3, width, patch_size + 2 * margin, stride=patch_size, padding=margin)
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
@@ -232,8 +232,8 @@ class Predictor(nn.Module):
 def sincos_2d(side: int, width: int, temperature: float = 100.0) -> Tensor:
     """(side * side, width) sines and cosines of row and column, unit amplitude, row-major.
 
-    Wavelengths are geometric from 2 pi to 2 pi * `temperature` patches. Ours: the usual 10^4 is for long sequences; on a grid of
-    8 x 8 it would leave half of the components constant.
+    Wavelengths are geometric from 2 pi to 2 pi * `temperature` patches. Ours: the usual 10^4 is for long
+    sequences; on a grid of 8 x 8 it would leave half of the components constant.
     """
     if width % 4:
         raise ValueError(f"a sin-cos position embedding needs a width divisible by 4, got {width}. Change the encoder's width.")

@@ -134,6 +134,7 @@ def _collect(experiment: Experiment, path: Path, report: Report) -> Episodes:
         policy=experiment.collection.policy,
         seed=experiment.collection.seed,
         image_size=experiment.image_size,
+        compression=experiment.collection.compression,
         progress=lambda done, total: report("collect", done, total, "", ""),
     )
 

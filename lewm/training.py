@@ -92,7 +92,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.batch_size % self.devices:
             raise ValueError(
-                f"batch_size is the sum over devices: it must be divisible by {self.devices}, got {self.batch_size}."
+                f"batch_size is shared by all devices: it must be divisible by {self.devices}, got {self.batch_size}."
             )
         if self.updates is not None and self.updates < 1:
             raise ValueError(f"updates must be at least 1, got {self.updates}.")
@@ -192,8 +192,8 @@ def train(
                 assert norm is not None
                 if not math.isfinite(float(norm)):  # DDP made it the same on all devices, so all of them stop
                     raise ValueError(
-                        f"the gradient is not finite at update {update}: expected numbers, got {float(norm)}. The last checkpoint "
-                        f"in {run} is whole. Lower the learning rate, or train in precision '32-true'."
+                        f"the gradient is not finite at update {update}: expected numbers, got {float(norm)}. The last "
+                        f"checkpoint in {run} is whole. Lower the learning rate, or train in precision '32-true'."
                     )
                 optimiser.step()
                 optimiser.zero_grad()
@@ -384,8 +384,8 @@ def _claim(run: Path, model: Any, config: TrainingConfig, episodes: Episodes, ch
         differing = list(_differences({key: there.get(key) for key in description}, description))
         if differing:
             raise ValueError(
-                f"{run} holds another experiment: {'; '.join(differing[:5])}. Continue with the settings it was started with, or "
-                "choose another folder."
+                f"{run} holds another experiment: {'; '.join(differing[:5])}. Continue with the settings it was started "
+                "with, or choose another folder."
             )
         return
     checkpoints.write_json(run / checkpoints.MODEL, description["model"])

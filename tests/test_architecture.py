@@ -56,9 +56,7 @@ def test_imports_go_strictly_down(path):
         return
     own = FLOOR_OF[parts[0]]
     for target in imports(path):
-        assert FLOOR_OF[target[0]] < own, (
-            f"{'.'.join(parts)} (floor {own}) imports {'.'.join(target)} (floor {FLOOR_OF[target[0]]})"
-        )
+        assert FLOOR_OF[target[0]] < own, f"{'.'.join(parts)} imports {'.'.join(target)}, which is not below it"
         if own < FIRST_TO_NAME_PLUGINS:
             assert target[0] not in PLUGINS, f"{'.'.join(parts)} names the plug-in {'.'.join(target)}"
 

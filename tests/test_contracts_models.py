@@ -10,12 +10,9 @@ from lewm.contracts import Batch, DataSpec, Statistics, WorldModel
 from lewm.models.lewm import LeWM, LeWMConfig
 
 SPEC = DataSpec(32, 5, Statistics((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), (0.1, -0.2), (1.0, 0.5)))
-SMALL = dict(
-    patch_size=8, encoder_width=32, encoder_depth=2, encoder_heads=2, position="sincos", latent_dim=24, projector_dim=48
-)
-SMALL |= dict(
-    predictor_width=32, predictor_depth=2, predictor_heads=2, predictor_head_dim=16, predictor_mlp_dim=64, sigreg_slices=64
-)
+ENCODER = {"patch_size": 8, "encoder_width": 32, "encoder_depth": 2, "encoder_heads": 2, "position": "sincos", "overlap": True}
+PREDICTOR = {"predictor_width": 32, "predictor_depth": 2, "predictor_heads": 2, "predictor_head_dim": 16}
+SMALL = {**ENCODER, **PREDICTOR, "predictor_mlp_dim": 64, "latent_dim": 24, "projector_dim": 48, "sigreg_slices": 64}
 
 
 @pytest.fixture(params=[(name, context) for name in registry.names("models") for context in (1, 3)], ids=str)
@@ -120,7 +117,7 @@ def test_overfits_one_batch(model):
         losses.total.backward()
         optimiser.step()
         optimiser.zero_grad()
-        history.append(float(losses.terms["prediction"]) / float(losses.watch["latent_std"]) ** 2)
+        history.append(losses.terms["prediction"].item() / float(losses.watch["latent_std"]) ** 2)
     assert history[-1] < 0.25 * history[0]
 
 

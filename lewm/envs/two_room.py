@@ -261,54 +261,44 @@ class TwoRoomWorld:
 
 
 class _Expert:
-    """Walks through the door with a will of its own: what a world model should see of this world.
+    """The published data policy: a unit step towards the goal, through the door, under white noise that saturates most actions.
 
-    Each environment heads for an errand, first its goal, then the next one: mostly in the same room, else anywhere, and often
-    along a wall. On the way its pace is redrawn now and then, a wobble persists over a few steps, and detours lead a few
-    steps in any direction. The numbers are ours, chosen to cover rooms and action box at over 95% success; the published
-    policy heads for door or goal at full speed and adds white noise wide enough to saturate most actions.
+    An action that is not repeated from the step before is the direction of the next waypoint plus noise, clipped to the box;
+    the dot makes headway at about a third of its speed. Ours: the waypoints, which keep it from rubbing along the door frame,
+    and errands: having met its goal it heads for a place of its own choice, so an episode may have any length.
     """
 
-    arrival_px = 8.0  # well inside the tolerance, so that data show what being at a goal looks like
-    stay = 0.7  # chance that the next errand is in the same room: crossing all the time would crowd the door
-    wobble_std, wobble_persistence = 0.4, 0.6  # in action units; correlation of successive wobbles
-    pace_low, pace_high, pace_change = 0.6, 1.4, 0.1  # in action units, past 1 the box cuts in; chance per step
-    detour, detour_end = 0.02, 0.15  # chances per step
-    block = 128  # steps of random numbers drawn at once: calling B generators is what would cost time
+    noise_std = 2.0  # Source: `collect_tworooms.py` of the public code, as the repetition
+    repetition = 0.05  # chance per step that the action of the step before is taken again
+    block = 128  # steps of random numbers drawn at once, to call each generator rarely
 
     def __init__(self, world: TwoRoomWorld, generators: list[np.random.Generator]) -> None:
-        self.world, self.generators, self.steps = world, generators, 0
+        self.world, self.generators = world, generators
+        self.step = 0
         self.goals = np.full((world.num_envs, 2), np.nan)
-        self.errands, self.wobble, self.astray = np.zeros((3, world.num_envs, 2))
-        self.pace, self.straying = np.ones(world.num_envs), np.zeros(world.num_envs, bool)
+        self.errands = np.zeros((world.num_envs, 2))
+        self.actions = np.zeros((world.num_envs, 2))
 
     def __call__(self) -> np.ndarray:
-        if self.steps % self.block == 0:
-            self.draws = np.stack([generator.random((self.block, 10)) for generator in self.generators], axis=1)
-        draws = self.draws[self.steps % self.block]  # (B, 10)
-        self.steps += 1
-        states, goals = self.world.states.astype(np.float64), self.world.goals
-        self.errands = np.where((goals != self.goals).any(axis=1, keepdims=True), goals, self.errands)
-        self.goals = goals
-        arrived = ((states - self.errands) ** 2).sum(axis=1, keepdims=True) < self.arrival_px**2
-        places = _places(np.clip(1.4 * draws[:, :2] - 0.2, 0, 1))  # what is clipped lies along the walls
-        elsewhere = (places[:, 0] < WALL_X_PX) != (states[:, 0] < WALL_X_PX)
-        places[:, 0] = np.where(elsewhere & (draws[:, 2] < self.stay), 2 * WALL_X_PX - places[:, 0], places[:, 0])
-        self.errands = np.where(arrived, places, self.errands)
+        if self.step % self.block == 0:
+            self.normal = np.stack([generator.standard_normal((self.block, 2)) for generator in self.generators], axis=1)
+            self.uniform = np.stack([generator.random((self.block, 3)) for generator in self.generators], axis=1)
+        normal, uniform = self.normal[self.step % self.block], self.uniform[self.step % self.block].T
 
-        paces = self.pace_low + draws[:, 3] * (self.pace_high - self.pace_low)
-        self.pace = np.where(draws[:, 4] < self.pace_change, paces, self.pace)
-        strays = draws[:, 5] < self.detour
-        self.straying = (self.straying | strays) & (draws[:, 6] >= self.detour_end)
-        angle = 2 * np.pi * draws[:, 7]
-        self.astray = np.where(strays[:, None], np.stack([np.cos(angle), np.sin(angle)], axis=1), self.astray)
-        keep, noise = self.wobble_persistence, math.sqrt(12) * (draws[:, 8:] - 0.5)  # mean 0, standard deviation 1
-        self.wobble = keep * self.wobble + math.sqrt(1 - keep**2) * self.wobble_std * noise
+        states, goals = self.world.states.astype(np.float64), self.world.goals
+        new_goal = (goals != self.goals).any(axis=1)
+        self.goals = goals
+        self.errands = np.where(new_goal[:, None], goals, self.errands)
+        arrived = np.linalg.norm(states - self.errands, axis=1) < SUCCESS_PX / 2
+        self.errands = np.where(arrived[:, None], _places(uniform[:2].T), self.errands)
 
         ahead = _waypoints(states, self.errands) - states
-        ahead /= np.maximum(np.sqrt((ahead**2).sum(axis=1, keepdims=True)), self.world.factors.speed)  # slower on the last step
-        heading = np.where(self.straying[:, None], self.astray, ahead)
-        return np.clip(self.pace[:, None] * heading + self.wobble, -1, 1).astype(np.float32)
+        heading = ahead / np.maximum(np.linalg.norm(ahead, axis=1, keepdims=True), 1e-8)
+        fresh = np.clip(heading + self.noise_std * normal, -1, 1)
+        repeats = (uniform[2] < self.repetition) & (self.step > 0)
+        self.actions = np.where(repeats[:, None], self.actions, fresh)
+        self.step += 1
+        return self.actions.astype(np.float32)
 
 
 class TwoRoom(gymnasium.Env):

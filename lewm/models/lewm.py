@@ -196,14 +196,12 @@ class LeWM(nn.Module):
         Source: LeWorldModel, sec. 3.3.
         """
         if self.training:
-            raise ValueError(
-                "a model must not plan in training mode: dropout and batch statistics corrupt it. Call .eval() first."
-            )
+            raise ValueError("a model must not plan in training mode: dropout and batch statistics corrupt it. Call .eval().")
         (B, k, _), (_, N, H, A) = context.shape, actions.shape
         if past_actions.shape[1] != k - 1:
             raise ValueError(
                 f"past_actions must hold k-1={k - 1} blocks (one between consecutive context latents), got "
-                f"{past_actions.shape[1]}. If the episode has just begun, pass the frames you have: k may be smaller than {self.context}."
+                f"{past_actions.shape[1]}. If the episode has just begun, k may be smaller than {self.context}."
             )
         latents = context[:, None].expand(B, N, k, -1).flatten(0, 1)
         blocks = torch.cat([past_actions[:, None].expand(B, N, k - 1, A), actions], dim=2).flatten(0, 1)
