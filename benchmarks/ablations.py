@@ -27,7 +27,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "lambda-0": {"model": {"sigreg_weight": 0.0}},
     "no-batch-norm": {"model": {"projector_norm": False}},
     "stop-gradient": {"model": {"stop_gradient": True}},
-    "learned-position": {"model": {"position": "learned"}},
+    "plain-patches": {"model": {"overlap": False}},
+    "learned-position": {"model": {"position": "learned", "overlap": False}},
 }
 COLUMNS = (
     "variant", "seed", "success", "strict", "random", "do-nothing", "straight line", "probe r x", "probe r y",

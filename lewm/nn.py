@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd.function import FunctionCtx
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -23,11 +23,11 @@ class BatchNorm(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
-        x = input.float()
-        total = all_reduce(torch.cat([x.sum(0), x.new_tensor([float(len(x))])]))  # differentiable sums over devices
+        x = input if input.dtype == torch.float64 else input.float()
+        total = _SumOverDevices.apply(torch.cat([x.sum(0), x.new_tensor([float(len(x))])]))
         count = total[-1].detach()
         mean = total[:-1] / count
-        variance = all_reduce((x - mean).square().sum(0)) / count
+        variance = _SumOverDevices.apply((x - mean).square().sum(0)) / count
         if self.track_running_stats:
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -35,9 +35,26 @@ class BatchNorm(nn.BatchNorm1d):
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean, momentum)
-                self.running_var.lerp_(variance * count / (count - 1), momentum)  # unbiased, as PyTorch stores it
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+                unbiased = variance * count / (count - 1)  # as PyTorch stores it
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
         return ((x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(input.dtype)
+
+
+class _SumOverDevices(torch.autograd.Function):
+    """The sum of a tensor over all devices, differentiable: every device's loss depends on every device's summand."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:  # type: ignore[override]
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
 
 class Projector(nn.Sequential):

@@ -79,3 +79,10 @@ def test_nothing_is_unpickled(path):
 def test_importing_the_package_is_cheap():
     code = "import lewm, sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_public_surface_is_small_and_real():
+    import lewm
+
+    assert len(lewm.__all__) <= 25
+    assert all(hasattr(lewm, name) for name in lewm.__all__)
