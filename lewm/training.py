@@ -368,8 +368,8 @@ def _claim(run: Path, model: Any, config: TrainingConfig, episodes: Episodes, ch
     description = json.loads(
         json.dumps(
             {
-                "model": checkpoints.describe_model(model),
                 "training": dataclasses.asdict(config),
+                "model": checkpoints.describe_model(model),
                 "data": {
                     "episodes": len(episodes.lengths),
                     "steps": int(episodes.lengths.sum()),
@@ -397,7 +397,7 @@ def _claim(run: Path, model: Any, config: TrainingConfig, episodes: Episodes, ch
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() | new.keys():
+        for key in dict.fromkeys([*new, *old]):  # in the order of the description
             yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
         yield f"{name} was {_short(old)}, now {_short(new)}"

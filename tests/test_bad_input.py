@@ -274,7 +274,7 @@ def test_descriptions_that_are_cut_short(file, refused, run):
 
 def test_truncated_and_missing_weights(refused, run):
     os.truncate(weights_of(run), 1000)
-    refused(["evaluate", run], weights_of(run), "is damaged", "train again")
+    refused(["evaluate", run], weights_of(run), "is damaged", "again")
     weights_of(run).unlink()
     refused(["evaluate", run], weights_of(run) if checkpoints.latest(run) else run, "is missing")
     shutil.rmtree(run / checkpoints.CHECKPOINTS)

@@ -230,7 +230,7 @@ QUICK = ["--planning.candidates=20", "--planning.elites=4", "--planning.iteratio
 def test_evaluate_shows_a_table_and_writes_the_same_numbers(small_run, tmp_path, capsys):
     assert main(["evaluate", str(small_run), "--episodes=8", *QUICK, "--json", str(tmp_path / "e.json")]) == 0
     shown = capsys.readouterr().out
-    assert "on 2 episodes held out of its training" in shown
+    assert "on 3 episodes held out of its training" in shown
     told = json.loads((tmp_path / "e.json").read_text())
     (task,) = told["tasks"]
     assert task["planning"]["predictor_calls_per_plan"] == (20 * 2 + 1) * 5

@@ -151,6 +151,6 @@ def test_stop_gradient_changes_gradients_and_not_the_loss():
         model = LeWMConfig(**SMALL, stop_gradient=stop_gradient).build(SPEC)
         total = model.loss(batch(), torch.Generator().manual_seed(0)).total
         total.backward()
-        grads.append((float(total), model.encoder.cls.grad.norm().item()))
+        grads.append((total.item(), model.encoder.cls.grad.norm().item()))
     assert grads[0][0] == grads[1][0]
     assert grads[0][1] != grads[1][1]
