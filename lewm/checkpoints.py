@@ -14,10 +14,12 @@ stranger executes nothing that it brings.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +30,14 @@ from torch import Tensor, nn
 
 from lewm import registry
 from lewm.contracts import DataSpec, Statistics
+from lewm.files import sync, write_atomically
 
 MODEL, EXPERIMENT, METRICS, CHECKPOINTS = "model.json", "experiment.json", "metrics.jsonl", "checkpoints"
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically: the file is either the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -91,6 +87,53 @@ def build_model(description: Mapping[str, Any], source: Path | str = "the model 
         ) from None
 
 
+def claim(run: Path, description: Mapping[str, Any], extra: Mapping[str, Any], write: bool = True) -> None:
+    """Make a folder the run of an experiment, or check that it already is.
+
+    Args:
+        description: what must be equal for a run to be continued, JSON-ready; its "model" becomes model.json.
+        extra: what is recorded beside it and may differ.
+        write: False on all processes but the first, which only check.
+
+    Raises:
+        ValueError: the folder holds another experiment; the fields that differ are named.
+    """
+    description = json.loads(json.dumps(description))
+    if latest(run) is None:  # before its first checkpoint a run holds nothing to protect
+        if write:
+            write_json(run / MODEL, description["model"])
+            write_json(run / EXPERIMENT, {**description, **extra})
+        return
+    there = read_json(run / EXPERIMENT)
+    if differing := list(_differences({key: there.get(key) for key in description}, description)):
+        raise ValueError(
+            f"{run} holds another experiment: {'; '.join(differing[:5])}. Continue with the settings it was started with, "
+            "or choose another folder."
+        )
+
+
+class Log:
+    """metrics.jsonl: one line per report, cut back to the update from which a run goes on."""
+
+    def __init__(self, run: Path, first: int) -> None:
+        self.path = run / METRICS
+        kept = []
+        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+            try:
+                update = json.loads(line)["update"]
+            except (json.JSONDecodeError, KeyError, TypeError):  # the line that a kill cut short
+                break
+            if update > first:
+                break
+            kept.append(line + "\n")
+        write_atomically(self.path, "".join(kept).encode())
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        sync(self.path)
+
+
 def save(
     run: Path,
     update: int,
@@ -114,19 +157,19 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, partial / "weights.safetensors")
+        _write_tensors(
+            {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, partial / "weights.safetensors"
+        )
         if optimiser is not None:
-            save_file(_flatten(optimiser.state_dict()["state"]), partial / "optimiser.safetensors")
+            _write_tensors(_flatten(optimiser.state_dict()["state"]), partial / "optimiser.safetensors")
         write_json(partial / "progress.json", {"update": update, **(progress or {})})
-        for file in partial.iterdir():
-            _sync(file)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if final.exists():
         shutil.rmtree(final)
     partial.replace(final)
-    _sync(final.parent)
+    sync(final.parent)
     for other in final.parent.iterdir():
         if other != final:
             shutil.rmtree(other, ignore_errors=True)
@@ -194,6 +237,30 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged: expected safetensors, got {error}. Restore it, or train the run again.") from None
 
 
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file to disk; what goes wrong on the way is an OSError that names the file."""
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # it wraps the system's own error in words
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number.group(1)) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from None
+    sync(path)
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*new, *old]):  # in the order of the description
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name} was {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def _flatten(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
     """Optimiser state as named tensors: "<parameter index>/<slot>"."""
     return {
@@ -209,11 +276,3 @@ def _unflatten(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
         index, _, slot = name.partition("/")
         state.setdefault(int(index), {})[slot] = tensor
     return state
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

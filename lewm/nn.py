@@ -6,6 +6,9 @@ own choices (paper, sec. 3 and appendix; the published code where the text is si
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -105,13 +108,13 @@ class Attention(nn.Module):
         wanted = tokens if queries is None else queries
         inner = self.out.in_features
         weights, biases = self.qkv.weight, self.qkv.bias
-        if tokens == 1:  # a token that is alone attends to itself: its value is the mixture
+        dropout = self.dropout if self.training else 0.0
+        if tokens == 1 and not dropout:  # a token that is alone attends to itself: its value is the mixture
             mixed = F.linear(x, weights[2 * inner :], None if biases is None else biases[2 * inner :])
         else:
             q = F.linear(x[:, :wanted], weights[:inner], None if biases is None else biases[:inner])
             k, v = F.linear(x, weights[inner:], None if biases is None else biases[inner:]).chunk(2, dim=-1)
             q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-            dropout = self.dropout if self.training else 0.0
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, dropout_p=dropout)
             mixed = mixed.transpose(1, 2).reshape(n, wanted, inner)
         return F.dropout(self.out(mixed), self.dropout, self.training)
@@ -234,13 +237,12 @@ class Predictor(nn.Module):
     ) -> None:
         super().__init__()
         self.position = nn.Parameter(torch.randn(1, context, latent_dim))
-        self.dropout = nn.Dropout(dropout)
         self.inward = nn.Linear(latent_dim, width) if latent_dim != width else nn.Identity()
         self.blocks = nn.ModuleList(PredictorBlock(width, heads, head_dim, mlp_dim, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, latents: Tensor, conditions: Tensor) -> Tensor:
-        x = self.inward(self.dropout(latents + self.position[:, : latents.shape[1]]))
+        x = self.inward(latents + self.position[:, : latents.shape[1]])
         for block in self.blocks:
             x = block(x, conditions)
         return self.norm(x)
@@ -262,20 +264,27 @@ def sincos_2d(side: int, width: int, temperature: float = 100.0) -> Tensor:
     return torch.cat([rows, columns], dim=-1).reshape(side * side, width)
 
 
-def recalibrating(model: nn.Module) -> list[BatchNorm]:
-    """Put a model into the mode in which its BatchNorm statistics are re-estimated; return the layers concerned.
+@contextmanager
+def recalibrating(model: nn.Module) -> Iterator[None]:
+    """Re-estimate BatchNorm statistics from the batches that go through `model` inside; it ends in evaluation mode.
 
     Everything is in evaluation mode (no dropout) but the batch norms, which forget what they have seen and take the plain
-    average over the batches to come. With the usual running average, statistics lag behind a short schedule by orders of
-    magnitude in evaluation error.
+    average. With the usual running average, statistics lag behind a short schedule by orders of magnitude in evaluation error.
     """
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # PyTorch's name for a cumulative average
         norm.train()
-    return norms
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+        model.eval()
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

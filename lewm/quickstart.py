@@ -143,7 +143,7 @@ def _train(experiment: Experiment, data: Path, folder: Path, report: Report) -> 
     def progress(p: Progress) -> None:
         shown = ("prediction", "sigreg", "latent_std", "effective_rank")
         note = ", ".join(f"{name.replace('_', ' ')} {p.metrics[name]:.3g}" for name in shown if name in p.metrics)
-        report("train", p.update, p.total, note, p.alarm)
+        report(p.stage, p.update, p.total, note, p.alarm)
 
     origin = {"recipe": experiment.recipe, "world": experiment.world, "lewm": lewm.__version__}
     return train(experiment.model, experiment.training, data, folder, experiment=origin, report=progress)

@@ -88,7 +88,7 @@ def two_room_paper() -> Experiment:
         training=TrainingConfig(epochs=10),
         planning=PlanningConfig(L2(), CEM(num_candidates=300, num_elites=30, num_iterations=10)),
         hardware="one GPU of 48 GB (published: an L40S)",
-        cost="hours; 140 GB of uncompressed pictures",
+        cost="hours; 152 GB of uncompressed pictures",
         expected="success 87% (offset 25, budget 50)",
         source="LeWorldModel (arXiv 2603.19312), table 1; not re-measured by us",
     )

@@ -8,7 +8,6 @@ with the weights of one that was not.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from lewm import checkpoints
 from lewm.contracts import Batch, DataSpec
-from lewm.data import Episodes, split, statistics
+from lewm.data import Episodes, Split, split, statistics
 from lewm.nn import recalibrating
+from lewm.registry import choose
 from lewm.windows import open_windows
 
 COLLAPSED_STD = 0.2
@@ -43,7 +44,7 @@ COLLAPSED_RANK = 2.0
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained. The defaults are the paper's.
+    """How a model is trained. The defaults are the paper's, but for pixels: those are normalised by the data's own statistics.
 
     Attributes:
         updates: optimiser steps; None lets `epochs` decide.
@@ -55,7 +56,7 @@ class TrainingConfig:
         warmup: share of the updates with linearly growing learning rate.
         weight_decay, clip: of AdamW, and the largest norm of the gradient.
         holdout: share of the episodes that is never trained on.
-        precision: "auto" takes bf16 where it is faster than float32 (measured), or any precision of Fabric.
+        precision: "32-true", "bf16-mixed", or "auto": bf16 where it is faster than float32 (measured).
         accelerator, devices: as in Fabric.
         reading: "resident" (all pixels in memory), "streamed" (worker processes) or "auto" (resident where it fits).
         workers: processes of the streamed reader.
@@ -87,15 +88,22 @@ class TrainingConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "window", "frameskip", "devices", "log_every", "checkpoint_every", "recalibration"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        choose("precision", self.precision, ("auto", "32-true", "bf16-mixed"))
+        choose("reading mode", self.reading, ("auto", "resident", "streamed"))
+        least = {"updates": 1, "epochs": 0, "batch_size": 1, "window": 2, "frameskip": 1, "devices": 1, "workers": 0, "seed": 0}
+        least |= {"learning_rate": 0, "warmup": 0, "weight_decay": 0, "clip": 0, "holdout": 0}
+        least |= {"log_every": 1, "checkpoint_every": 1, "recalibration": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= bound:
+                raise ValueError(f"{name} must be at least {bound}, got {value}.")
+        for name in ("warmup", "holdout"):
+            if not getattr(self, name) < 1:
+                raise ValueError(f"{name} is a share and must be below 1, got {getattr(self, name)}.")
         if self.batch_size % self.devices:
             raise ValueError(
                 f"batch_size is shared by all devices: it must be divisible by {self.devices}, got {self.batch_size}."
             )
-        if self.updates is not None and self.updates < 1:
-            raise ValueError(f"updates must be at least 1, got {self.updates}.")
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,8 @@ class Progress:
     """One report of a running training, for a progress bar.
 
     Attributes:
-        update, total: done and planned.
+        update, total: done and planned updates; frames, while the stage is "read".
+        stage: "train", or "read" while pixels are decoded into memory.
         metrics: the line of metrics.jsonl, on updates that log; empty on the others.
         resumed: the update from which this process went on, 0 for a fresh run.
         alarm: what is wrong with the latents, or "".
@@ -114,6 +123,7 @@ class Progress:
     metrics: Mapping[str, float]
     resumed: int = 0
     alarm: str = ""
+    stage: str = "train"
 
 
 def train(
@@ -124,7 +134,6 @@ def train(
     *,
     experiment: Mapping[str, Any] | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
-    evaluate: Callable[[Any, int], Mapping[str, float]] | None = None,
 ) -> Path:
     """Train a model on an episode file and leave a run folder; start again where a killed run left off.
 
@@ -134,7 +143,6 @@ def train(
         run: folder; if it holds a run with the same experiment it is continued, finished runs return at once.
         experiment: what else to record, JSON-ready (recipe, versions).
         report: called after each update on the first process.
-        evaluate: called at checkpoints with the model in evaluation mode; what it returns is logged.
 
     Returns:
         `run`.
@@ -160,6 +168,7 @@ def train(
         workers=config.workers,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
+        progress=lambda done, total: report(Progress(done, total, {}, stage="read")) if fabric.is_global_zero else None,
     )
     total = config.updates or max(1, math.ceil(config.epochs * len(windows) / config.batch_size))
 
@@ -167,14 +176,16 @@ def train(
     bare = model_config.build(DataSpec(episodes.image_size, config.frameskip, stats))
     with _deterministic(fabric.device):
         model, optimiser = fabric.setup(_Loss(bare), _optimiser(bare, config))
-        if fabric.is_global_zero:
-            _claim(run, bare, config, episodes, chosen, {"precision": precision, **(experiment or {})})
+        description = _description(bare, config, episodes, chosen)
+        extra = {"data_path": str(Path(data).resolve()), "torch": torch.__version__, "precision": precision}
+        checkpoints.claim(run, description, {**extra, **(experiment or {})}, write=fabric.is_global_zero)
+        fabric.barrier()  # the description is there
         progress = checkpoints.restore(run, bare, optimiser) or {"update": 0, "seconds": 0.0}
         first, seconds = int(progress["update"]), float(progress["seconds"])
         fabric.barrier()  # nobody writes before all have read
         if first >= total:
             return run
-        log = _Log(run, first, fabric)
+        log = checkpoints.Log(run, first) if fabric.is_global_zero else None
 
         started, since = time.monotonic(), first
         with _graceful_stop() as stop, windows.batches(first, total) as batches:
@@ -208,10 +219,9 @@ def train(
                 saving = done % config.checkpoint_every == 0 or done == total or stopping
                 if saving:
                     recalibrate(bare, windows.first(config.recalibration), fabric.device)
-                    if evaluate is not None and fabric.is_global_zero:
-                        metrics |= dict(evaluate(bare, done))
-                if metrics:
-                    log.write(metrics, alarm)
+                if metrics and log:
+                    log.write({**metrics, **({"alarm": alarm} if alarm else {})})
+                    fabric.log_dict(metrics, step=done)
                 if saving:
                     if fabric.is_global_zero:
                         elapsed = seconds + time.monotonic() - started
@@ -224,15 +234,11 @@ def train(
     return run
 
 
-def recalibrate(model: nn.Module, batches: Iterator[Batch], device: torch.device | str = "cpu") -> None:
+def recalibrate(model: Any, batches: Iterator[Batch], device: torch.device | str = "cpu") -> None:
     """Re-estimate batch-norm statistics as the plain average over `batches`; the model ends in evaluation mode."""
-    momenta = [(norm, norm.momentum) for norm in recalibrating(model)]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with recalibrating(model):
         for batch in batches:
-            model.loss(batch.to(device), torch.Generator(device).manual_seed(0))  # type: ignore[operator]
-    for norm, momentum in momenta:
-        norm.momentum = 0.1 if momentum is None else momentum
-    model.eval()
+            model.loss(batch.to(device), torch.Generator(device).manual_seed(0))
 
 
 def fastest_precision(device: torch.device | str) -> str:
@@ -339,7 +345,7 @@ def _learning_rate(config: TrainingConfig, update: int, total: int) -> float:
 
 def _seed(seed: int, update: int, stream: int) -> int:
     """A seed per (run, update, stream); stream -1 is shared by all devices, the others are ranks."""
-    return hash((seed, update, stream)) % 2**62  # of integers only, hence the same in every process
+    return int(np.random.SeedSequence([seed, update, stream + 1]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _metrics(values: Mapping[str, Any], update: int, rate: float, elapsed: float, speed: float) -> dict[str, float]:
@@ -363,79 +369,18 @@ def _alarm(metrics: Mapping[str, float], update: int, total: int) -> str:
     return ""
 
 
-def _claim(run: Path, model: Any, config: TrainingConfig, episodes: Episodes, chosen: Any, extra: dict[str, Any]) -> None:
-    """Write the run's description, or check that the one that is there is the same experiment."""
-    description = json.loads(
-        json.dumps(
-            {
-                "training": dataclasses.asdict(config),
-                "model": checkpoints.describe_model(model),
-                "data": {
-                    "episodes": len(episodes.lengths),
-                    "steps": int(episodes.lengths.sum()),
-                    "provenance": dataclasses.asdict(episodes.provenance),
-                },
-                "split": {"train": list(chosen.train), "heldout": list(chosen.heldout)},
-            }
-        )
-    )
-    if checkpoints.latest(run) is not None:  # before its first checkpoint a run holds nothing to protect
-        there = checkpoints.read_json(run / checkpoints.EXPERIMENT)
-        differing = list(_differences({key: there.get(key) for key in description}, description))
-        if differing:
-            raise ValueError(
-                f"{run} holds another experiment: {'; '.join(differing[:5])}. Continue with the settings it was started "
-                "with, or choose another folder."
-            )
-        return
-    checkpoints.write_json(run / checkpoints.MODEL, description["model"])
-    checkpoints.write_json(
-        run / checkpoints.EXPERIMENT,
-        {**description, "data_path": str(Path(episodes.path).resolve()), "torch": torch.__version__, **extra},
-    )
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*new, *old]):  # in the order of the description
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif old != new:
-        yield f"{name} was {_short(old)}, now {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-class _Log:
-    """metrics.jsonl, one line per report, cut back to the checkpoint from which a run goes on; and Fabric's loggers."""
-
-    def __init__(self, run: Path, first: int, fabric: Fabric) -> None:
-        self.fabric, self.path = fabric, run / checkpoints.METRICS
-        if not fabric.is_global_zero:
-            return
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:  # the line that a kill cut short
-                    break
-                if record["update"] > first:
-                    break
-                kept.append(line + "\n")
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text("".join(kept))
-        partial.replace(self.path)
-
-    def write(self, metrics: Mapping[str, float], alarm: str) -> None:
-        if self.fabric.is_global_zero:
-            with self.path.open("a") as file:
-                file.write(json.dumps({**metrics, **({"alarm": alarm} if alarm else {})}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        self.fabric.log_dict(dict(metrics), step=int(metrics["update"]))
+def _description(model: Any, config: TrainingConfig, episodes: Episodes, chosen: Split) -> dict[str, Any]:
+    """What makes two runs the same experiment."""
+    return {
+        "training": dataclasses.asdict(config),
+        "model": checkpoints.describe_model(model),
+        "data": {
+            "episodes": len(episodes.lengths),
+            "steps": int(episodes.lengths.sum()),
+            "provenance": dataclasses.asdict(episodes.provenance),
+        },
+        "split": dataclasses.asdict(chosen),
+    }
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -194,15 +194,22 @@ class Resident(Reader):
         progress: Callable[[int, int], None] | None = None,
     ):
         super().__init__(windows, batch_size, seed, device, rank, world_size)
-        size, total = windows.source.image_size, len(windows.file_rows)
-        home = self.device if _pixel_bytes(windows) <= _free_device_bytes(self.device) * MEMORY_SHARE else torch.device("cpu")
-        self._store = torch.empty((total, 3, size, size), dtype=torch.uint8, device=home)
+        self._progress = progress
+
+    @cached_property
+    def _store(self) -> Tensor:
+        """(rows, 3, h, w) uint8, decoded when the first batch is asked for."""
+        source, file_rows = self.windows.source, self.windows.file_rows
+        size, total = source.image_size, len(file_rows)
+        fits = _pixel_bytes(self.windows) <= _free_device_bytes(self.device) * MEMORY_SHARE
+        store = torch.empty((total, 3, size, size), dtype=torch.uint8, device=self.device if fits else "cpu")
         rows = max(1, LOAD_BYTES // (3 * size * size))
         for begin in range(0, total, rows):
-            pixels = windows.source.rows("pixels", windows.file_rows[begin : begin + rows])
-            self._store[begin : begin + rows] = torch.from_numpy(pixels).to(home).permute(0, 3, 1, 2)
-            if progress:
-                progress(min(begin + rows, total), total)
+            pixels = torch.from_numpy(source.rows("pixels", file_rows[begin : begin + rows]))
+            store[begin : begin + rows] = pixels.to(store.device).permute(0, 3, 1, 2)
+            if self._progress:
+                self._progress(min(begin + rows, total), total)
+        return store
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
         rows = torch.from_numpy(frames.ravel()).to(self._store.device)

@@ -220,5 +220,5 @@ def test_streamed_reads_without_workers_where_shared_memory_is_short(episodes, m
 def test_resident_tells_its_progress(episodes, monkeypatch):
     monkeypatch.setattr(module, "LOAD_BYTES", 6 * 6 * 3 * 16)
     told = []
-    Resident(Windows(episodes, (0, 2), T, FRAMESKIP, IDENTITY), 2, progress=lambda *counts: told.append(counts))
+    Resident(Windows(episodes, (0, 2), T, FRAMESKIP, IDENTITY), 2, progress=lambda *counts: told.append(counts)).batch(0)
     assert told == [(16, 36), (32, 36), (36, 36)]

@@ -59,6 +59,9 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
 
         def report(progress: Progress) -> None:
             nonlocal resumed
+            if progress.stage == "read":
+                bars.update("read", progress.update, progress.total)
+                return
             if resumed is None and progress.resumed:
                 console.say(f"going on from update {progress.resumed} of {out}")
             resumed = progress.resumed

@@ -102,7 +102,8 @@ class LeWMConfig:
 class LeWM(nn.Module):
     """Encoder, predictor, two projectors and an action encoder. Pixels come in as uint8, actions normalised.
 
-    The data's statistics are buffers, so that they travel with the weights.
+    The data's statistics are part of `spec`, which is stored beside the weights; those of pixels are buffers as well, so that
+    they follow the model to its device.
     """
 
     pixel_mean: Tensor
