@@ -11,9 +11,10 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -103,6 +104,7 @@ class Windows:
         return self.step_actions[torch.from_numpy(steps)].reshape(len(windows), self.length - 1, -1)
 
 
+@dataclass(eq=False)
 class Reader:
     """Batches of windows in an order that depends on `seed` alone; how their pixels are read is up to the subclass.
 
@@ -117,24 +119,22 @@ class Reader:
         rank, world_size: which share of each batch this process takes.
     """
 
-    mode: str
+    windows: Windows
+    batch_size: int
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    rank: int = 0
+    world_size: int = 1
 
-    def __init__(
-        self,
-        windows: Windows,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
+    mode: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.batch_size % self.world_size or not 0 <= self.rank < self.world_size:
             raise ValueError(
-                f"expected a batch size that {world_size} devices can share evenly and a rank below that, got "
-                f"{batch_size} and rank {rank}. Choose a multiple of {world_size}."
+                f"expected a batch size that {self.world_size} devices can share evenly and a rank below that, got "
+                f"{self.batch_size} and rank {self.rank}. Choose a multiple of {self.world_size}."
             )
-        self.windows, self.batch_size, self.seed = windows, batch_size, seed
-        self.device, self.rank, self.world_size = torch.device(device), rank, world_size
+        self.device = torch.device(self.device)
 
     def __len__(self) -> int:
         """Windows in an epoch."""
@@ -174,6 +174,7 @@ class Reader:
         raise NotImplementedError
 
 
+@dataclass(eq=False)
 class Resident(Reader):
     """All pixels of the windows' episodes in memory, on the device where they fit there, else on the CPU.
 
@@ -181,20 +182,9 @@ class Resident(Reader):
         progress: called with (rows decoded, rows) while the file is read.
     """
 
-    mode = "resident"
+    progress: Callable[[int, int], None] | None = None
 
-    def __init__(
-        self,
-        windows: Windows,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-        progress: Callable[[int, int], None] | None = None,
-    ):
-        super().__init__(windows, batch_size, seed, device, rank, world_size)
-        self._progress = progress
+    mode = "resident"
 
     @cached_property
     def _store(self) -> Tensor:
@@ -207,8 +197,8 @@ class Resident(Reader):
         for begin in range(0, total, rows):
             pixels = torch.from_numpy(source.rows("pixels", file_rows[begin : begin + rows]))
             store[begin : begin + rows] = pixels.to(store.device).permute(0, 3, 1, 2)
-            if self._progress:
-                self._progress(min(begin + rows, total), total)
+            if self.progress:
+                self.progress(min(begin + rows, total), total)
         return store
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
@@ -216,6 +206,7 @@ class Resident(Reader):
         return self._store.index_select(0, rows).reshape(*frames.shape, *self._store.shape[1:])
 
 
+@dataclass(eq=False)
 class Streamed(Reader):
     """Rows read as they are needed, by worker processes that open the file themselves and work `PREFETCH` batches ahead.
 
@@ -224,21 +215,15 @@ class Streamed(Reader):
             (containers often have only 64 MB). With none, batches are read in this process.
     """
 
+    workers: int = 2
+
     mode = "streamed"
 
-    def __init__(
-        self,
-        windows: Windows,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 2,
-    ):
-        super().__init__(windows, batch_size, seed, device, rank, world_size)
-        ahead = (PREFETCH + 1) * 3 * windows.source.image_size**2 * windows.length * (batch_size // world_size)
-        self.workers = min(workers, _shared_memory_bytes() // (world_size * ahead))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        windows, share = self.windows, self.batch_size // self.world_size
+        ahead = (PREFETCH + 1) * 3 * windows.source.image_size**2 * windows.length * share
+        self.workers = min(self.workers, _shared_memory_bytes() // (self.world_size * ahead))
 
     @contextmanager
     def batches(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
@@ -252,7 +237,7 @@ class Streamed(Reader):
             sampler=range(start, stop),
             num_workers=workers,
             prefetch_factor=PREFETCH,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=torch.device(self.device).type == "cuda",
         )
         # Closing drops the loader's iterator, which ends its workers: they are not left to a garbage collector.
         with closing(self._arriving(loader)) as batches:
