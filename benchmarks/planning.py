@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lewm import recipes
 from lewm.collection import open_world
 from lewm.contracts import DataSpec, EnvSpec, Statistics
 from lewm.models.lewm import LeWM, LeWMConfig
@@ -24,7 +25,7 @@ from lewm.solvers.cem import CEM
 
 ENVIRONMENTS = 50
 SEARCHES = {
-    "64 x 3, actions held": PlanningConfig(L2(), CEM(num_candidates=64, num_elites=8, num_iterations=3), hold_actions=True),
+    "of two-room-tiny": recipes.load("two-room-tiny").planning,
     "32 x 3, actions held": PlanningConfig(L2(), CEM(num_candidates=32, num_elites=4, num_iterations=3), hold_actions=True),
 }
 

@@ -19,10 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lewm import recipes
 from lewm.losses import draw_directions, sigreg, sigreg_reference
 
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ours": sigreg, "reference": sigreg_reference}
-PAPER, TINY = (128, 4, 192, 1024), (32, 4, 192, 256)  # B, T, D, M of the two presets; 17 knots
+
+
+def _sizes_of(recipe: str) -> tuple[int, int, int, int]:
+    """B, T, D and M of a recipe's training."""
+    settings = recipes.load(recipe)
+    return settings.training.batch_size, settings.training.window, settings.model.latent_dim, settings.model.sigreg_slices
+
+
+PAPER, TINY = _sizes_of("two-room-paper"), _sizes_of("two-room-tiny")
 
 
 def run(quick: bool = False) -> dict[str, Any]:

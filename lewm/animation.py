@@ -7,7 +7,6 @@ its latent by a probe, thinning out towards the plan. Then the imagined way of t
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lewm.evaluation import Recording
+from lewm.files import write_atomically
 from lewm.planning import Replan
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FORMATS", "Frame", "View", "draw_episode", "encode_animation", "save_animation", "write_bytes"]
+__all__ = ["FORMATS", "Frame", "View", "draw_episode", "encode_animation", "save_animation"]
 
 FORMATS = (".gif", ".mp4", ".webp")
 
@@ -111,19 +111,8 @@ def save_animation(frames: Sequence[Frame], path: Path | str) -> Path:
         ImportError: MP4 without PyAV.
     """
     path = Path(path)
-    write_bytes(path, encode_animation(frames, path.suffix))
+    write_atomically(path, encode_animation(frames, path.suffix))
     return path
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: it is either the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def encode_animation(frames: Sequence[Frame], suffix: str) -> bytes:

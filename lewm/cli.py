@@ -51,20 +51,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default" if debug else "ignore")
             warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = lambda message, *_, **__: print(f"{command}: warning: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_, **__: _say(f"{command}: warning: {message}")
             importlib.import_module(f"lewm.commands.{name}").main(words[1:])
     except KeyboardInterrupt as interrupt:
         if debug:
             raise
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks
-            print(f"\n{command}: interrupted. {interrupt or 'Nothing was left half-done.'}", file=sys.stderr)
+        _say(f"\n{command}: interrupted. {interrupt or 'Nothing was left half-done.'}")
         return INTERRUPTED
     except (ValueError, OSError, ImportError) as error:
         if debug or (isinstance(error, ImportError) and (error.name or "").startswith("lewm")):
             raise
-        print(f"{command}: {_paragraph(error)}", file=sys.stderr)
+        _say(f"{command}: {_paragraph(error)}")
         return USER_ERROR
     return 0
+
+
+def _say(text: str) -> None:
+    """A paragraph on stderr, from one of the processes of a training on several devices: all of them meet the same trouble."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, file=sys.stderr)
 
 
 def _help() -> str:

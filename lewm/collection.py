@@ -40,6 +40,10 @@ class Looped:
         self._infos = [env.reset(seed=0)[1] for env in self.envs]
 
     @property
+    def policies(self) -> tuple[str, ...]:
+        return tuple(self.envs[0].policies)
+
+    @property
     def states(self) -> np.ndarray:
         return np.stack([np.array(info["state"], np.float32) for info in self._infos])
 
@@ -69,7 +73,7 @@ class Looped:
         return np.array([bool(info["success"]) for info in self._infos])
 
     def policy(self, name: str, seeds: Sequence[int]) -> Policy:
-        registry.choose(f"policy of {self.spec.name}", name, self.envs[0].policies)
+        registry.choose(f"policy of {self.spec.name}", name, self.policies)
         policies = [env.policy(name, int(seed)) for env, seed in zip(self.envs, seeds, strict=True)]
         return lambda: np.stack([policy() for policy in policies]).astype(np.float32)
 

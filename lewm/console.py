@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,13 +31,13 @@ class Bars:
     Where stderr is no terminal, a plain line now and then. Use as a context.
 
     Python swallows a Ctrl-C that happens to arrive inside a destructor, of which HDF5 has many. So within the context it is
-    also noted, and if the work goes on all the same, the next update raises it again.
+    also noted, and if the work goes on all the same, the next update raises it again; the swallowed one is not shown.
     """
 
     def __init__(self) -> None:
         self._console = _console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a file name may hold square brackets
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -50,11 +51,13 @@ class Bars:
         self._said = time.monotonic()
         self._interrupted = False
         self._handler: Any = None
+        self._hook: Any = None
 
     def __enter__(self) -> Bars:
         in_main_thread = threading.current_thread() is threading.main_thread()
         if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._handler = signal.signal(signal.SIGINT, self._interrupt)
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -63,6 +66,7 @@ class Bars:
         self._live.stop()
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
+            sys.unraisablehook = self._hook
 
     def update(self, stage: str, done: int, total: int, note: str = "", alarm: str = "") -> None:
         """Show how far a stage is; its first call is where its clock starts. A call without a note leaves note and alarm."""
@@ -82,6 +86,10 @@ class Bars:
     def _interrupt(self, signum: int, frame: Any) -> None:
         self._interrupted = True
         raise KeyboardInterrupt
+
+    def _unraisable(self, unraisable: Any) -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            self._hook(unraisable)
 
     def _picture(self) -> Group:
         lines = [Text(self._note, style="dim")] * bool(self._note) + [Text(self._alarm, style="bold red")] * bool(self._alarm)
@@ -105,7 +113,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], numbers_from: in
         console.print(Text(title, style="bold"), soft_wrap=True)
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for place, name in enumerate(header):
-        grid.add_column(name, justify="right" if place >= numbers_from else "left")
+        grid.add_column(Text(name), justify="right" if place >= numbers_from else "left")
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
     console.print(grid)

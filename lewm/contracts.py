@@ -34,6 +34,10 @@ class EnvSpec:
         state_names, state_units: one per state variable, in the order of `state`.
         max_steps: length in env steps at which collection cuts an episode.
         look: the named appearance ("published" unless a factor changed it); numbers of two looks are never mixed.
+        picture_extent: width of the picture in the unit of the state, for a planar world whose first two state variables are
+            a place in it (x to the right, y down); None for other worlds.
+        tolerance: largest distance from the goal that counts as success, in the unit of the state; None where success is
+            no such distance.
     """
 
     name: str
@@ -45,6 +49,8 @@ class EnvSpec:
     state_units: tuple[str, ...]
     max_steps: int
     look: str = "published"
+    picture_extent: float | None = None
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -229,6 +235,11 @@ class World(Protocol):
     num_envs: int
 
     @property
+    def policies(self) -> tuple[str, ...]:
+        """The names that `policy` knows."""
+        ...
+
+    @property
     def states(self) -> np.ndarray:
         """(B, S) float32 ground truth, a copy."""
         ...
@@ -259,7 +270,7 @@ class World(Protocol):
         ...
 
     def policy(self, name: str, seeds: Sequence[int]) -> Policy:
-        """A policy bound to this world: "expert", "random", or another of the plug-in's `policies`."""
+        """A policy bound to this world: one of its `policies`."""
         ...
 
     def regions(self, states: np.ndarray) -> np.ndarray | None:

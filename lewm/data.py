@@ -57,9 +57,9 @@ class Provenance:
 
     @staticmethod
     def read(attributes: h5py.AttributeManager) -> Provenance:
-        found = {f.name: attributes[f.name] for f in fields(Provenance) if f.name in attributes}
-        plain: dict[str, Any] = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in found.items()}
-        return Provenance(**plain | {k: tuple(v) for k, v in plain.items() if isinstance(v, list)})
+        """Other projects may use these names for other things: a value that is not of its field's type counts as not there."""
+        found = {f: _plain(attributes[f.name]) for f in fields(Provenance) if f.name in attributes}
+        return Provenance(**{f.name: value for f, value in found.items() if str(f.type).startswith(type(value).__name__)})
 
     def write(self, attributes: h5py.AttributeManager) -> None:
         for name, value in asdict(self).items():
@@ -70,6 +70,15 @@ class Provenance:
         """Name the fields in which two provenances differ, with both values; empty where they agree."""
         pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
         return "; ".join(f"{name} {a!r} against {b!r}" for name, a, b in pairs if a != b)
+
+
+def _plain(value: Any) -> Any:
+    """An attribute without NumPy's types and fixed-length bytes; a list becomes a tuple if it holds nothing but text."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list):
+        values = tuple(map(_plain, value))
+        return values if all(isinstance(v, str) for v in values) else None
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 @dataclass(frozen=True)
@@ -125,8 +134,7 @@ class Episodes:
     def open(cls, path: Path | str) -> Episodes:
         """Open and verify a file: its layout, its index, and that every action but the last of an episode is a number.
 
-        Raises:
-            ValueError: one paragraph with the file, what was expected, what was found, and the cure.
+        Else a ValueError says in one paragraph the file, what was expected, what was found, and the cure.
         """
         return cls(path)
 
@@ -157,8 +165,7 @@ class Episodes:
     def rows(self, column: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Read single rows of one column: (n,) row numbers in any order, with repeats -> (n, ...) in that order.
 
-        Rows are read one by one, which beats reading a window's whole range when only every fifth row is wanted; neighbours
-        share one read.
+        One by one, which beats a window's whole range when only every fifth row is wanted; neighbours share one read.
         """
         indices = np.asarray(indices, np.int64)
         order = np.argsort(indices, kind="stable")
@@ -186,7 +193,8 @@ class Episodes:
 
     def episode(self, i: int) -> Episode:
         """Read episode i whole."""
-        return Episode(self.pixels_at(self._range(i)), self.actions(i), self.states(i) if self.has_states else None)
+        rows = self._range(i)
+        return Episode(self.pixels_at(rows), self.actions(i), self.rows("state", rows) if self.has_states else None)
 
     def actions(self, i: int) -> np.ndarray:
         """(L, a) float32 env actions of episode i; the last row is not an action."""
@@ -194,10 +202,12 @@ class Episodes:
         return self._actions[rows.start : rows.stop].copy()
 
     def states(self, i: int) -> np.ndarray:
-        """(L, S) float32 ground truth of episode i."""
+        """(L, S) float32 ground truth of episode i, refused if there is a row that is not finite."""
         if not self.has_states:
             raise _unfit(self.path, "a column 'state'", "none", "Probes and world resets need a file that has the ground truth")
-        return self.rows("state", self._range(i))
+        states = self.rows("state", self._range(i))
+        self._refuse_nonfinite("finite states", states, np.asarray(self._range(i)))
+        return states
 
     def summary(self) -> dict[str, Any]:
         """Describe the file in JSON-ready values, without reading its pixels."""
@@ -219,13 +229,9 @@ class Episodes:
         }
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
-        """Read everything there is, calling `progress(done, total)` per episode, and count what `open` does not look at.
+        """Read everything, calling `progress(done, total)` per episode; count frames of one colour and states with a NaN.
 
-        Returns:
-            `episodes` and `steps` read, `blank_frames` of one single colour, rows of `nonfinite_states`.
-
-        Raises:
-            ValueError: rows that are missing or cannot be decoded, or an index that contradicts the episodes.
+        Rows that are missing or cannot be decoded, or an index that contradicts the episodes, raise ValueError.
         """
         self.verify_index()
         blank = nonfinite = 0
@@ -241,10 +247,7 @@ class Episodes:
     def verify_index(self) -> None:
         """Check that every row is on disk, and that `step_idx` and `ep_idx`, where present, count as the episodes do.
 
-        HDF5 answers rows that never reached the disk with zeros, so a torn file would otherwise read as black frames.
-
-        Raises:
-            ValueError: they do not.
+        Else ValueError. HDF5 answers rows that never reached the disk with zeros: a torn file would read as black frames.
         """
         cure = "The file was torn, perhaps by a killed process. Fetch or collect it again"
         for name, column in self._columns().items():
@@ -301,14 +304,16 @@ class Episodes:
         if lengths.sum() != steps or (np.cumsum(lengths) - lengths != offsets).any():
             got = f"lengths that sum to {lengths.sum()} and offsets {offsets[:3].tolist()}.. to {offsets[-1]}"
             raise _unfit(self.path, f"episodes end to end over {steps} rows", got, cure)
-        bad = ~np.isfinite(self._actions).all(axis=1)
-        bad[offsets + lengths - 1] = False
+        inner = np.delete(np.arange(steps), offsets + lengths - 1)
+        self._refuse_nonfinite("finite actions but for the last row of an episode", self._actions[inner], inner)
+
+    def _refuse_nonfinite(self, expected: str, values: np.ndarray, rows: np.ndarray) -> None:
+        bad = ~np.isfinite(values).all(axis=1)
         if bad.any():
-            row = int(np.argmax(bad))
-            i = int(np.searchsorted(offsets, row, side="right")) - 1
-            got = f"{self._actions[row].tolist()} at step {row - offsets[i]} of episode {i} ({bad.sum()} such rows)"
-            cure = "Cut or drop what is not a number"
-            raise _unfit(self.path, "finite actions but for the last row of an episode", got, cure)
+            first = int(np.argmax(bad))
+            i = int(np.searchsorted(self.offsets, rows[first], side="right")) - 1
+            got = f"{values[first].tolist()} at step {rows[first] - self.offsets[i]} of episode {i} ({bad.sum()} such rows)"
+            raise _unfit(self.path, expected, got, "Cut or drop what is not a number")
 
 
 def _unfit(path: Path, expected: str, got: str, cure: str) -> ValueError:
@@ -340,12 +345,9 @@ class Split:
 
 
 def split(num_episodes: int, holdout: float = 0.1, seed: int = 0) -> Split:
-    """Hold out a share of the episodes, at least one.
+    """Hold out a share of the episodes, at least one; fewer than two, or a share outside (0, 1), raise ValueError.
 
     Whole episodes, because frames of one episode are near-duplicates: splitting rows would test on the training set.
-
-    Raises:
-        ValueError: fewer than two episodes, or a share outside (0, 1).
     """
     if num_episodes < 2 or not 0 < holdout < 1:
         raise ValueError(
@@ -360,11 +362,8 @@ def split(num_episodes: int, holdout: float = 0.1, seed: int = 0) -> Split:
 def statistics(episodes: Episodes, episode_ids: Sequence[int], max_frames: int = 2048, seed: int = 0) -> Statistics:
     """Normalisation statistics of some episodes, which must be the training split: held-out data would leak through them.
 
-    Args:
-        max_frames: pixels are counted on a seeded sample of this many frames; a few hundred settle three digits.
-
-    Returns:
-        Statistics; a dimension that never varies gets a std of 1, so that normalising it gives 0 and not noise.
+    Pixels are counted on a seeded sample of `max_frames`; a few hundred settle three digits. A dimension that never varies
+    gets a std of 1, so that normalising it gives 0 and not noise.
     """
     rows = np.concatenate([np.arange(episodes.offsets[i], episodes.offsets[i] + episodes.lengths[i]) for i in episode_ids])
     sample = np.random.default_rng(seed).permutation(rows)[:max_frames]

@@ -27,8 +27,8 @@ EXTRAS = {
 FILTERS = {"blosc": 32001, "zstd": 32015, "lz4": 32004, "bitshuffle": 32008}
 """HDF5's registered numbers of the compressions that published episode files use."""
 
-LITTLE_DISK_GB, LITTLE_MEMORY_GB = 1.0, 2.0
-"""Below these the quickstart itself may fail: it needs about 0.6 GB of disk and 1 GB of memory."""
+LITTLE_DISK_GB, LITTLE_MEMORY_GB = 0.2, 2.0
+"""Below these the quickstart itself may fail: it needs about 0.1 GB of disk (32 MB of them episodes) and 1 GB of memory."""
 
 
 def examine(folder: Path | str = ".") -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _machine(folder: Path) -> tuple[dict[str, Any], list[str]]:
     memory = _memory_gb()
     problems = []
     if disk < LITTLE_DISK_GB:
-        problems.append(f"Only {disk:.1f} GB are free on the disk of {folder.resolve()}: a quickstart needs 0.6.")
+        problems.append(f"Only {disk:.1f} GB are free on the disk of {folder.resolve()}: a quickstart needs 0.1.")
     if memory is not None and memory < LITTLE_MEMORY_GB:
         problems.append(f"Only {memory:.1f} GB of memory are free: a quickstart needs 1.")
     answer = {

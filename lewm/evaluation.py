@@ -27,10 +27,8 @@ Actor = Callable[[np.ndarray], np.ndarray]
 Progress = Callable[[str, int, int], None]
 """Called with the task and policy being played, the env steps played and the most there can be."""
 
-_HEADER = (
-    "| task | policy | paper's protocol | strict | solved at start | median steps | ms per plan | predictor calls |",
-    "|---|---|---|---|---|---|---|---|",
-)
+COLUMNS = ("task", "policy", "paper's protocol", "strict", "solved at start", "median steps", "ms per plan", "predictor calls")
+"""Names of what a row of results holds."""
 
 # ------------------------------------------------------------------------------------------------------------ records
 
@@ -112,23 +110,27 @@ class Evaluation:
             },
         }
 
-    def markdown(self, header: bool = True) -> str:
-        """One table row per policy."""
-        rows = list(_HEADER) if header else []
+    def rows(self) -> list[tuple[str, ...]]:
+        """One per policy, with a cell for each of `COLUMNS`."""
+        rows: list[tuple[str, ...]] = []
         for policy in self.success_steps:
             steps = self.score(policy, strict=True).median_steps
-            cells = [
-                self.protocol.name,
-                policy,
-                str(self.score(policy)),
-                str(self.score(policy, strict=True)),
-                f"{self.solved_at_start:.1%}",
-                "-" if steps is None else f"{steps:g}",
-                f"{1e3 * self.effort.seconds_per_plan:.1f}" if policy == AGENT else "-",
-                f"{self.effort.predictor_calls_per_plan:,.0f}" if policy == AGENT else "-",
-            ]
-            rows.append(f"| {' | '.join(cells)} |")
-        return "\n".join(rows)
+            rows.append(
+                (
+                    self.protocol.name,
+                    policy,
+                    str(self.score(policy)),
+                    str(self.score(policy, strict=True)),
+                    f"{self.solved_at_start:.1%}",
+                    "-" if steps is None else f"{steps:g}",
+                    f"{1e3 * self.effort.seconds_per_plan:.1f}" if policy == AGENT else "-",
+                    f"{self.effort.predictor_calls_per_plan:,.0f}" if policy == AGENT else "-",
+                )
+            )
+        return rows
+
+    def markdown(self) -> str:
+        return _markdown(self.rows())
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,16 @@ class Suite:
     def to_json(self) -> dict[str, Any]:
         return {"tasks": [evaluation.to_json() for evaluation in self.evaluations], "omitted": self.omitted}
 
+    def rows(self) -> list[tuple[str, ...]]:
+        """Those of all tasks."""
+        return [row for evaluation in self.evaluations for row in evaluation.rows()]
+
+    def remarks(self) -> list[str]:
+        """A sentence for each task that was left out."""
+        return [f"Not evaluated: {task}, because {reason}" for task, reason in self.omitted.items()]
+
     def markdown(self) -> str:
-        rows = [*_HEADER, *(evaluation.markdown(header=False) for evaluation in self.evaluations)]
-        return "\n".join(rows + [f"\nNot evaluated: {task}, because {reason}" for task, reason in self.omitted.items()])
+        return "\n\n".join([_markdown(self.rows()), *self.remarks()])
 
 
 @dataclass(frozen=True)
@@ -338,11 +347,15 @@ def _floor(name: str, world: World, seeds: Sequence[int]) -> Actor:
     if name == DO_NOTHING:
         zeros = np.zeros((world.num_envs, len(world.spec.action_low)), np.float32)
         return lambda active: zeros
-    try:
-        policy = world.policy(name, seeds)
-    except ValueError as error:
-        raise Unavailable(str(error)) from error
+    if name not in world.policies:
+        known = ", ".join(world.policies)
+        raise Unavailable(f"world '{world.spec.name}' has no policy '{name}', only {known}.")
+    policy = world.policy(name, seeds)
     return lambda active: policy()
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows))
 
 
 def _portions(pairs: Pairs, size: int) -> Iterable[Pairs]:

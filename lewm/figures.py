@@ -7,6 +7,7 @@ page decides about light, dark and print; text is text, in the font of the page.
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -163,6 +164,7 @@ def _panel(title: str, draw: Callable[[Axes], None], height: float = PANEL_INCHE
     muted, line = THEME["muted"], THEME["line"]
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
+        "text.parse_math": False,  # names come from data files: a "$" in one is a dollar
         "svg.hashsalt": title,  # names that are the same every time, and differ between the panels of a page
         "font.size": 11,
         "figure.titlesize": 12,
@@ -203,7 +205,7 @@ def _for_a_page(svg: str, title: str) -> str:
     for name, colour in THEME.items():
         body = body.replace(colour, f"var(--{name}, {colour})")
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'<svg {namespaces} viewBox="{box[1]}" role="img" aria-label="{title}">{body.rstrip()}'
+    return f'<svg {namespaces} viewBox="{box[1]}" role="img" aria-label="{html.escape(title)}">{body.rstrip()}'
 
 
 def _points(axes: Axes, places: np.ndarray, **how: Any) -> Any:

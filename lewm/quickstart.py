@@ -27,21 +27,22 @@ import torch
 import lewm
 from lewm import checkpoints, recipes
 from lewm.analyses.probing import Probe, Probing
-from lewm.animation import View, draw_episode, encode_animation, write_bytes
+from lewm.animation import View, draw_episode, encode_animation
 from lewm.collection import collect, open_world
-from lewm.contracts import Result, World, WorldModel
+from lewm.contracts import EnvSpec, Result, World, WorldModel
 from lewm.data import Episodes
-from lewm.envs.two_room import SUCCESS_PX, WORLD_PX
 from lewm.evaluation import AGENT, Evaluation, Recording, Score, evaluate, record_episodes
+from lewm.files import write_atomically
 from lewm.recipes import Experiment
 from lewm.report import Clip, draw_panels, render
+from lewm.stats import bootstrap
 from lewm.tasks import Protocol
 from lewm.training import Progress, train
 
 __all__ = ["Report", "run"]
 
-RECIPE = "two-room-tiny"
-PAIRS = 200
+RECIPE, PUBLISHED = "two-room-tiny", "two-room-paper"
+PAIRS, OTHER_ROOM_PAIRS = 200, 100
 SHORT_EPISODES, SHORT_UPDATES, SHORT_PAIRS = 100, 40, 100
 
 ENVIRONMENTS = 128
@@ -82,18 +83,25 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
         trained = checkpoints.read_json(run_folder / checkpoints.EXPERIMENT)
         split = trained["split"]
         model = checkpoints.load(run_folder, device)
+    world = open_world(experiment.world, ENVIRONMENTS, image_size=experiment.image_size)
     with book.timed("evaluate"):
-        protocol = Protocol(episodes=SHORT_PAIRS if short else PAIRS, seed=seed)
-        evaluation = _evaluate(experiment, model, episodes, split["heldout"], protocol, report)
+        protocol = Protocol.along(episodes=SHORT_PAIRS if short else PAIRS, seed=seed)
+        evaluation = _evaluate(experiment, model, world, episodes, split["heldout"], protocol, report)
+        other_room = None
+        if not short:
+            protocol = Protocol.to_other_room(OTHER_ROOM_PAIRS, seed)
+            other_room = _evaluate(experiment, model, world, episodes, split["heldout"], protocol, report)
     with book.timed("probe"):
         report("probe", 0, 1, "", "")
         probing = Probing(seed=seed).run(model, episodes, split["train"], split["heldout"])
         report("probe", 1, 1, ", ".join(f"r of {n} {s['r']:.4f}" for n, s in probing.values["variables"].items()), "")
     with book.timed("report"):
-        door = _through_door(experiment, evaluation)
+        door = _through_door(world, evaluation)
         clips = _clips(experiment, model, episodes, evaluation, door, probing, report)
         result = {
-            **_success(evaluation, door),
+            **_success(evaluation, door, world.spec),
+            "other_room": None if other_room is None else _other_room(other_room),
+            "published": _published(),
             "probe_r": {name: scores["r"] for name, scores in probing.values["variables"].items()},
             "probe": probing.values["variables"],
             **_made(experiment, model, episodes, trained),
@@ -106,7 +114,7 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
         panels = draw_panels(result, metrics, probing)
     result["seconds"] = book.seconds
     page = render(result, metrics, probing, panels, clips, shlex.quote(str(out)))
-    write_bytes(out / "report.html", page.encode())
+    write_atomically(out / "report.html", page.encode())
     checkpoints.write_json(out / "result.json", result)
     report("report", CLIPS, CLIPS, "", "")
     episodes.close()
@@ -150,13 +158,18 @@ def _train(experiment: Experiment, data: Path, folder: Path, report: Report) -> 
 
 
 def _evaluate(
-    experiment: Experiment, model: WorldModel, episodes: Episodes, heldout: list[int], protocol: Protocol, report: Report
+    experiment: Experiment,
+    model: WorldModel,
+    world: World,
+    episodes: Episodes,
+    heldout: list[int],
+    protocol: Protocol,
+    report: Report,
 ) -> Evaluation:
-    world = open_world(experiment.world, ENVIRONMENTS, image_size=experiment.image_size)
-
     def progress(attempt: str, done: int, total: int) -> None:
-        stage = "evaluate" if attempt.endswith(AGENT) else "floors"  # floors plan nothing: one clock cannot foretell both
-        report(stage, done, total, attempt, "")
+        stages = ("other room", "its floors") if protocol.across else ("evaluate", "floors")
+        planning = attempt.endswith(AGENT)  # floors plan nothing: one clock cannot foretell both
+        report(stages[0 if planning else 1], done, total, attempt, "")
 
     return evaluate(model, experiment.planning, world, episodes, heldout, protocol, progress=progress)
 
@@ -172,7 +185,10 @@ def _clips(
 ) -> list[Clip]:
     chosen = evaluation.pairs[_worth_seeing(evaluation.success_steps[AGENT], door)]
     world = open_world(experiment.world, len(chosen), image_size=experiment.image_size)
-    view = View(Probe.of(probing).predict, extent=WORLD_PX, tolerance=SUCCESS_PX)
+    spec = world.spec
+    assert spec.picture_extent is not None
+    assert spec.tolerance is not None
+    view = View(Probe.of(probing).predict, spec.picture_extent, spec.tolerance)
     clips: list[Clip] = []
     for recording in record_episodes(model, experiment.planning, world, episodes, chosen, evaluation.protocol):
         report("report", len(clips), CLIPS, "drawing planned episodes", "")
@@ -199,9 +215,8 @@ def _worth_seeing(steps: np.ndarray, door: np.ndarray) -> np.ndarray:
     return np.concatenate([chosen, others])
 
 
-def _through_door(experiment: Experiment, evaluation: Evaluation) -> np.ndarray:
+def _through_door(world: World, evaluation: Evaluation) -> np.ndarray:
     """(n,) bool: do start and goal of a pair lie in different rooms?"""
-    world = open_world(experiment.world, 1, image_size=experiment.image_size)
     starts, goals = (world.regions(states) for states in (evaluation.pairs.starts, evaluation.pairs.goals))
     assert starts is not None
     assert goals is not None
@@ -211,7 +226,7 @@ def _through_door(experiment: Experiment, evaluation: Evaluation) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------ result
 
 
-def _success(evaluation: Evaluation, door: np.ndarray) -> dict[str, Any]:
+def _success(evaluation: Evaluation, door: np.ndarray, spec: EnvSpec) -> dict[str, Any]:
     """All that the evaluation says, under the names of result.json."""
     floors = [policy for policy in evaluation.success_steps if policy != AGENT]
     behind = door & evaluation.pairs.paper
@@ -221,8 +236,8 @@ def _success(evaluation: Evaluation, door: np.ndarray) -> dict[str, Any]:
         success_steps={policy: steps[behind] for policy, steps in evaluation.success_steps.items()},
     )
     return {
-        "success": _plain(evaluation.score()),
-        "strict": _plain(evaluation.score(strict=True)),
+        "success": _plain(evaluation.score()) | _over_episodes(evaluation),
+        "strict": _plain(evaluation.score(strict=True)) | _over_episodes(evaluation, strict=True),
         "floors": {
             _key(floor): {**_plain(evaluation.score(floor)), "strict": _plain(evaluation.score(floor, strict=True))}
             for floor in floors
@@ -234,8 +249,32 @@ def _success(evaluation: Evaluation, door: np.ndarray) -> dict[str, Any]:
         "predictor_calls_per_plan": evaluation.effort.predictor_calls_per_plan,
         "planned_together": evaluation.batch,
         "protocol": dataclasses.asdict(evaluation.protocol),
-        "tolerance": {"value": SUCCESS_PX, "of": WORLD_PX, "unit": "px"},
+        "tolerance": {"value": spec.tolerance, "of": spec.picture_extent, "unit": spec.state_units[0]},
     }
+
+
+def _over_episodes(evaluation: Evaluation, strict: bool = False) -> dict[str, float]:
+    """95% interval of the agent's rate from a bootstrap over episodes: many pairs are overlapping parts of one walk."""
+    counted = evaluation.pairs.strict if strict else evaluation.pairs.paper
+    reached = evaluation.success_steps[AGENT][counted] >= 0
+    low, high = bootstrap(np.mean, reached, groups=evaluation.pairs.start_episodes[counted])
+    return {"episode_low": low, "episode_high": high}
+
+
+def _other_room(evaluation: Evaluation) -> dict[str, Any]:
+    """The distant goals: the same counts, without the details."""
+    floors = [policy for policy in evaluation.success_steps if policy != AGENT]
+    return {
+        "agent": _plain(evaluation.score()),
+        "floors": {_key(floor): _plain(evaluation.score(floor)) for floor in floors},
+        "protocol": dataclasses.asdict(evaluation.protocol),
+    }
+
+
+def _published() -> dict[str, str]:
+    """What the paper reports at its size, in the words of that recipe."""
+    paper = recipes.load(PUBLISHED)
+    return {"recipe": paper.recipe, "result": paper.expected, "source": paper.source}
 
 
 def _made(experiment: Experiment, model: WorldModel, episodes: Episodes, trained: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import hdf5plugin
 import numpy as np
 
 from lewm.data import EPISODE_COLUMNS, Episode, Episodes, Provenance
+from lewm.files import sync
 from lewm.registry import choose
 
 __all__ = ["EpisodeWriter"]
@@ -171,10 +172,9 @@ class EpisodeWriter:
 
     def _publish(self) -> None:
         """Give the partial file its name, in an order that a power cut cannot turn into a named but empty file."""
-        _fsync(self.partial)
+        sync(self.partial)
         os.replace(self.partial, self.path)
-        with contextlib.suppress(PermissionError):  # Windows opens no folders
-            _fsync(self.path.parent)
+        sync(self.path.parent)
 
     def _salvage(self) -> None:
         """Turn what a killed process left behind into an interrupted file, if it is sound."""
@@ -238,11 +238,3 @@ def _trim(file: h5py.File, episodes: int, rows: int) -> None:
         wanted = episodes if name in EPISODE_COLUMNS else rows
         if len(column) != wanted:
             column.resize(wanted, axis=0)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

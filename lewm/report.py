@@ -1,6 +1,6 @@
 """One self-contained HTML page that shows a quickstart to a stranger: pictures and text are inside, nothing is fetched.
 
-Every number on the page was measured in the run it reports, but for the published one, which is called that.
+Every result on the page was measured in the run it reports, but for the published one, which is called that.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from lewm.contracts import Result
 from lewm.figures import THEME, latent_panels, loss_panels, probe_panels, success_panel
 
 __all__ = ["Clip", "draw_panels", "render"]
-
-PUBLISHED_RATE = 0.87
-"""Two-Room at full size. Source: LeWorldModel (arXiv 2603.19312), table 1."""
 
 SAMPLED_ROWS = 24
 """Of a cloud of points, as many are listed as numbers."""
@@ -55,6 +52,7 @@ def draw_panels(result: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]],
     """The figures of the page; arguments as for `render`. Drawn first, because the page shows how long they took."""
     return {
         "success": [success_panel(title, scores) for title, scores in _successes(result).items()],
+        "other_room": [success_panel("goals in the other room", scores) for scores in (_other_room(result),) if scores],
         "loss": loss_panels(metrics),
         "latents": latent_panels(probing),
         "probe": probe_panels(probing),
@@ -94,13 +92,14 @@ def render(
         settings=result["settings"],
         theme=THEME,
         successes=_successes(result),
+        other_room=_other_room(result),
+        straight_does=_compared(result["floors"]["straight_line"], result["success"]),
         panels=panels,
         loss_table=_loss_table(metrics),
         probing=probing.values,
         sample=_sample(probing),
         clips=clips,
         stages={name: label for name, label in STAGES.items() if name in result["seconds"]},
-        published=PUBLISHED_RATE,
         next_steps=_next_steps(result, folder),
     )
 
@@ -114,13 +113,32 @@ def _successes(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, fl
     }
 
 
+def _other_room(result: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Policy -> score on the distant goals, the agent first; empty where they were not played."""
+    played = result["other_room"]
+    if played is None:
+        return {}
+    return {"agent": played["agent"]} | {
+        label: played["floors"][n] for n, label in FLOOR_NAMES.items() if n in played["floors"]
+    }
+
+
+def _compared(rival: Mapping[str, float], agent: Mapping[str, float]) -> str:
+    """How a rival does beside the agent: "as well" unless each of them lies outside the interval of the other."""
+    if rival["low"] > agent["rate"] and rival["rate"] > agent["high"]:
+        return "better"
+    if rival["high"] < agent["rate"] and rival["rate"] < agent["low"]:
+        return "less well"
+    return "as well"
+
+
 def _next_steps(result: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
     """What to do with what is now in the folder, and how to go beyond it: purpose and command."""
     settings = result["settings"]
     collect = f"--episodes 2000 --image-size {settings['image_size']} --seed 1"
     return [
-        ("watch it find its way to the other room", f"lewm plan {folder}/run --across --out plan.gif"),
-        ("measure it on harder tasks too: longer ways, and goals in the other room", f"lewm evaluate {folder}/run --full"),
+        ("watch it look for the way to the other room", f"lewm plan {folder}/run --across --out plan.gif"),
+        ("measure it on longer ways too, and on more goals in the other room", f"lewm evaluate {folder}/run --full"),
         ("collect more episodes", f"lewm collect {settings['world']} --out more.h5 {collect}"),
         ("train longer on them", f"lewm train {result['recipe']} --data more.h5 --out longer --training.updates 2000"),
         ("compare the speed of our implementations with plain ones", "lewm bench"),

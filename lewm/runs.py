@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -29,8 +27,9 @@ class Run:
         experiment: what training recorded of it.
         model: from the newest checkpoint, in evaluation mode.
         episodes: an opened episode file.
-        heldout: those of its episodes that this model was not trained on.
-        own_data: whether the file holds the very stream of episodes that the run was trained on.
+        heldout: those of its episodes that this model was not trained on; of unknown origin, those with other numbers than
+            the episodes that it was trained on, or all where there are no such.
+        own_data: whether the file holds the very stream of episodes that the run was trained on; None where that is unknown.
         planning: as the run's recipe has it; the paper's where the recipe is not known here.
     """
 
@@ -39,7 +38,7 @@ class Run:
     model: WorldModel
     episodes: Episodes
     heldout: tuple[int, ...]
-    own_data: bool
+    own_data: bool | None
     planning: PlanningConfig
 
     def world(self, num_envs: int) -> World:
@@ -70,16 +69,6 @@ class Run:
         seen = [i for i in range(len(self.episodes)) if i not in set(self.heldout)]
         half = len(self.heldout) // 2
         return (seen, list(self.heldout)) if seen else (list(self.heldout[:half]), list(self.heldout[half:]))
-
-    @property
-    def picture(self) -> tuple[float, float] | None:
-        """Width of the picture and radius of success in the unit of the state, where that begins with a place in the picture.
-
-        The world's file says so by naming both: `WORLD_PX` and `SUCCESS_PX`.
-        """
-        plugin = sys.modules[registry.load("envs", self.world_name).__module__]
-        numbers = [getattr(plugin, name, None) for name in ("WORLD_PX", "SUCCESS_PX")]
-        return None if None in numbers else (float(numbers[0]), float(numbers[1]))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -164,18 +153,27 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
         )
     episodes = Episodes.open(data or original)
     check_fits(episodes, model.spec.image_size, model.spec.statistics.action_dim)
-    same = _same_stream(own, json.loads(json.dumps(asdict(episodes.provenance))), counts == (len(episodes), episodes.steps))
-    heldout = tuple(i for i in range(len(episodes)) if not (same and i in trained))
+    same = _same_stream(own, asdict(episodes.provenance))
+    if same is None and episodes.path.resolve() == original.resolve() and counts == (len(episodes), episodes.steps):
+        same = True
+    everything = tuple(range(len(episodes)))
+    heldout = everything if same is False else tuple(i for i in everything if i not in trained)
+    if same is None and not heldout:
+        heldout = everything
     recipe = str(experiment.get("recipe", ""))
     return Run(path, experiment, model, episodes, heldout, same, _planning_of(recipe))
 
 
-def _same_stream(own: Mapping[str, Any], other: Mapping[str, Any], same_counts: bool) -> bool:
-    """Do two files hold one stream of episodes, of which one may know more? Files that do not say: if they count the same."""
-    if not own.get("world"):
-        return same_counts
-    origin = ("world", "version", "policy", "seed", "look", "options")
-    return all(own.get(name) == other.get(name) for name in origin)
+def _same_stream(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+    """Do two files hold one stream of episodes? None where one of them does not say.
+
+    How the world looked, or which version drew it, is not asked: pictures that differ a little, or options that are only
+    spelt otherwise, must not make what was trained on count as unseen.
+    """
+    pairs = [(own.get(name), other.get(name)) for name in ("world", "policy", "seed")]
+    if any(a != b for a, b in pairs if None not in (a, b)):
+        return False
+    return None if any(None in pair for pair in pairs) else True
 
 
 def _planning_of(recipe: str) -> PlanningConfig:

@@ -43,15 +43,27 @@ class Protocol:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
+    @classmethod
+    def along(cls, offset: int = 25, episodes: int = 200, seed: int = 0) -> Protocol:
+        """Goals `offset` steps ahead, with twice as many allowed, as in the paper's task."""
+        return cls(offset=offset, budget=2 * offset, episodes=episodes, seed=seed)
+
+    @classmethod
+    def to_other_room(cls, episodes: int = 200, seed: int = 0) -> Protocol:
+        """Goals in another region, in 100 steps. Source: ours."""
+        return cls(budget=100, episodes=episodes, seed=seed, across=True)
+
     @property
     def name(self) -> str:
         return "other room" if self.across else f"offset {self.offset}"
 
 
 def standard_protocols(episodes: int = 200, seed: int = 0) -> tuple[Protocol, ...]:
-    """The paper's task, two longer ones (offsets 50 and 75, the budget twice the offset) and the way to the other room."""
-    along = (Protocol(offset=offset, budget=2 * offset, episodes=episodes, seed=seed) for offset in (25, 50, 75))
-    return (*along, Protocol(budget=100, episodes=episodes, seed=seed, across=True))
+    """The paper's task, two longer ones (offsets 50 and 75) and the way to the other room."""
+    return (
+        *(Protocol.along(offset, episodes, seed) for offset in (25, 50, 75)),
+        Protocol.to_other_room(episodes, seed),
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protoc
 
     Raises:
         Unavailable: no held-out trajectory is long enough, there are too few pairs, or the world has no regions.
-        ValueError: the data have no states, or states or pictures that do not fit the world.
+        ValueError: the data have no states, some that are not finite, or states or pictures that do not fit the world.
     """
     frames = _HeldOutFrames.read(episodes, held_out, world)
     start, goal = frames.across(world, protocol) if protocol.across else frames.along(protocol)

@@ -55,7 +55,7 @@ class PointWorld:
 
     def __init__(self, num_envs, policies=("random", "straight-line"), has_regions=True):
         self.spec = EnvSpec("point", "1", SIZE, (-1.0, -1.0), (1.0, 1.0), ("x", "y"), ("side", "side"), 100)
-        self.num_envs, self._policies, self._has_regions = num_envs, policies, has_regions
+        self.num_envs, self.policies, self._has_regions = num_envs, policies, has_regions
         self._states = self._goals = np.zeros((num_envs, 2), np.float32)
         self.rendered = 0
 
@@ -89,7 +89,7 @@ class PointWorld:
         return np.linalg.norm(self._states - self._goals, axis=1) < TOLERANCE
 
     def policy(self, name, seeds):
-        if name not in self._policies:
+        if name not in self.policies:
             raise ValueError(f"unknown policy '{name}'")
         if name == "straight-line":
             return lambda: np.clip((self._goals - self._states) / SPEED, -1, 1)

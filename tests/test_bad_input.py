@@ -97,7 +97,7 @@ def test_values_of_the_wrong_type(capsys):
     ("flags", "fragment"),
     [
         (["--training.batch-size=0"], "batch_size must be at least 1"),
-        (["--training.holdout=1.5"], "held-out share between 0 and 1"),
+        (["--training.holdout=1.5"], "holdout is a share and must be below 1, got 1.5"),
         (["--training.reading=streming"], "Did you mean 'streamed'"),
         (["--training.precision=bf61"], "bf61"),
         (["--training.window=60"], "observations or more"),
@@ -173,6 +173,26 @@ def test_bad_episode_files_are_refused_before_any_evaluation(what, refused, smal
     shutil.copy(small_data, path)
     spoil(what, path)
     refused(["evaluate", small_run, "--data", path], path, *BAD_FILES[what][:1])
+
+
+def test_foreign_attributes_are_no_obstacle_to_training(small_data, tmp_path):
+    path = tmp_path / "episodes.h5"
+    shutil.copy(small_data, path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["version"], file.attrs["state_units"] = np.bytes_("1.0"), np.array([b"px"])
+    assert main(train_command(path, tmp_path / "run", "--training.updates=1")) == 0
+    assert main(["plan", str(tmp_path / "run"), "--out", str(tmp_path / "plan.gif"), "--planning.iterations=1"]) == 0
+
+
+@pytest.mark.parametrize(("command", "side"), [("evaluate", "heldout"), ("plan", "heldout"), ("plan", "train")])
+def test_states_that_are_no_numbers(command, side, refused, small_data, small_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    episode = checkpoints.read_json(small_run / checkpoints.EXPERIMENT)["split"][side][1]
+    shutil.copy(small_data, "episodes.h5")
+    with h5py.File("episodes.h5", "r+") as file:
+        file["state"][101 * episode + 3] = np.nan
+    words = [command, small_run, "--data", "episodes.h5", "--episodes=2", "--planning.iterations=1"]
+    refused(words, f"episodes.h5: expected finite states, got [nan, nan] at step 3 of episode {episode}", "Cut or drop")
 
 
 @pytest.fixture(scope="session")

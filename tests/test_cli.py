@@ -2,26 +2,26 @@
 
 import dataclasses
 import errno
+import inspect
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tyro
 from conftest import train_command
 
 import lewm
-from lewm import checkpoints, cli, console, doctor, quickstart, recipes, registry
+from lewm import checkpoints, cli, doctor, quickstart, recipes, registry
 from lewm.cli import COMMANDS, main
+from lewm.commands import collect as collect_command
 from lewm.commands.train import described
-from lewm.planning import PlanningConfig
-from lewm.runs import PlanningChanges, open_run
 
 ROOT = Path(lewm.__file__).parent
 
@@ -130,6 +130,26 @@ def test_an_extra_that_is_missing_is_named(monkeypatch, capsys, small_run, tmp_p
     assert "pip install 'lewm[video]'" in capsys.readouterr().err
 
 
+def test_tensorboard_that_is_missing_is_named_before_any_training(monkeypatch, capsys, small_data, tmp_path):
+    for package in ("tensorboard", "tensorboardX"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert main(train_command(small_data, tmp_path / "run", "--training.tensorboard")) == 2
+    said = capsys.readouterr().err
+    assert "--training.tensorboard needs" in said
+    assert "pip install 'lewm[tensorboard]'" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_several_processes_the_first_says_what_is_wrong(monkeypatch, capsys):
+    said = {}
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert main(["data", "info", "nothing.h5"]) == 2
+        said[rank] = capsys.readouterr().err
+    assert said["0"].startswith("lewm data: nothing.h5: expected")
+    assert said["1"] == ""
+
+
 def test_warnings_are_sentences(monkeypatch, capsys):
     def warn(*_, **__):
         import warnings
@@ -153,6 +173,13 @@ def test_collect_says_what_there_is_and_has_nothing_to_do_twice(tmp_path, capsys
     assert (told["episodes"], told["provenance"]["look"]) == (2, "agent_color=0000ff")
     assert main([*words, "--look=agent_color=0000ff"]) == 0
     assert capsys.readouterr().out.startswith("nothing to do: ")
+
+
+def test_collect_makes_the_episodes_of_the_tiny_recipe_unless_told_otherwise():
+    given = {name: parameter.default for name, parameter in inspect.signature(collect_command.run).parameters.items()}
+    recipe = recipes.load("two-room-tiny").collection
+    assert (given["episodes"], given["policy"], given["seed"]) == (recipe.episodes, recipe.policy, recipe.seed)
+    assert given["compression"] is None
 
 
 def test_data_info_and_verify(small_data, tmp_path, capsys):
@@ -251,38 +278,6 @@ def test_evaluate_refuses_tasks_that_the_data_cannot_set(small_run, capsys):
     assert "expected at least 1000 start/goal pairs" in capsys.readouterr().err
 
 
-def test_changes_to_planning():
-    recipe = recipes.load("two-room-tiny").planning
-    changed = PlanningChanges(candidates=64, elites=8, intermediate=0.5, receding=2, hold_actions=False).apply(recipe)
-    assert (changed.solver.num_candidates, changed.solver.num_elites, changed.solver.num_iterations) == (64, 8, 4)
-    assert (changed.objective.intermediate, changed.receding, changed.hold_actions) == (0.5, 2, False)
-    assert PlanningChanges().apply(recipe) == recipe
-    assert PlanningChanges(solver="cem").apply(recipe) == recipe, "the recipe's own solver keeps its settings"
-
-    @dataclasses.dataclass(frozen=True)
-    class Simple:
-        steps: int = 3
-
-    with pytest.raises(ValueError, match="has a setting 'candidates'"):
-        PlanningChanges(candidates=3).apply(PlanningConfig(recipe.objective, Simple()))
-
-
-def test_what_counts_as_held_out(small_run, small_data, tmp_path):
-    """Of its own stream, however long the file grew, a run is tested on what it was not trained on; of another, on all."""
-    trained = set(checkpoints.read_json(small_run / checkpoints.EXPERIMENT)["split"]["train"])
-    own = open_run(small_run)
-    assert set(own.heldout) == set(range(16)) - trained
-    for seed, episodes, expected in ((0, 20, set(range(20)) - trained), (1, 4, {0, 1, 2, 3})):
-        path = tmp_path / f"{seed}.h5"
-        main(["collect", "two-room", "--out", str(path), f"--episodes={episodes}", f"--seed={seed}", "--image-size=32"])
-        opened = open_run(small_run, path)
-        assert (set(opened.heldout), opened.own_data) == (expected, seed == 0)
-        fit, test = opened.for_probes
-        assert fit
-        assert test
-        assert not set(fit) & set(test)
-
-
 def test_plan_draws_an_animation(small_run, tmp_path, capsys):
     from PIL import Image
 
@@ -336,6 +331,13 @@ def test_doctor(tmp_path, capsys):
     assert not told["problems"]
 
 
+@pytest.mark.parametrize(("free_gb", "enough"), [(0.15, False), (0.3, True)])
+def test_doctor_knows_what_disk_a_quickstart_needs(free_gb, enough, monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free_gb * 1e9))
+    problems = [problem for problem in doctor.examine(tmp_path)["problems"] if "disk" in problem]
+    assert problems == ([] if enough else [f"Only 0.1 GB are free on the disk of {tmp_path}: a quickstart needs 0.1."])
+
+
 def test_doctor_never_fails_on_what_is_missing(monkeypatch):
     known, load = doctor._version, registry.load
     monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("av", "tyro") else known(name))
@@ -376,54 +378,6 @@ def test_quickstart_shows_the_result(monkeypatch, tmp_path, capsys):
     assert re.search(r"do nothing +3.0%", shown)
     assert "report.html" in shown
     assert json.loads((tmp_path / "r.json").read_text())["seed"] == 3
-
-
-# ---------------------------------------------------------------------------------------------------------- console
-
-
-def test_only_the_first_process_speaks(monkeypatch, capsys):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    console.say("text")
-    console.facts({"a": 1})
-    console.table(("a",), [("b",)])
-    console.alarm("red")
-    with console.Bars() as bars:
-        bars.update("stage", 1, 1)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_facts_join_nested_names(capsys):
-    console.facts({"success": {"rate": 0.12345, "steps": None}, "names": ["x", 2.0], "none": []}, title="Result")
-    lines = [line.split("  ", 2)[1:] for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [(name, value.strip()) for name, value in lines] == [
-        ("success rate", "0.1235"),
-        ("success steps", "-"),
-        ("names", "x, 2"),
-        ("none", "-"),
-    ]
-
-
-def test_bars_keep_note_and_alarm_until_the_next_ones(capsys):
-    with console.Bars() as bars:
-        bars.update("train", 1, 3, "loss 2", "collapsed")
-        bars.update("train", 3, 3)
-        bars.update("evaluate", 5, 5)
-    assert capsys.readouterr().err.splitlines() == ["train: 3/3 loss 2 collapsed", "evaluate: 5/5"]
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_swallowed_ctrl_c_is_raised_again():
-    class Swallows:
-        def __del__(self):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
-    with console.Bars() as bars:
-        bars.update("collect", 1, 2)
-        Swallows()
-        with pytest.raises(KeyboardInterrupt):
-            bars.update("collect", 2, 2)
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_module_runs_by_itself():

@@ -109,6 +109,26 @@ def test_a_goal_can_be_drawn_and_met(name):
 
 
 @every_env
+def test_the_spec_knows_where_things_are_drawn_and_what_is_near_enough(name):
+    env = make(name)
+    extent, tolerance = env.env_spec.picture_extent, env.env_spec.tolerance
+    if extent is None or tolerance is None:
+        pytest.skip("a world whose states are no places in the picture")
+    for seed in range(10):
+        _, info = env.reset(seed=seed)
+        state, goal = info["state"], info["goal"]
+        change = np.abs(env.render_state(state).astype(float) - env.render_state(goal)).sum(axis=-1)
+        down, right = (np.indices(change.shape) * change).sum(axis=(1, 2)) / change.sum()
+        middle = (np.array([right, down]) + 0.5) * extent / SIZE
+        np.testing.assert_allclose(middle, (state[:2] + goal[:2]) / 2, atol=2 * extent / SIZE)
+
+        towards = (state - goal) / np.linalg.norm(state - goal)
+        for share, near in ((0.95, True), (1.05, False)):
+            _, there = env.reset(options={"state": goal + share * tolerance * towards, "goal": goal})
+            assert there["success"] is near
+
+
+@every_env
 def test_pictures_share_no_memory(name):
     env = make(name)
     first, info = env.reset(seed=0)
@@ -201,6 +221,7 @@ def test_a_batch_changes_no_environment(name):
         single = make(name)
         assert world.spec == single.env_spec
         assert world.num_envs == len(seeds)
+        assert world.policies == single.policies
         world.reset(seeds)
         single.reset(seed=seeds[chosen])
         act, act_single = world.policy(policy, seeds), single.policy(policy, seeds[chosen])

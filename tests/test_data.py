@@ -102,6 +102,38 @@ def test_file_without_ground_truth_is_fine_until_it_is_asked_for(tmp_path):
             episodes.states(0)
 
 
+def test_attributes_of_other_projects_are_read_as_plain_values_or_not_at_all(path):
+    with h5py.File(path, "r+") as file:
+        file.attrs["version"] = np.bytes_("1.0")
+        file.attrs["state_names"] = np.array([b"x", b"y", b"angle"])
+        file.attrs["seed"] = np.int64(7)
+        file.attrs["world"] = "push-t"
+        file.attrs["policy"] = np.array([1.5, 2.5])
+        file.attrs["look"] = 3
+        file.attrs["requested_episodes"] = "many"
+        file.attrs["state_units"] = np.array([[b"m", b"m"], [b"rad", b"s"]])
+        file.attrs["options"] = h5py.Empty("f4")
+        file.attrs["lewm_version"] = np.array((1, 2.0), [("a", "i4"), ("b", "f4")])
+    with Episodes.open(path) as episodes:
+        assert episodes.provenance == Provenance(world="push-t", version="1.0", seed=7, state_names=("x", "y", "angle"))
+        assert type(episodes.provenance.version) is str
+        assert episodes.state_names == ("x", "y", "angle")
+        assert episodes.complete
+        assert json.loads(json.dumps(episodes.summary()))["provenance"]["version"] == "1.0"
+
+
+def test_states_that_are_no_numbers_are_refused_where_they_are_asked_for(tmp_path):
+    state = np.zeros((22, 3))
+    state[[9, 11], 1] = np.nan, np.inf
+    with Episodes.open(publish(tmp_path / "a.h5", state=state)) as episodes:
+        assert np.isfinite(episodes.states(0)).all()
+        assert np.isnan(episodes.episode(1).states[4, 1]), "what is there can be looked at"
+        with pytest.raises(
+            ValueError, match=r"a\.h5: expected finite states, got \[0.0, nan, 0.0\] at step 4 of episode 1 \(2 such"
+        ):
+            episodes.states(1)
+
+
 def test_compressed_files_open(tmp_path, path):
     stored, compressed = contents(path), tmp_path / "compressed.h5"
     with h5py.File(compressed, "w") as file:

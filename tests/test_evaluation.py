@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from point_world import SPEED, TOLERANCE, PointEpisodes, PointModel, PointWorld, draw
 
-from lewm.evaluation import evaluate, evaluate_suite, record_episodes
+from lewm.evaluation import COLUMNS, evaluate, evaluate_suite, record_episodes
 from lewm.objectives.l2 import L2
 from lewm.planning import PlanningConfig
 from lewm.solvers.cem import CEM
@@ -207,7 +207,16 @@ def test_pictures_are_drawn_only_where_they_are_looked_at():
 def test_a_missing_floor_is_left_out_with_the_reason():
     found = evaluate(PointModel(), CONFIG, PointWorld(8, policies=("random",)), EPISODES, HELD_OUT, Protocol(episodes=5))
     assert list(found.success_steps) == ["agent", "do-nothing", "random"]
-    assert found.omitted == {"straight-line": "unknown policy 'straight-line'"}
+    assert found.omitted == {"straight-line": "world 'point' has no policy 'straight-line', only random."}
+
+
+def test_a_floor_that_fails_is_not_left_out(monkeypatch):
+    def broken(self, name, seeds):
+        raise ValueError("expected 8 seeds, got 7")
+
+    monkeypatch.setattr(PointWorld, "policy", broken)
+    with pytest.raises(ValueError, match="8 seeds, got 7"):
+        run()
 
 
 def test_progress_is_told_and_never_goes_back():
@@ -233,6 +242,10 @@ def test_records_become_json_and_rows(evaluation):
     assert len({line.count("|") for line in lines}) == 1
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["agent", "do-nothing", "random", "straight-line"]
     assert "100.0% [88.6%, 100.0%] of 30" in lines[2]
+    assert [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in (lines[0], *lines[2:])] == [
+        COLUMNS,
+        *evaluation.rows(),
+    ]
 
 
 def test_a_suite_leaves_out_what_cannot_be_set():
@@ -243,6 +256,9 @@ def test_a_suite_leaves_out_what_cannot_be_set():
         ("offset 75", 150),
         ("other room", 100),
     ]
+    assert protocols[1] == Protocol.along(50, episodes=10)
+    assert protocols[3] == Protocol.to_other_room(episodes=10)
+    assert Protocol.along() == Protocol()
     world = PointWorld(20, has_regions=False)
     suite = evaluate_suite(PointModel(), CONFIG, world, EPISODES, HELD_OUT, protocols, floors=("do-nothing",))
     assert [each.protocol.offset for each in suite.evaluations] == [25, 50]
@@ -250,7 +266,12 @@ def test_a_suite_leaves_out_what_cannot_be_set():
     assert "more than 75 steps" in suite.omitted["offset 75"]
     assert "no regions" in suite.omitted["other room"]
     assert json.loads(json.dumps(suite.to_json()))["omitted"] == suite.omitted
-    assert "Not evaluated: other room" in suite.markdown()
+    assert [remark.split(", because")[0] for remark in suite.remarks()] == [
+        "Not evaluated: offset 75",
+        "Not evaluated: other room",
+    ]
+    assert suite.rows() == suite["offset 25"].rows() + suite["offset 50"].rows()
+    assert all(remark in suite.markdown() for remark in suite.remarks())
     assert suite.markdown().count("| agent |") == 2
 
 

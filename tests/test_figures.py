@@ -77,6 +77,18 @@ def test_the_page_decides_about_colours(panels):
     assert all("var(--ink" in panel and "<text" in panel for panel in panels)
 
 
+def test_names_from_data_files_stay_text():
+    evil = """x" onload='y'><script>&amp;$\\frac$"""
+    found = probing()
+    found.values["variables"] = {evil: found.values["variables"]["x"], "y": found.values["variables"]["y"]}
+    for panel in (success_panel(evil, {evil: SCORES["agent"]}), latent_panels(found)[2], probe_panels(found)[0]):
+        root = ElementTree.fromstring(panel)
+        assert evil in root.attrib["aria-label"]
+        assert "onload" not in root.attrib
+        assert "<script" not in panel
+        assert evil in "".join(root.itertext())
+
+
 def test_drawing_is_repeatable():
     assert success_panel("strict", SCORES) == success_panel("strict", SCORES)
     assert latent_panels(probing()) == latent_panels(probing())
@@ -227,4 +239,4 @@ def test_what_cannot_be_written_is_refused_and_leaves_the_old_file(monkeypatch, 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         save_animation(FRAMES, old)
-    assert old.read_text() == "old"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

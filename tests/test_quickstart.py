@@ -5,7 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from lewm import checkpoints, quickstart
+from lewm import checkpoints, quickstart, recipes
+from lewm.benchmarks import planning, sigreg
+from lewm.contracts import EnvSpec
+from lewm.evaluation import Evaluation
+from lewm.models.lewm import LeWMConfig
+from lewm.planning import Effort
+from lewm.tasks import Pairs, Protocol
 
 
 def test_a_folder_belongs_to_one_seed_and_size(tmp_path):
@@ -62,9 +68,64 @@ def test_the_short_one_is_smaller_and_both_are_seeded():
         assert heldout * (100 - 25) >= 2 * pairs  # distinct starts, also for the strict count
 
 
+def evaluation(outcomes, protocol):
+    """Of pairs given as (episode, step of success, in the strict count)."""
+    episode, steps, strict = (np.array(column) for column in zip(*outcomes, strict=True))
+    n, zeros = len(episode), np.zeros((len(episode), 2), np.float32)
+    every = np.ones(n, bool)
+    rows = np.arange(n)
+    pairs = Pairs(rows, episode, episode, rows, rows, zeros, zeros, steps == 0, every, strict.astype(bool))
+    played = {"agent": steps, "random": np.where(rows < n // 2, 3, -1), "do-nothing": np.full(n, -1), "straight-line": steps}
+    return Evaluation(protocol, pairs, played, Effort(), 8, {}, {})
+
+
+SPEC = EnvSpec("w", "1", 64, (-1.0,), (1.0,), ("x", "y"), ("mm", "mm"), 100, picture_extent=50.0, tolerance=4.0)
+
+
+def test_intervals_are_also_those_of_whole_episodes():
+    """Two episodes, one always solved and one never: drawn anew, all may be solved or none, whatever Wilson says."""
+    outcomes = [(7, 3, True)] * 50 + [(9, -1, True)] * 50
+    found = quickstart._success(evaluation(outcomes, Protocol()), np.zeros(100, bool), SPEC)
+    for counted in (found["success"], found["strict"]):
+        assert (counted["episode_low"], counted["episode_high"]) == (0, 1)
+        assert 0.4 < counted["low"] < counted["rate"] < counted["high"] < 0.6
+    # Every episode alike: nothing depends on which are drawn. The strict count leaves out what began solved.
+    alike = [(e, step, step != 0) for e in range(20) for step in (0, 5, -1, -1)]
+    found = quickstart._success(evaluation(alike, Protocol()), np.zeros(80, bool), SPEC)
+    assert (found["success"]["episode_low"], found["success"]["episode_high"]) == (0.5, 0.5)
+    assert found["strict"]["episode_low"] == pytest.approx(1 / 3)
+    assert found["tolerance"] == {"value": 4.0, "of": 50.0, "unit": "mm"}
+
+
+def test_distant_goals_are_reported_with_their_floors():
+    protocol = Protocol.to_other_room(episodes=4)
+    found = quickstart._other_room(evaluation([(0, 9, True), (1, -1, True), (2, -1, True), (3, -1, True)], protocol))
+    assert found["agent"]["rate"] == 0.25
+    assert found["floors"]["random"]["rate"] == 0.5
+    assert set(found["floors"]) == {"random", "do_nothing", "straight_line"}
+    assert all(0 <= s["low"] <= s["rate"] <= s["high"] <= 1 for s in (found["agent"], *found["floors"].values()))
+    assert found["protocol"]["across"]
+
+
+def test_the_published_number_is_that_of_the_paper_recipe():
+    paper = recipes.load("two-room-paper")
+    assert quickstart._published() == {"recipe": paper.recipe, "result": paper.expected, "source": paper.source}
+    assert "arXiv" in paper.source
+
+
+def test_benchmarks_measure_what_the_quickstart_does():
+    experiment, model = recipes.load(quickstart.RECIPE), LeWMConfig.tiny()
+    assert (experiment.training.batch_size, 4, model.latent_dim, model.sigreg_slices) == sigreg.TINY
+    assert sigreg.PAPER == (128, 4, 192, 1024)
+    first, *smaller = planning.SEARCHES.values()
+    assert first == experiment.planning
+    assert all(search.solver.evaluations < first.solver.evaluations for search in smaller)
+
+
 @pytest.fixture
 def tiny(monkeypatch):
-    for name, value in {"SHORT_EPISODES": 20, "SHORT_UPDATES": 4, "SHORT_PAIRS": 20, "ENVIRONMENTS": 32, "CLIPS": 2}.items():
+    small = {"SHORT_EPISODES": 20, "SHORT_UPDATES": 4, "SHORT_PAIRS": 20, "ENVIRONMENTS": 32, "CLIPS": 2}
+    for name, value in {**small, "PAIRS": 20, "OTHER_ROOM_PAIRS": 10}.items():
         monkeypatch.setattr(quickstart, name, value)
 
 
@@ -95,6 +156,9 @@ def test_the_whole_way_and_an_interrupted_one_end_alike(tiny, tmp_path):
     page = (tmp_path / "whole" / "report.html").read_text()
     assert len(page) < 4e6
     assert "This is a short run" in page
+    assert result["other_room"] is None
+    for counted in (result["success"], result["strict"]):
+        assert counted["episode_low"] <= counted["rate"] <= counted["episode_high"]
 
     def interrupt(stage, done, *_):
         if (stage, done) == ("train", 2):
@@ -106,3 +170,26 @@ def test_the_whole_way_and_an_interrupted_one_end_alike(tiny, tmp_path):
     continued = quickstart.run(tmp_path / "cut", seed=1, short=True)
     assert continued["resumed"]
     assert close(continued, result)
+
+
+@pytest.mark.slow
+def test_the_full_one_also_goes_to_the_other_room(tiny, monkeypatch, tmp_path):
+    small = quickstart._experiment(0, short=True)
+    monkeypatch.setattr(quickstart, "_experiment", lambda seed, short: small)
+    stages = []
+    result = quickstart.run(tmp_path, report=lambda stage, *_: stages.append(stage))
+    assert list(dict.fromkeys(stages)) == [
+        "collect",
+        "train",
+        "evaluate",
+        "floors",
+        "other room",
+        "its floors",
+        "probe",
+        "report",
+    ]
+    assert result["other_room"]["protocol"] | {"budget": 100, "across": True} == result["other_room"]["protocol"]
+    for scores in (result["other_room"]["agent"], *result["other_room"]["floors"].values()):
+        assert scores["episodes"] == 10
+        assert scores["low"] <= scores["rate"] <= scores["high"]
+    assert "The agent reaches" in (tmp_path / "report.html").read_text()

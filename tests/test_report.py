@@ -10,7 +10,7 @@ from test_figures import FRAMES, ROWS, probing
 
 from lewm import cli
 from lewm.animation import encode_animation
-from lewm.report import Clip, draw_panels, render
+from lewm.report import Clip, _compared, draw_panels, render
 
 
 def score(rate, episodes=200):
@@ -18,10 +18,16 @@ def score(rate, episodes=200):
 
 
 RESULT = {
-    "success": score(0.955),
-    "strict": score(0.945),
+    "success": {**score(0.955), "episode_low": 0.915, "episode_high": 0.985},
+    "strict": {**score(0.945), "episode_low": 0.905, "episode_high": 0.975},
     "floors": {name: {**score(0.2), "strict": score(0.1)} for name in ("random", "do_nothing", "straight_line")},
     "through_door": {"agent": score(0.84, 40), "straight_line": score(0.6, 40)},
+    "other_room": {
+        "agent": score(0.62, 100),
+        "floors": {name: score(rate, 100) for name, rate in (("random", 0.09), ("do_nothing", 0.03), ("straight_line", 0.64))},
+        "protocol": {"offset": 25, "budget": 100, "episodes": 100, "seed": 0, "across": True},
+    },
+    "published": {"recipe": "two-room-paper", "result": "success 87% (offset 25)", "source": "the paper, table 1"},
     "solved_at_start": 0.05,
     "median_steps": 14.0,
     "seconds_per_plan": 0.0123,
@@ -34,10 +40,10 @@ RESULT = {
         "world": "two-room",
         "image_size": 64,
         "model": {"latent_dim": 192},
-        "training": {"updates": 500, "frameskip": 5},
+        "training": {"updates": 400, "frameskip": 5},
         "planning": {"horizon": 5, "receding": 5, "solver": {"num_candidates": 100, "num_elites": 10, "num_iterations": 4}},
     },
-    "data": {"episodes": 400, "heldout_episodes": 40, "frames": 40400},
+    "data": {"episodes": 360, "heldout_episodes": 72, "frames": 36360},
     "parameters": 555950,
     "machine": {"cpus": 2, "threads": 2, "device": "CPU, x86_64", "precision": "32-true"},
     "versions": {"lewm": "0.1.0", "torch": "2.13.0", "python": "3.11.7", "numpy": "2.4.6"},
@@ -56,7 +62,7 @@ SCORES = {"unit": "px", "r": 0.9987, "r2": 0.997, "rmse": 1.5, "strength": 1e-6}
 @pytest.fixture(scope="module")
 def page():
     found = probing()
-    found.values.update(variables={"x": SCORES, "y": SCORES}, plane_variance=0.8, fit_episodes=360, test_episodes=40)
+    found.values.update(variables={"x": SCORES, "y": SCORES}, plane_variance=0.8, fit_episodes=288, test_episodes=72)
     found.values.update(test_frames=len(found.arrays["states"]))
     found.arrays["episodes"] = [3] * len(found.arrays["states"])
     movie, still = encode_animation(FRAMES, ".webp"), encode_animation(FRAMES[-1:], ".webp")
@@ -109,14 +115,20 @@ def test_what_was_measured_is_shown_with_its_interval(page):
         "95.5% of 200 held-out goals reached",
         "95% interval 92.5% to 97.5%",
         "94.5% (91.5% to 96.5%)",
-        "On the 40 pairs whose goal lies behind the door the agent reaches 84%",
+        "Of the 40 pairs whose goal lies behind the door the agent reaches 84%",
         "r = 0.9987",
-        "40,400 pictures",
+        "36,360 pictures",
+        "come from the 72 episodes that were set aside",
+        "within 16 px of the goal in a picture 224 px wide",
         "555,950 parameters",
         "1 min 34 s",
         "In 2 min 00 s",
         "12.3 ms",
-        "publishes 87%",
+        "success 87% (offset 25). Source: the paper, table 1.",
+        "walking straight at the goal does less well than the agent : 20% against 95.5%",
+        "91.5% to 98.5% by the paper's protocol and 90.5% to 97.5% by the strict count",
+        "there are 100 steps. The agent reaches 62% (59% to 64%) of 100, the straight line 64% (61% to 66%)",
+        "do nothing 3% 0% to 5% 100",
         "seed 7",
         "do nothing 20% 17% to 22% 200 10% 7% to 12% 200",  # paper's protocol, then strict
     ):
@@ -125,8 +137,10 @@ def test_what_was_measured_is_shown_with_its_interval(page):
 
 
 def test_every_figure_has_its_numbers(page):
-    tables = page().count("<details>")
-    assert tables == 3  # success, training, latents and probe
+    assert page().count("<details>") == 4  # success, other room, training, latents and probe
+    assert page(other_room=None).count("<details>") == 3
+    assert page().count('aria-label="goals in the other room"') == 1
+    assert 'aria-label="goals in the other room"' not in page(other_room=None)
     shown = text_of(page())
     for row in ROWS:
         assert f"{row['update']} {row['prediction']:.4g} 5 0.9 3" in shown
@@ -146,6 +160,30 @@ def test_short_runs_collapses_and_interruptions_are_said(page):
     assert "stayed silent" not in broken
     assert "summed over the calls" in text_of(page(resumed=True))
     assert "behind the door" not in text_of(page(through_door=None))
+    unplayed = text_of(page(other_room=None))
+    assert "A short run does not measure it" in unplayed
+    assert "64%" not in unplayed
+
+
+@pytest.mark.parametrize(("rate", "words"), [(0.99, "as well as the agent"), (0.5, "less well than"), (1.0, "better than")])
+def test_the_straight_line_is_called_what_it_is(page, rate, words):
+    """With intervals of 3 and 2 points, as `score` makes them, around the agent's 97%."""
+    line = {**score(rate), "low": rate - 0.025, "strict": score(rate)}
+    floors = {**RESULT["floors"], "straight_line": line}
+    agent = {**RESULT["success"], **score(0.97)}
+    assert f"walking straight at the goal does {words}" in text_of(page(floors=floors, success=agent))
+
+
+def test_a_rival_is_as_good_unless_both_intervals_say_otherwise():
+    agent = {"rate": 0.95, "low": 0.91, "high": 0.97}
+    for rival, words in (
+        ((0.98, 0.94, 0.99), "as well"),  # above the agent's interval, but its own holds the agent's rate
+        ((0.96, 0.952, 0.965), "as well"),
+        ((0.99, 0.96, 1.0), "better"),
+        ((0.80, 0.74, 0.85), "less well"),
+        ((0.90, 0.80, 0.96), "as well"),
+    ):
+        assert _compared(dict(zip(("rate", "low", "high"), rival, strict=True)), agent) == words
 
 
 def test_words_from_outside_cannot_become_markup(page):

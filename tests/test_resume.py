@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import train_command
+from safetensors.numpy import load_file
 
 from lewm import checkpoints
 from lewm.cli import main
@@ -125,6 +127,27 @@ def test_streamed_reading_trains_the_same_weights(small_data, small_run, tmp_pat
     run = tmp_path / "run"
     assert main(train_command(small_data, run, "--training.reading=streamed", "--training.workers=1")) == 0
     assert_same(run, small_run)
+
+
+@pytest.mark.slow
+def test_two_devices_train_the_weights_of_one(small_data, tmp_path):
+    """They share the batch, and its statistics and gradients are those of the whole: only the order of additions differs."""
+    found, logged = {}, {}
+    for devices in (1, 2):
+        run = tmp_path / f"on {devices}"
+        flags = [f"--training.devices={devices}", "--training.accelerator=cpu", "--training.updates=6", "--model.dropout=0"]
+        words = [sys.executable, "-m", "lewm.cli", *train_command(small_data, run, *flags, "--training.log-every=1")]
+        subprocess.run(words, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+        found[devices] = load_file(checkpoints.latest(run) / "weights.safetensors")
+        logged[devices] = losses(run)
+    norms = [[line["gradient_norm"] for line in logged[devices]] for devices in (1, 2)]
+    assert norms[0][0] == pytest.approx(norms[1][0], rel=1e-4), "the first gradient"
+    assert norms[0] == pytest.approx(norms[1], rel=0.02)
+    # AdamW makes a full step even of a gradient that is nothing but rounding, such as that of a bias before a batch norm. So
+    # weights are compared as a whole, with the way that each of them may have gone.
+    trained = [name for name in found[1] if "running" not in name and "tracked" not in name]
+    apart = np.concatenate([(found[2][name] - found[1][name]).ravel() for name in trained])
+    assert np.sqrt(np.mean(apart**2)) < 0.05 * sum(line["learning_rate"] for line in logged[1])
 
 
 @pytest.mark.parametrize(

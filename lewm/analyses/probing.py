@@ -118,7 +118,8 @@ class Probing:
             and what `Probe.of` needs.
 
         Raises:
-            ValueError: the model is in training mode, the two sides share episodes, or the data have no states.
+            ValueError: the model is in training mode, the two sides share episodes, or the data have no states, or some that
+                are not finite.
         """
         if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
             raise ValueError("expected a model in evaluation mode, got one in training mode. Call model.eval() first.")
@@ -133,7 +134,9 @@ class Probing:
         latents, states, groups = self._encoded(model, episodes, test_ids, self.test_frames, generator)
         predictions = probe.predict(latents)
         names = episodes.state_names
-        units = episodes.provenance.state_units or ("",) * len(names)
+        units = episodes.provenance.state_units
+        if len(units) != len(names):  # a file of another project may have forgotten them
+            units = ("",) * len(names)
         variables = {
             name: {"unit": unit, **self._scores(predictions[:, i], states[:, i], groups), "strength": float(probe.strengths[i])}
             for i, (name, unit) in enumerate(zip(names, units, strict=True))

@@ -18,7 +18,7 @@ def main(words: Sequence[str]) -> None:
 def run(
     world: Positional[str],
     out: Path,
-    episodes: int = 400,
+    episodes: int = 360,
     policy: str = "expert",
     seed: int = 0,
     image_size: int | None = None,
@@ -37,7 +37,8 @@ def run(
         seed: episode i is drawn from (seed, i) alone.
         image_size: height and width of the pixels; the world's own by default.
         look: appearance of the world, such as "agent_color=0000ff"; numbers of two looks are never mixed.
-        compression: of the pixels: blosc or zstd. None, the default, is the quickest to read.
+        compression: of the pixels: blosc or zstd. None, the default, is the published layout and the quickest to read; blosc
+            makes files of Two-Room 14 times smaller.
         together: episodes recorded side by side; changes the speed and nothing else.
         json: write a description of the file there.
     """

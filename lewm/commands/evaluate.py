@@ -8,9 +8,15 @@ from tyro.conf import Positional
 
 from lewm import console
 from lewm.checkpoints import write_json
-from lewm.evaluation import evaluate_suite
+from lewm.evaluation import COLUMNS, evaluate_suite
 from lewm.runs import PlanningChanges, open_run
 from lewm.tasks import standard_protocols
+
+ORIGINS = {
+    True: "held out of its training",
+    False: "of other data than it was trained on",
+    None: "perhaps seen in its training, origin unknown",
+}
 
 
 def main(words: Sequence[str]) -> None:
@@ -51,15 +57,13 @@ def run(
         suite = evaluate_suite(opened.model, config, world, opened.episodes, opened.heldout, protocols, progress=bars.update)
     if not suite.evaluations:
         raise ValueError(" ".join(suite.omitted.values()))
-    text = suite.markdown()
+    title = f"{run} on {len(opened.heldout)} episodes {ORIGINS[opened.own_data]} ({opened.episodes.path})"
     if markdown:
-        console.say(text)
+        console.say(f"{title}\n\n{suite.markdown()}")
     else:
-        origin = "held out of its training" if opened.own_data else "of other data than it was trained on"
-        header, _, *rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines() if "|" in row]
-        console.table(header, rows, 2, title=f"{run} on {len(opened.heldout)} episodes {origin} ({opened.episodes.path})")
-        for task, reason in suite.omitted.items():
-            console.say(f"Not evaluated: {task}, because {reason}")
+        console.table(COLUMNS, suite.rows(), 2, title)
+        for remark in suite.remarks():
+            console.say(remark)
     if json:
         about = {"run": str(run), "data": str(opened.episodes.path), "own_data": opened.own_data, "settings": repr(config)}
         write_json(json, {**about, **suite.to_json()})

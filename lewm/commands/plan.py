@@ -10,13 +10,11 @@ from lewm import console
 from lewm.analyses.probing import Probe, Probing
 from lewm.animation import FORMATS, View, draw_episode, save_animation
 from lewm.checkpoints import write_json
+from lewm.contracts import EnvSpec
 from lewm.evaluation import record_episodes
 from lewm.registry import choose
 from lewm.runs import PlanningChanges, Run, open_run
 from lewm.tasks import Protocol, draw_pairs
-
-ACROSS_STEPS = 100
-"""Env steps allowed on the way to another room. Source: ours, as in `tasks.standard_protocols`."""
 
 
 def main(words: Sequence[str]) -> None:
@@ -52,12 +50,12 @@ def run(
     choose("animation format", out.suffix.lower(), FORMATS)
     opened = open_run(run, data, device)
     config = planning.apply(opened.planning)
-    protocol = Protocol(offset, ACROSS_STEPS if across else 2 * offset, episodes, seed, across)
+    protocol = Protocol.to_other_room(episodes, seed) if across else Protocol.along(offset, episodes, seed)
     world = opened.world(episodes)
     pairs = draw_pairs(opened.episodes, opened.heldout, world, protocol)
     pairs = pairs[pairs.strict][:episodes]  # what begins solved has nothing to show
     recordings = record_episodes(opened.model, config, world, opened.episodes, pairs, protocol)
-    view = _view(opened)
+    view = _view(opened, world.spec)
     frames = []
     with console.Bars() as bars:
         for number, recording in enumerate(recordings, 1):
@@ -77,9 +75,9 @@ def run(
         write_json(json, {"run": str(run), "task": protocol.name, "attempts": attempts, "animation": str(out)})
 
 
-def _view(opened: Run) -> View | None:
+def _view(opened: Run, spec: EnvSpec) -> View | None:
     """How imagined latents are drawn into the picture, where the state begins with a place in it: through a linear probe."""
-    if opened.picture is None:
+    if spec.picture_extent is None or spec.tolerance is None:
         return None
     probing = Probing().run(opened.model, opened.episodes, *opened.for_probes)
-    return View(Probe.of(probing).predict, *opened.picture)
+    return View(Probe.of(probing).predict, spec.picture_extent, spec.tolerance)

@@ -1,6 +1,7 @@
 """`lewm train RECIPE`: every field of the recipe's model and training is a flag, with the recipe's value as its default."""
 
 import dataclasses
+import importlib.util
 import inspect
 import json as json_text
 import re
@@ -11,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 import lewm
-from lewm import checkpoints, console, recipes
+from lewm import checkpoints, console, recipes, registry
 from lewm.collection import open_world
 from lewm.data import Episodes, check_fits
 from lewm.training import Progress, train
@@ -54,6 +55,9 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
         """
         settings = type(recipe.model)(**vars(model)), type(recipe.training)(**vars(training))
         _check(data, world, image_size)
+        if settings[1].tensorboard and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
+            hint = registry._install_hint("tensorboard")
+            raise ImportError(f"--training.tensorboard needs the package 'tensorboard'. {hint}", name="tensorboard")
         origin = {"recipe": recipe.recipe, "world": world, "lewm": lewm.__version__}
         resumed: int | None = None
 

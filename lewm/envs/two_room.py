@@ -152,8 +152,10 @@ class TwoRoomWorld:
             raise ValueError(f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}.")
         self.num_envs = num_envs
         self.factors = Factors.parse(look, **factors)
-        box, axes, units = (1.0, 1.0), ("x", "y"), ("px", "px")
-        self.spec = EnvSpec("two-room", "1", image_size, (-1.0, -1.0), box, axes, units, MAX_STEPS, look=self.factors.look)
+        low, high, axes, units, look = (-1.0, -1.0), (1.0, 1.0), ("x", "y"), ("px", "px"), self.factors.look
+        self.spec = EnvSpec(
+            "two-room", "1", image_size, low, high, axes, units, MAX_STEPS, look, picture_extent=WORLD_PX, tolerance=SUCCESS_PX
+        )
 
         # Averaging the published picture over squares of `pixel` px adds the variance of that many samples in a row to the dot.
         pixel = WORLD_PX / image_size

@@ -1,0 +1,110 @@
+"""A trained run opened for use: what counts as held out, and what may be changed about its planning."""
+
+import dataclasses
+import shutil
+
+import h5py
+import pytest
+
+from lewm import checkpoints, recipes
+from lewm.cli import main
+from lewm.data import Provenance
+from lewm.planning import PlanningConfig
+from lewm.runs import PlanningChanges, open_run
+
+
+def collected(path, *more):
+    """A file of the world of the small run, made with other flags."""
+    assert main(["collect", "two-room", "--out", str(path), "--image-size=32", *more]) == 0
+    return path
+
+
+def without_origin(source, path, *names):
+    """The same episodes in a file that does not say where they are from."""
+    shutil.copy(source, path)
+    with h5py.File(path, "r+") as file:
+        for name in names or [f.name for f in dataclasses.fields(Provenance)]:
+            del file.attrs[name]
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(small_run):
+    return set(checkpoints.read_json(small_run / checkpoints.EXPERIMENT)["split"]["train"])
+
+
+def test_what_counts_as_held_out(small_run, trained, tmp_path):
+    """Of its own stream, however long the file grew, a run is tested on what it was not trained on; of another, on all."""
+    own = open_run(small_run)
+    assert set(own.heldout) == set(range(16)) - trained
+    for seed, episodes, expected in ((0, 20, set(range(20)) - trained), (1, 4, {0, 1, 2, 3})):
+        opened = open_run(small_run, collected(tmp_path / f"{seed}.h5", f"--episodes={episodes}", f"--seed={seed}"))
+        assert (set(opened.heldout), opened.own_data) == (expected, seed == 0)
+        fit, test = opened.for_probes
+        assert fit
+        assert test
+        assert not set(fit) & set(test)
+
+
+@pytest.mark.parametrize("look", ["agent_color=#FF0000", "agent_color=ff0000", "agent_color=0000ff", "speed=5"])
+def test_another_look_or_spelling_of_it_does_not_unsee_an_episode(look, small_run, trained, tmp_path):
+    opened = open_run(small_run, collected(tmp_path / "e.h5", "--episodes=16", f"--look={look}"))
+    assert opened.own_data is True
+    assert set(opened.heldout) == set(range(16)) - trained
+
+
+def test_another_policy_is_other_data(small_run, tmp_path):
+    opened = open_run(small_run, collected(tmp_path / "e.h5", "--episodes=4", "--policy=random"))
+    assert (opened.own_data, opened.heldout) == (False, (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize("silent", [(), ("seed",), ("policy", "look")])
+def test_of_unknown_origin_the_numbers_of_training_are_left_out(silent, small_run, small_data, trained, tmp_path, capsys):
+    path = without_origin(small_data, tmp_path / "e.h5", *silent)
+    opened = open_run(small_run, path)
+    assert opened.own_data is None
+    assert set(opened.heldout) == set(range(16)) - trained
+    assert main(["evaluate", str(small_run), "--data", str(path), "--episodes=2", "--planning.iterations=1"]) == 0
+    assert "on 3 episodes perhaps seen in its training, origin unknown" in capsys.readouterr().out
+
+
+def test_what_is_known_to_differ_is_other_data_whatever_else_is_unknown(small_run, tmp_path):
+    path = collected(tmp_path / "seed.h5", "--episodes=4", "--seed=1")
+    opened = open_run(small_run, without_origin(path, tmp_path / "e.h5", "policy", "world"))
+    assert (opened.own_data, opened.heldout) == (False, (0, 1, 2, 3))
+
+
+def test_of_unknown_origin_all_are_taken_where_nothing_would_be_left(small_run, trained, tmp_path):
+    first = min(set(range(16)) - trained)
+    assert first, "the first episode was trained on"
+    path = collected(tmp_path / "few.h5", f"--episodes={first}")
+    assert open_run(small_run, path).heldout == ()
+    opened = open_run(small_run, without_origin(path, tmp_path / "e.h5"))
+    assert (opened.own_data, opened.heldout) == (None, tuple(range(first)))
+
+
+def test_the_very_file_of_a_training_is_its_own_though_it_says_nothing(small_run, small_data, trained, tmp_path):
+    data, run = without_origin(small_data, tmp_path / "e.h5"), tmp_path / "run"
+    shutil.copytree(small_run, run)
+    experiment = checkpoints.read_json(run / checkpoints.EXPERIMENT)
+    experiment["data"]["provenance"] = dataclasses.asdict(Provenance())
+    checkpoints.write_json(run / checkpoints.EXPERIMENT, {**experiment, "data_path": str(data)})
+    opened = open_run(run)
+    assert opened.own_data is True
+    assert set(opened.heldout) == set(range(16)) - trained
+
+
+def test_changes_to_planning():
+    recipe = recipes.load("two-room-tiny").planning
+    changed = PlanningChanges(candidates=64, elites=8, intermediate=0.5, receding=2, hold_actions=False).apply(recipe)
+    assert (changed.solver.num_candidates, changed.solver.num_elites, changed.solver.num_iterations) == (64, 8, 4)
+    assert (changed.objective.intermediate, changed.receding, changed.hold_actions) == (0.5, 2, False)
+    assert PlanningChanges().apply(recipe) == recipe
+    assert PlanningChanges(solver="cem").apply(recipe) == recipe, "the recipe's own solver keeps its settings"
+
+    @dataclasses.dataclass(frozen=True)
+    class Simple:
+        steps: int = 3
+
+    with pytest.raises(ValueError, match="has a setting 'candidates'"):
+        PlanningChanges(candidates=3).apply(PlanningConfig(recipe.objective, Simple()))
