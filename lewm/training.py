@@ -212,7 +212,9 @@ def train(
                 done, metrics, alarm = update + 1, {}, ""
                 if done % config.log_every == 0 or done == total:
                     elapsed = seconds + time.monotonic() - started
-                    values = {"loss": total_loss, **terms, "gradient_norm": norm}
+                    local = {"loss": total_loss.detach(), **terms}
+                    values = {name: fabric.all_reduce(value, reduce_op="mean") for name, value in local.items()}
+                    values["gradient_norm"] = norm
                     metrics = _metrics(values, done, rate, elapsed, (done - since) / (time.monotonic() - started))
                     alarm = _alarm(metrics, done, total)
                 stopping = _anywhere(fabric, stop.is_set())

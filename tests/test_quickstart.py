@@ -139,7 +139,7 @@ def close(a, b):
 def test_the_whole_way_and_an_interrupted_one_end_alike(tiny, tmp_path):
     stages = []
     result = quickstart.run(tmp_path / "whole", seed=1, short=True, report=lambda stage, *_: stages.append(stage))
-    assert list(dict.fromkeys(stages)) == ["collect", "train", "evaluate", "floors", "probe", "report"]
+    assert list(dict.fromkeys(stages)) == ["collect", "read", "train", "evaluate", "floors", "probe", "report"]
     assert result == json.loads((tmp_path / "whole" / "result.json").read_text())
     for of in (
         result["success"],
@@ -178,16 +178,8 @@ def test_the_full_one_also_goes_to_the_other_room(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(quickstart, "_experiment", lambda seed, short: small)
     stages = []
     result = quickstart.run(tmp_path, report=lambda stage, *_: stages.append(stage))
-    assert list(dict.fromkeys(stages)) == [
-        "collect",
-        "train",
-        "evaluate",
-        "floors",
-        "other room",
-        "its floors",
-        "probe",
-        "report",
-    ]
+    order = ["collect", "read", "train", "evaluate", "floors", "other room", "its floors", "probe", "report"]
+    assert list(dict.fromkeys(stages)) == order
     assert result["other_room"]["protocol"] | {"budget": 100, "across": True} == result["other_room"]["protocol"]
     for scores in (result["other_room"]["agent"], *result["other_room"]["floors"].values()):
         assert scores["episodes"] == 10
