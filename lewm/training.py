@@ -35,6 +35,9 @@ from lewm.windows import open_windows
 COLLAPSED_STD = 0.2
 """Mean latent standard deviation under which the alarm sounds. Ours: SIGReg holds it at 0.8 to 1; collapses end below 0.02."""
 
+CONDUCT = ("reading", "workers", "log_every", "checkpoint_every", "tensorboard")
+"""Settings that change how a training is carried out and nothing of what comes out: a run may be continued with others."""
+
 PRECISION = "LEWM_PRECISION"
 """Environment variable in which the first process of a training tells those that it starts which precision was decided."""
 
@@ -142,7 +145,7 @@ def train(
         data: episode file.
         run: folder; if it holds a run with the same experiment it is continued, finished runs return at once.
         experiment: what else to record, JSON-ready (recipe, versions).
-        report: called after each update on the first process.
+        report: called after each update, and while pixels are read, on the first process.
 
     Returns:
         `run`.
@@ -177,7 +180,12 @@ def train(
     with _deterministic(fabric.device):
         model, optimiser = fabric.setup(_Loss(bare), _optimiser(bare, config))
         description = _description(bare, config, episodes, chosen)
-        extra = {"data_path": str(Path(data).resolve()), "torch": torch.__version__, "precision": precision}
+        extra = {
+            "data_path": str(Path(data).resolve()),
+            "torch": torch.__version__,
+            "precision": precision,
+            "conduct": {name: getattr(config, name) for name in CONDUCT},
+        }
         checkpoints.claim(run, description, {**extra, **(experiment or {})}, write=fabric.is_global_zero)
         fabric.barrier()  # the description is there
         progress = checkpoints.restore(run, bare, optimiser) or {"update": 0, "seconds": 0.0}
@@ -374,7 +382,7 @@ def _alarm(metrics: Mapping[str, float], update: int, total: int) -> str:
 def _description(model: Any, config: TrainingConfig, episodes: Episodes, chosen: Split) -> dict[str, Any]:
     """What makes two runs the same experiment."""
     return {
-        "training": dataclasses.asdict(config),
+        "training": {name: value for name, value in dataclasses.asdict(config).items() if name not in CONDUCT},
         "model": checkpoints.describe_model(model),
         "data": {
             "episodes": len(episodes.lengths),

@@ -203,3 +203,9 @@ def test_precision_is_decided_once_per_run(small_data, tmp_path, monkeypatch):
     assert main(train_command(small_data, exact, "--training.precision=32-true", "--training.updates=10")) == 0
     assert weights(run) == weights(whole)
     assert weights(run) != weights(exact), "autocast must reach the loss"
+
+
+def test_how_it_is_read_and_logged_may_change_on_the_way(small_data, tmp_path):
+    run = tmp_path / "run"
+    assert main([*train_command(small_data, run), "--training.updates=30"]) == 0
+    assert main([*train_command(small_data, run), "--training.log-every=7", "--training.reading=streamed"]) == 0
