@@ -88,7 +88,7 @@ def _device() -> tuple[dict[str, Any], list[str]]:
         import torch
         from lightning_fabric import Fabric
 
-        from lewm.training import fastest_precision
+        from lewm.devices import fastest_precision
     except ImportError as error:
         return {}, [f"torch or Fabric does not import ({error})."]
     with warnings.catch_warnings():

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from lewm import checkpoints
 from lewm.contracts import Batch, DataSpec
 from lewm.data import Episodes, Split, split, statistics
+from lewm.devices import deterministic, fastest_precision
 from lewm.nn import recalibrating
 from lewm.registry import choose
 from lewm.windows import open_windows
@@ -177,7 +178,7 @@ def train(
 
     torch.manual_seed(config.seed)
     bare = model_config.build(DataSpec(episodes.image_size, config.frameskip, stats))
-    with _deterministic(fabric.device):
+    with deterministic(fabric.device):
         model, optimiser = fabric.setup(_Loss(bare), _optimiser(bare, config))
         description = _description(bare, config, episodes, chosen)
         extra = {
@@ -249,27 +250,6 @@ def recalibrate(model: Any, batches: Iterator[Batch], device: torch.device | str
     with recalibrating(model):
         for batch in batches:
             model.loss(batch.to(device), torch.Generator(device).manual_seed(0))
-
-
-def fastest_precision(device: torch.device | str) -> str:
-    """ "bf16-mixed" where bf16 matrix products are clearly faster than float32 ones on this device, else "32-true".
-
-    CPUs without bf16 instructions emulate them, several times slower than float32: so it is measured, never assumed.
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    times = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(384, 384, dtype=dtype, device=device)
-        a @ a
-        laps = []
-        for _ in range(5):
-            start = time.perf_counter()
-            a @ a
-            laps.append(time.perf_counter() - start)
-        times[dtype] = min(laps)
-    return "bf16-mixed" if times[torch.bfloat16] < 0.6 * times[torch.float32] else "32-true"
 
 
 # --------------------------------------------------------------------------------------------------------- internal
@@ -412,19 +392,3 @@ def _graceful_stop() -> Iterator[threading.Event]:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
-
-
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """On CUDA ask for deterministic kernels where there are any; CPU kernels already are."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,0 +1,49 @@
+"""What is known of a device before a training begins: which precision is fast on it, and how it is made repeatable."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def fastest_precision(device: torch.device | str) -> str:
+    """ "bf16-mixed" where bf16 matrix products are clearly faster than float32 ones on this device, else "32-true".
+
+    CPUs without bf16 instructions emulate them, several times slower than float32: so it is measured, never assumed.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if device.type != "cpu":
+        return "32-true"
+    times = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(384, 384, dtype=dtype, device=device)
+        a @ a
+        laps = []
+        for _ in range(5):
+            start = time.perf_counter()
+            a @ a
+            laps.append(time.perf_counter() - start)
+        times[dtype] = min(laps)
+    return "bf16-mixed" if times[torch.bfloat16] < 0.6 * times[torch.float32] else "32-true"
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """On CUDA ask for deterministic kernels where there are any; CPU kernels already are."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
