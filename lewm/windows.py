@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class Windows:
 
 
 @dataclass(eq=False)
-class Reader:
+class Reader(ABC):
     """Batches of windows in an order that depends on `seed` alone; how their pixels are read is up to the subclass.
 
     Each epoch visits every window once, in a permutation of its own; a batch may span two epochs. Several devices see one
@@ -169,9 +170,9 @@ class Reader:
         """Give the batches of updates start to stop-1, in order, and let nothing keep running once the context is left."""
         yield map(self.batch, range(start, stop))
 
+    @abstractmethod
     def _pixels(self, frames: np.ndarray) -> Tensor:
         """(B, T) packed rows -> (B, T, 3, h, w) uint8, contiguous."""
-        raise NotImplementedError
 
 
 @dataclass(eq=False)

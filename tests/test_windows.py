@@ -12,7 +12,7 @@ from lewm import windows as module
 from lewm.contracts import Statistics
 from lewm.data import Episode, Episodes, Provenance, statistics
 from lewm.recording import EpisodeWriter
-from lewm.windows import Reader, Resident, Streamed, Windows, open_windows
+from lewm.windows import Resident, Streamed, Windows, open_windows
 
 LENGTHS = (20, 9, 16, 3, 17)
 T, FRAMESKIP = 4, 5  # a window spans 16 observations: 5 in episode 0, 1 in episode 2, 2 in episode 4
@@ -100,7 +100,7 @@ def test_no_window_is_refused_with_the_length_it_takes(episodes):
 
 def order(count, batch_size=4, **settings):
     """A reader with nothing to read: the order asks its windows for nothing but their number."""
-    return Reader(range(count), batch_size, **settings)
+    return Resident(range(count), batch_size, **settings)  # decodes nothing until pixels are asked for
 
 
 def test_every_epoch_visits_every_window_once_in_an_order_of_its_own():
