@@ -144,8 +144,9 @@ class ViT(nn.Module):
             scale and learns on from there.
         overlap: each patch also sees half of its neighbours' pixels (a kernel twice as wide, the same stride).
 
-    Ours: small models need both. Without them they learn where an object is *within* its patch rather than which patch it
-    is in, a signal that is as predictable and as Gaussian, so the loss looks excellent while probes and planning fail.
+    Ours: both are for small models, which may otherwise learn where an object is *within* its patch rather than which patch it
+    is in, a signal that is as predictable and as Gaussian, so the loss looks excellent while probes and planning fail. The
+    embedding is what matters most; the overlap is a second guard (LOG.md has the ablations).
 
     Raises:
         ValueError: the patch size does not divide the image size or is odd with overlap, or the heads do not divide the width.
