@@ -13,16 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lewm.contracts import Box, EnvSpec, Objective, Plan, Solver, WorldModel
+from lewm.latents import device_of, encode, require_evaluation_mode
 
 SEQUENCES_AT_ONCE = 2048
 """Action sequences rolled out together; more are taken environment by environment. Bounds memory: a full-size predictor keeps
 about 100 kB per sequence. On a CPU it is also faster, because the activations of 2048 sequences still fit the caches."""
-
-FRAMES_AT_ONCE = 256
-"""Frames encoded together, for the same reason."""
 
 TRACED_CANDIDATES = 32
 """How many of the cheapest candidates of a scoring round a trace keeps."""
@@ -190,7 +188,7 @@ class Agent:
     def __init__(
         self, model: WorldModel, config: PlanningConfig, env_spec: EnvSpec, seeds: Sequence[int], trace: bool = False
     ) -> None:
-        _require_evaluation_mode(model)
+        require_evaluation_mode(model)
         spec = model.spec
         if spec.statistics.action_dim != len(env_spec.action_low):
             raise ValueError(
@@ -205,7 +203,7 @@ class Agent:
         self.model, self.config = model, config
         self.frameskip, self.action_dim = spec.frameskip, spec.statistics.action_dim
         self._low, self._high = (np.asarray(x, np.float32) for x in (env_spec.action_low, env_spec.action_high))
-        self._device = next(model.parameters()).device if isinstance(model, nn.Module) and [*model.parameters()] else "cpu"
+        self._device = device_of(model)
         steps = 1 if config.hold_actions else self.frameskip
         self._box = Box(
             *(
@@ -264,7 +262,7 @@ class Agent:
         Cost: `solver.evaluations` x `horizon` predictor calls per active environment and replan.
         """
         # no_grad and not inference_mode: a solver that follows gradients may enable them for its own actions.
-        _require_evaluation_mode(self.model)
+        require_evaluation_mode(self.model)
         if self.observes:
             self._history.observe(self._checked("pixels", pixels))
             if self._step % self._queue.shape[1] == 0:
@@ -283,9 +281,9 @@ class Agent:
         rows = torch.from_numpy(chosen)
         if self._goal_pixels is None or not np.array_equal(self._goal_pixels, goal_pixels):
             self._goal_pixels = goal_pixels.copy()
-            self._goal_latents = self._encode(torch.from_numpy(self._goal_pixels).permute(0, 3, 1, 2)[:, None])[:, 0]
+            self._goal_latents = encode(self.model, torch.from_numpy(self._goal_pixels).permute(0, 3, 1, 2)[:, None])[:, 0]
         goal = self._goal_latents[rows]
-        context, past = self._encode(self._history.pixels[rows]), self._history.past_actions[rows].to(self._device)
+        context, past = encode(self.model, self._history.pixels[rows]), self._history.past_actions[rows].to(self._device)
 
         rounds: list[Scored] = []
         sequences = 0
@@ -323,11 +321,6 @@ class Agent:
             ends.append(rollout[:, :, -1])
         return torch.cat(costs), torch.cat(ends)
 
-    def _encode(self, pixels: Tensor) -> Tensor:
-        """(B, k, 3, h, w) -> (B, k, D), in fixed portions of environments."""
-        portion = max(1, FRAMES_AT_ONCE // pixels.shape[1])
-        return torch.cat([self.model.encode(part.to(self._device)) for part in pixels.split(portion)])
-
     def _start(self, rows: Tensor, like: Tensor) -> Plan:
         """The Gaussian that the search begins from: zeros, or what is left of the previous plan."""
         mean = like.new_zeros(len(rows), self.config.horizon, len(self._box.low))
@@ -364,11 +357,3 @@ def _scored(costs: Tensor, blocks: Tensor, ends: Tensor) -> Scored:
     cheapest = torch.where(costs.isnan(), torch.inf, costs).topk(min(TRACED_CANDIDATES, costs.shape[1]), largest=False).indices
     rows = torch.arange(len(costs), device=costs.device)[:, None]
     return Scored(costs.cpu().numpy(), blocks[rows, cheapest].cpu().numpy(), ends[rows, cheapest].cpu().numpy())
-
-
-def _require_evaluation_mode(model: WorldModel) -> None:
-    if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
-        raise ValueError(
-            "expected a model in evaluation mode, got one (or a part of one) in training mode: dropout and batch statistics "
-            "would corrupt every plan. Call model.eval() first."
-        )

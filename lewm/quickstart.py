@@ -33,6 +33,7 @@ from lewm.contracts import EnvSpec, Result, World, WorldModel
 from lewm.data import Episodes
 from lewm.evaluation import AGENT, Evaluation, Recording, Score, evaluate, record_episodes
 from lewm.files import write_atomically
+from lewm.latents import device_of
 from lewm.recipes import Experiment
 from lewm.report import Clip, draw_panels, render
 from lewm.stats import bootstrap
@@ -280,7 +281,7 @@ def _published() -> dict[str, str]:
 def _made(experiment: Experiment, model: WorldModel, episodes: Episodes, trained: Mapping[str, Any]) -> dict[str, Any]:
     """What was used, on what."""
     assert isinstance(model, torch.nn.Module)
-    device = next(model.parameters()).device
+    device = device_of(model)
     return {
         "recipe": experiment.recipe,
         "settings": dataclasses.asdict(experiment),

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lewm"
 FLOORS = (
     ("contracts", "registry"),
-    ("files", "devices", "nn", "losses", "data", "windows", "stats"),
+    ("files", "devices", "latents", "nn", "losses", "data", "windows", "stats"),
     ("models", "envs", "objectives", "solvers", "recording"),
     ("planning", "checkpoints", "collection", "tasks"),
     ("training", "evaluation"),

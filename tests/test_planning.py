@@ -73,7 +73,7 @@ def test_portions_never_change_a_plan(monkeypatch):
     whole, _ = control(Agent(PointModel(), SMALL, SPEC, range(5)), STARTS, GOALS, steps=30)
     model = PointModel()
     monkeypatch.setattr("lewm.planning.SEQUENCES_AT_ONCE", 130)
-    monkeypatch.setattr("lewm.planning.FRAMES_AT_ONCE", 2)
+    monkeypatch.setattr("lewm.latents.FRAMES_AT_ONCE", 2)
     parts, _ = control(Agent(model, SMALL, SPEC, range(5)), STARTS, GOALS, steps=30)
     np.testing.assert_array_equal(parts, whole)
     assert max(actions.shape[0] * actions.shape[1] for _, _, actions in model.rolled) == 2 * 64

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from lewm.contracts import Result, WorldModel
 from lewm.data import Episodes
+from lewm.latents import FRAMES_AT_ONCE, encode, require_evaluation_mode
 from lewm.stats import bootstrap, pearson, r2
 
 __all__ = ["Probe", "Probing", "fit_probe"]
@@ -24,7 +24,6 @@ STRENGTHS = tuple(10.0**exponent for exponent in range(-8, 3))
 """Ridge penalties that are tried, as multiples of the variance of a standardised latent."""
 
 INNER_FOLDS = 5
-FRAMES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,7 @@ class Probing:
             ValueError: the model is in training mode, the two sides share episodes, or the data have no states, or some that
                 are not finite.
         """
-        if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
-            raise ValueError("expected a model in evaluation mode, got one in training mode. Call model.eval() first.")
+        require_evaluation_mode(model)
         if shared := set(fit_ids) & set(test_ids):
             raise ValueError(
                 f"a probe must be tested on episodes it was not fitted on, got {sorted(shared)[:5]} on both sides. "
@@ -173,12 +171,9 @@ class Probing:
         rows = np.concatenate([episodes.offsets[i] + np.arange(n) for i, n in zip(ids, lengths, strict=True)])
         chosen = np.sort(generator.permutation(len(rows))[:count])
         rows, of = rows[chosen], of[chosen]
-        device = next(model.parameters(), torch.empty(0)).device if isinstance(model, nn.Module) else torch.device("cpu")
-        latents = []
-        with torch.no_grad():
-            for part in np.array_split(rows, -(-len(rows) // FRAMES_AT_ONCE)):
-                pixels = torch.from_numpy(episodes.rows("pixels", part)).permute(0, 3, 1, 2)[:, None]
-                latents.append(model.encode(pixels.to(device))[:, 0].float().cpu().numpy())
+        parts = np.array_split(rows, -(-len(rows) // FRAMES_AT_ONCE))  # so that pixels are never all in memory
+        pixels = (torch.from_numpy(episodes.rows("pixels", part)).permute(0, 3, 1, 2)[:, None] for part in parts)
+        latents = [encode(model, frames)[:, 0].float().cpu().numpy() for frames in pixels]
         states = np.concatenate([episodes.states(int(i)) for i in ids])[chosen]
         return np.concatenate(latents).astype(np.float64), states.astype(np.float64), of
 
