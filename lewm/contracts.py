@@ -38,6 +38,8 @@ class EnvSpec:
             a place in it (x to the right, y down); None for other worlds.
         tolerance: largest distance from the goal that counts as success, in the unit of the state; None where success is
             no such distance.
+        criteria: names of what `World.success` can be asked for. The first is the benchmark's success, by which runs are
+            compared; others, such as "block pose", are reported beside it.
     """
 
     name: str
@@ -51,6 +53,7 @@ class EnvSpec:
     look: str = "published"
     picture_extent: float | None = None
     tolerance: float | None = None
+    criteria: tuple[str, ...] = ("success",)
 
 
 @dataclass(frozen=True)
@@ -265,8 +268,8 @@ class World(Protocol):
         """(n, h, w, 3) uint8 pictures of the given (n, S) states, or of the current ones. New memory each time."""
         ...
 
-    def success(self) -> np.ndarray:
-        """(B,) bool: is each environment within tolerance of its goal now?"""
+    def success(self, criterion: str | None = None) -> np.ndarray:
+        """(B,) bool: is each environment within tolerance of its goal now, by one of `spec.criteria`, the first by default?"""
         ...
 
     def policy(self, name: str, seeds: Sequence[int]) -> Policy:

@@ -8,13 +8,17 @@ hold one row per observation, episodes end to end:
 
 Row t of `action` is the action taken *from* observation t, so an episode of L observations has L-1 actions and its last row
 is NaN. That row marks the end and is never an input to anything. `recording` writes these files.
+
+A file may hold one row per block of `every` env steps (an attribute of its root; 1 where it does not say). Row t then shows the
+world after t * every steps, and its action row, (every*a,), is the `every` env actions taken from there on, side by side. To a
+reader that knows nothing of `every` such a file is a sound one of a world with wider actions; `step_idx` counts rows.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ import hdf5plugin  # noqa: F401  importing it is what lets HDF5 open compressed 
 import numpy as np
 
 from lewm.contracts import Statistics
+from lewm.provenance import Provenance
 
 __all__ = ["Episode", "Episodes", "Provenance", "Split", "check_fits", "split", "statistics"]
 
@@ -33,61 +38,12 @@ REQUIRED = ("pixels", "action", *EPISODE_COLUMNS)
 
 
 @dataclass(frozen=True)
-class Provenance:
-    """Where a file's episodes come from, stored as plain attributes of its root; None or empty where a file does not say.
-
-    Attributes:
-        world, version, look, state_names, state_units: as in `EnvSpec`.
-        policy, seed: what acted, and the number from which every episode was drawn.
-        options: JSON of what else the world was opened with, such as its image size.
-        lewm_version: that wrote the file.
-        requested_episodes: how many were asked for; a file that holds fewer was interrupted.
-    """
-
-    world: str | None = None
-    version: str | None = None
-    policy: str | None = None
-    seed: int | None = None
-    look: str | None = None
-    state_names: tuple[str, ...] = ()
-    state_units: tuple[str, ...] = ()
-    options: str | None = None
-    lewm_version: str | None = None
-    requested_episodes: int | None = None
-
-    @staticmethod
-    def read(attributes: h5py.AttributeManager) -> Provenance:
-        """Other projects may use these names for other things: a value that is not of its field's type counts as not there."""
-        found = {f: _plain(attributes[f.name]) for f in fields(Provenance) if f.name in attributes}
-        return Provenance(**{f.name: value for f, value in found.items() if str(f.type).startswith(type(value).__name__)})
-
-    def write(self, attributes: h5py.AttributeManager) -> None:
-        for name, value in asdict(self).items():
-            if value is not None:
-                attributes[name] = value
-
-    def differences(self, other: Provenance) -> str:
-        """Name the fields in which two provenances differ, with both values; empty where they agree."""
-        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
-        return "; ".join(f"{name} {a!r} against {b!r}" for name, a, b in pairs if a != b)
-
-
-def _plain(value: Any) -> Any:
-    """An attribute without NumPy's types and fixed-length bytes; a list becomes a tuple if it holds nothing but text."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, list):
-        values = tuple(map(_plain, value))
-        return values if all(isinstance(v, str) for v in values) else None
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-@dataclass(frozen=True)
 class Episode:
     """One episode of L observations.
 
     Attributes:
         pixels: (L, h, h, 3) uint8.
-        actions: (L, a) float32 in the env's units; row t is taken from observation t, the last row is NaN.
+        actions: (L, every*a) float32 in the env's units; row t is taken from observation t on, the last row is NaN.
         states: (L, S) float32 ground truth, or None where it is unknown.
     """
 
@@ -105,7 +61,8 @@ class Episodes:
     Attributes:
         lengths, offsets: (E,) int64 observations of each episode, and the row of its first.
         image_size: height and width of the pixels.
-        action_dim: a, width of one env action.
+        every: env steps from one row to the next; `lengths` and `offsets` count rows.
+        action_dim: a, width of one env action; the rows of `action` are `every` times as wide.
         has_states: whether the file knows the ground truth.
         state_names: one per state variable; numbered where the file does not name them.
         provenance: what the file says of its origin.
@@ -121,7 +78,8 @@ class Episodes:
             self._actions = self._file["action"][:].astype(np.float32)
             self._verify_episodes()
             self.provenance = Provenance.read(self._file.attrs)
-            self.image_size, self.action_dim = self._file["pixels"].shape[1], self._file["action"].shape[1]
+            self.image_size, self.every = self._file["pixels"].shape[1], self.provenance.every
+            self.action_dim = self._verified_action_dim()
             state = self._file.get("state")
             self.has_states = state is not None and state.ndim == 2 and len(state) == self.steps
             names, width = self.provenance.state_names, state.shape[1] if self.has_states else 0
@@ -197,7 +155,7 @@ class Episodes:
         return Episode(self.pixels_at(rows), self.actions(i), self.rows("state", rows) if self.has_states else None)
 
     def actions(self, i: int) -> np.ndarray:
-        """(L, a) float32 env actions of episode i; the last row is not an action."""
+        """(L, every*a) float32 env actions of episode i, one block per row; the last row is not an action."""
         rows = self._range(i)
         return self._actions[rows.start : rows.stop].copy()
 
@@ -212,13 +170,14 @@ class Episodes:
     def summary(self) -> dict[str, Any]:
         """Describe the file in JSON-ready values, without reading its pixels."""
         filters = self._file["pixels"].id.get_create_plist()
-        actions = self._actions[np.isfinite(self._actions).all(axis=1)].astype(np.float64)
+        actions = self._actions[np.isfinite(self._actions).all(axis=1)].astype(np.float64).reshape(-1, self.action_dim)
         return {
             "path": str(self.path),
             "bytes": self.path.stat().st_size,
             "episodes": len(self),
             "complete": self.complete,
             "steps": self.steps,
+            "every": self.every,
             "lengths": {f"{q:.0%}": float(np.quantile(self.lengths, q)) for q in (0, 0.25, 0.5, 0.75, 1)},
             "image_size": self.image_size,
             "compression": [filters.get_filter(k)[3].decode() for k in range(filters.get_nfilters())] or None,
@@ -295,6 +254,13 @@ class Episodes:
             cure = "Each observation needs a row of actions; the last of an episode is NaN"
             raise _unfit(self.path, f"'action' of shape ({shape[0]}, a), as many rows as pixels", str(got), cure)
 
+    def _verified_action_dim(self) -> int:
+        width = self._file["action"].shape[1]
+        if self.every < 1 or width % self.every or not width:
+            expected = f"actions of {self.every} env steps side by side, as its attribute 'every' says"
+            raise _unfit(self.path, expected, f"rows of {width} numbers", "Correct the attribute, or collect the file again")
+        return width // self.every
+
     def _verify_episodes(self) -> None:
         lengths, offsets, steps = self.lengths, self.offsets, self.steps
         cure = "The index does not belong to these rows. Fetch or collect the file again"
@@ -362,8 +328,9 @@ def split(num_episodes: int, holdout: float = 0.1, seed: int = 0) -> Split:
 def statistics(episodes: Episodes, episode_ids: Sequence[int], max_frames: int = 2048, seed: int = 0) -> Statistics:
     """Normalisation statistics of some episodes, which must be the training split: held-out data would leak through them.
 
-    Pixels are counted on a seeded sample of `max_frames`; a few hundred settle three digits. A dimension that never varies
-    gets a std of 1, so that normalising it gives 0 and not noise.
+    Actions are counted per dimension of one env action, however many of them a row holds; pixels on a seeded sample of
+    `max_frames`, of which a few hundred settle three digits. A dimension that never varies gets a std of 1, so that normalising
+    it gives 0 and not noise.
     """
     rows = np.concatenate([np.arange(episodes.offsets[i], episodes.offsets[i] + episodes.lengths[i]) for i in episode_ids])
     sample = np.random.default_rng(seed).permutation(rows)[:max_frames]
@@ -375,7 +342,7 @@ def statistics(episodes: Episodes, episode_ids: Sequence[int], max_frames: int =
     levels = np.arange(256) / 255
     mean = counts @ levels / counts.sum(axis=1)
     std = np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1))
-    actions = np.concatenate([episodes.actions(i) for i in episode_ids]).astype(np.float64)
+    actions = np.concatenate([episodes.actions(i) for i in episode_ids]).astype(np.float64).reshape(-1, episodes.action_dim)
     actions = actions[np.isfinite(actions).all(axis=1)]
     if not len(actions):
         raise _unfit(episodes.path, "actions in the training episodes", "none", "Record episodes of two observations or more")

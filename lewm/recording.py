@@ -51,7 +51,8 @@ class EpisodeWriter:
 
     Args:
         path: of the finished file; missing folders are made.
-        provenance: of all its episodes; `requested_episodes` says when the file is complete.
+        provenance: of all its episodes; `requested_episodes` says when the file is complete, `every` how many env actions a
+            row of actions holds.
         compression: of the pixels: None (as published, and the quickest to read), "blosc" or "zstd".
 
     Raises:
@@ -88,7 +89,7 @@ class EpisodeWriter:
             OSError: the disk is full, or a quota is reached.
         """
         first, length = self._rows, len(episode)
-        columns = _columns(episode, self._episodes)
+        columns = _columns(episode, self._episodes, self.provenance.every)
         file = self._file or self._begin(columns)
         expected = {name: column.shape[1:] for name, column in self._open.items() if name not in EPISODE_COLUMNS}
         if (got := {name: rows.shape[1:] for name, rows in columns.items()}) != expected:
@@ -211,7 +212,7 @@ class EpisodeWriter:
             self._publish()
 
 
-def _columns(episode: Episode, number: int) -> dict[str, np.ndarray]:
+def _columns(episode: Episode, number: int, every: int) -> dict[str, np.ndarray]:
     """The rows of one episode, checked: the file must open again."""
     pixels, actions, states = episode.pixels, episode.actions, episode.states
     length, shape = len(pixels), pixels.shape
@@ -220,6 +221,9 @@ def _columns(episode: Episode, number: int) -> dict[str, np.ndarray]:
     for name, rows in (("actions", actions), ("states", states)):
         if rows is not None and (rows.ndim != 2 or len(rows) != length):
             raise ValueError(f"episode {number}: expected {name} ({length}, width), got {rows.shape}. Pass one per frame.")
+    if actions.shape[1] % every:
+        got = f"rows of {actions.shape[1]} numbers"
+        raise ValueError(f"episode {number}: expected the actions of {every} env steps per row, got {got}. Pass whole blocks.")
     if not np.isfinite(actions[:-1]).all() or not np.isnan(actions[-1]).all():
         raise ValueError(
             f"episode {number}: expected finite actions and a last row of NaN, got others. Nothing is done after it."

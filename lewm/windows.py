@@ -1,6 +1,7 @@
 """Training windows: which there are, in what order they are drawn, and two ways to read them that give the same bits.
 
-A window is T observations, `frameskip` env steps apart, and the T-1 action blocks between them. *Resident* reading decodes all
+A window is T observations, `frameskip` env steps apart, and the T-1 action blocks between them; where a file holds a row per
+`every` env steps, that is `frameskip / every` rows. *Resident* reading decodes all
 pixels once into memory and gathers; *streamed* reading fetches single rows in worker processes, ahead of the training.
 Which windows update u sees is a pure function of (seed, u), so a training that resumes stores no cursor but its update.
 """
@@ -44,6 +45,7 @@ class Source(Protocol):
     lengths: np.ndarray
     offsets: np.ndarray
     image_size: int
+    every: int
     action_dim: int
 
     def rows(self, column: str, indices: np.ndarray) -> np.ndarray: ...
@@ -52,9 +54,10 @@ class Source(Protocol):
 class Windows:
     """All windows of some episodes, numbered.
 
-    A window that starts at row s of an episode shows rows s, s + frameskip, .., s + (T-1) frameskip, all in that episode. Its
-    block t holds the `frameskip` actions taken from row s + t frameskip on, side by side, so the last row of an episode,
-    from which no action is taken, is seen but never acted from.
+    A window that starts at row s of an episode shows rows s, s + stride, .., s + (T-1) stride, all in that episode, where
+    stride = frameskip / every. Its block t holds the `frameskip` actions taken from row s + t stride on, side by side, so the
+    last row of an episode, from which no action is taken, is seen but never acted from. A window may start at any row: a file
+    with a row per `every` steps gives those windows of one with a row per step that start at a multiple of `every`.
 
     Args:
         source: the opened file.
@@ -64,7 +67,8 @@ class Windows:
         statistics: normalise the actions, once and for all windows.
 
     Raises:
-        ValueError: no episode is long enough, or the statistics are of another action width.
+        ValueError: no episode is long enough, `frameskip` is no multiple of the file's `every`, or the statistics are of
+            another action width.
     """
 
     def __init__(self, source: Source, episode_ids: Sequence[int], length: int, frameskip: int, statistics: Statistics):
@@ -75,8 +79,14 @@ class Windows:
                 f"{source.path}: expected actions of {statistics.action_dim} numbers, as in the statistics, got "
                 f"{source.action_dim}. Use the statistics of this file's training split."
             )
+        if frameskip % source.every:
+            raise ValueError(
+                f"{source.path}: expected a frameskip that is a multiple of {source.every}, as the file holds a row per "
+                f"{source.every} env steps, got {frameskip}. Choose such a frameskip, or collect with `--every` 1."
+            )
         self.source, self.length, self.frameskip = source, length, frameskip
-        self.span = (length - 1) * frameskip  # env steps, and actions, from the first frame to the last
+        self.stride = frameskip // source.every  # rows from one frame to the next
+        self.span = (length - 1) * self.stride  # rows, and rows of actions, from the first frame to the last
         chosen = np.asarray(sorted(episode_ids), np.int64)
         lengths = source.lengths[chosen]
         # The rows of the chosen episodes are renumbered without gaps ("packed"): that is how they lie in memory.
@@ -86,23 +96,23 @@ class Windows:
         if not counts.sum():
             raise ValueError(
                 f"{source.path}: expected a training episode of {self.span + 1} observations or more (T={length} frames, "
-                f"{frameskip} steps apart), got at most {lengths.max(initial=0)}. Record longer ones, or lower T or frameskip."
+                f"{self.stride} rows apart), got at most {lengths.max(initial=0)}. Record longer ones, or lower T or frameskip."
             )
         self.starts = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
         actions = torch.from_numpy(source.rows("action", self.file_rows))
-        self.step_actions = statistics.normalise_actions(actions)
+        self.row_actions = statistics.normalise_actions(actions)
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def frames(self, windows: np.ndarray) -> np.ndarray:
         """(B,) window numbers -> (B, T) packed rows of their observations, oldest first."""
-        return self.starts[windows][:, None] + np.arange(0, self.span + 1, self.frameskip)
+        return self.starts[windows][:, None] + np.arange(0, self.span + 1, self.stride)
 
     def actions(self, windows: np.ndarray) -> Tensor:
         """(B,) window numbers -> (B, T-1, A) normalised action blocks, each step by step."""
-        steps = self.starts[windows][:, None] + np.arange(self.span)
-        return self.step_actions[torch.from_numpy(steps)].reshape(len(windows), self.length - 1, -1)
+        rows = self.starts[windows][:, None] + np.arange(self.span)
+        return self.row_actions[torch.from_numpy(rows)].reshape(len(windows), self.length - 1, -1)
 
 
 @dataclass(eq=False)

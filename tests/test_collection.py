@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from lewm import registry
+from lewm.cli import main
 from lewm.collection import Looped, collect, open_world
+from lewm.commands import collect as command
 from lewm.contracts import EnvSpec
 from lewm.data import Episodes, split, statistics
 from lewm.windows import open_windows
@@ -20,9 +22,12 @@ class Slider(gymnasium.Env):
 
     policies = ("expert", "random", "reckless")
 
-    def __init__(self, image_size=8, speed=1.0):
+    drawn = 0
+
+    def __init__(self, image_size=8, speed=1.0, max_steps=6):
         self.speed = speed
-        self.env_spec = EnvSpec("slider", "1", image_size, (-1.0,), (1.0,), ("x",), ("px",), max_steps=6)
+        criteria = ("success", "to the right")
+        self.env_spec = EnvSpec("slider", "1", image_size, (-1.0,), (1.0,), ("x",), ("px",), max_steps, criteria=criteria)
         self.x = self.goal = 0.0
 
     def reset(self, *, seed=None, options=None):
@@ -41,6 +46,7 @@ class Slider(gymnasium.Env):
         return self.render_state([self.x])
 
     def render_state(self, state):
+        type(self).drawn += 1
         picture = np.zeros((self.env_spec.image_size,) * 2 + (3,), np.uint8)
         picture[0, round(float(state[0]))] = 255
         picture[1] = round(float(state[0]) * 30)
@@ -61,15 +67,24 @@ class Slider(gymnasium.Env):
         return lambda: np.clip([self.goal - self.x + 0.1 * noise.normal()], -1, 1).astype(np.float32)
 
     def _info(self):
-        success = abs(self.x - self.goal) < 0.5
-        return {"state": np.array([self.x], np.float32), "goal": np.array([self.goal], np.float32), "success": success}
+        criteria = {"success": abs(self.x - self.goal) < 0.5, "to the right": self.x > self.goal}
+        state, goal = np.array([[self.x], [self.goal]], np.float32)
+        return {"state": state, "goal": goal, "success": criteria["success"], "criteria": criteria}
+
+
+class SlowlyDrawnSlider(Slider):
+    """One that can step without drawing."""
+
+    def advance(self, action):
+        self.x = float(np.clip(self.x + self.speed * float(action[0]), 0, 7))
+        return self._info()
 
 
 @pytest.fixture(autouse=True)
 def slider(monkeypatch):
-    """Make "slider" a plug-in."""
-    load = registry.load
-    monkeypatch.setattr(registry, "load", lambda kind, name: Slider if name == "slider" else load(kind, name))
+    """Make "slider" a plug-in. Processes that are started know nothing of it."""
+    load, sliders = registry.load, {"slider": Slider, "slowly-drawn-slider": SlowlyDrawnSlider}
+    monkeypatch.setattr(registry, "load", lambda kind, name: sliders.get(name) or load(kind, name))
 
 
 WORLDS = ["slider", "two-room"]
@@ -173,11 +188,20 @@ def test_misspelt_names_are_answered_before_anything_is_written(tmp_path):
         (("slidr", tmp_path / "a.h5", 1), "unknown env 'slidr'"),
         (("two-rooms", tmp_path / "a.h5", 1), "Did you mean 'two-room'"),
         (("slider", tmp_path / "a.h5", 1, "expret"), "Did you mean 'expert'"),
+        (("two-room", tmp_path / "a.h5", 1, "expert", 0, 0), "batch_size must be at least 1"),
         (("two-room", tmp_path / "a.h5", 1, "randm"), "Did you mean 'random'"),
-        (("slider", tmp_path / "a.h5", 0), "at least 1 episode"),
+        (("slider", tmp_path / "a.h5", 0), "episodes must be at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             collect(*arguments)
+    for settings, message in [
+        ({"sped": 2.0}, "unknown option of world 'slider' 'sped'. Did you mean 'speed'"),
+        ({"every": 0}, "every must be at least 1"),
+        ({"every": 7}, "a row every 6 env steps or fewer, an episode's length, got 7"),
+        ({"processes": 0}, "processes must be at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            collect("slider", tmp_path / "a.h5", 1, **settings)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -200,6 +224,10 @@ def test_looped_world_keeps_the_role():
     assert pictures.shape == (3, 8, 8, 3)
     np.testing.assert_array_equal(world.render(world.states[1:2])[0], pictures[1])
     assert world.regions(world.states) is None
+    np.testing.assert_array_equal(world.success("to the right"), world.states[:, 0] > world.goals[:, 0])
+    np.testing.assert_array_equal(world.success(), world.success("success"))
+    with pytest.raises(ValueError, match=r"unknown success criterion of slider 'to the left'\. Did you mean 'to the right'"):
+        world.success("to the left")
 
 
 def test_looped_and_batched_two_room_are_one_world(monkeypatch):
@@ -233,3 +261,104 @@ def test_collected_files_train(tmp_path):
         assert batch.actions.shape == (8, 3, 10)
         assert batch.actions.isfinite().all()
         assert 0.5 < float(batch.actions.std()) < 2
+
+
+# ----------------------------------------------------------------------------------------------- a row per action block
+
+
+@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_row_per_block_holds_the_same_walk(tmp_path, name, every):
+    """Frames and states are those after every so many steps, a block's actions those between them, side by side."""
+    options = {"max_steps": 6} if name == "slider" else {}
+    with collect(name, tmp_path / "each.h5", 3, seed=4, image_size=16, **options) as each:
+        if each.lengths[0] % every == 1:  # as for the slider's 6 steps
+            coarse = collect(name, tmp_path / "coarse.h5", 3, seed=4, image_size=16, every=every, batch_size=2, **options)
+        else:  # 100 steps in threes
+            with pytest.warns(UserWarning, match="episodes of 100 steps are cut by 1: rows are 3 steps apart"):
+                coarse = collect(name, tmp_path / "coarse.h5", 3, seed=4, image_size=16, every=every, **options)
+        assert (coarse.every, coarse.provenance.every, coarse.action_dim) == (every, every, each.action_dim)
+        for i in range(3):
+            steps, rows = each.episode(i), coarse.episode(i)
+            blocks = (len(steps) - 1) // every
+            assert len(rows) == blocks + 1
+            np.testing.assert_array_equal(rows.pixels, steps.pixels[::every][: blocks + 1])
+            np.testing.assert_array_equal(rows.states, steps.states[::every][: blocks + 1])
+            expected = steps.actions[: blocks * every].reshape(blocks, -1)
+            np.testing.assert_array_equal(rows.actions[:-1], expected)
+            assert np.isnan(rows.actions[-1]).all()
+        coarse.verify()
+        coarse.close()
+
+
+def test_steps_in_between_are_not_drawn(tmp_path):
+    SlowlyDrawnSlider.drawn = 0
+    collect("slowly-drawn-slider", tmp_path / "a.h5", 2, every=3).close()
+    assert (
+        SlowlyDrawnSlider.drawn <= 2 * (6 // 3 + 1 + 1) + 1 + 2
+    )  # rows, one picture per reset, and two to see how long one takes
+    collect("slider", tmp_path / "b.h5", 2, every=3).close()
+    assert_same_columns(tmp_path / "a.h5", tmp_path / "b.h5")
+
+
+def assert_same_columns(path, reference):
+    for name, expected in contents(reference)[0].items():
+        np.testing.assert_array_equal(contents(path)[0][name], expected, err_msg=name)
+
+
+def test_files_of_other_row_distances_are_not_continued(tmp_path):
+    collect("slider", tmp_path / "a.h5", 2).close()
+    with pytest.raises(ValueError, match="every 1 against 3"):
+        collect("slider", tmp_path / "a.h5", 2, every=3)
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def test_the_command_passes_on_options_and_says_how_far_frames_are_apart(tmp_path, capsys):
+    path = tmp_path / "a.h5"
+    words = (
+        f"collect two-room --out {path} --episodes=2 --image-size=16 --every=5 --option speed=10.5 --option wall-color=00ff00"
+    )
+    assert main(words.split()) == 0
+    assert capsys.readouterr().out == f"{path} holds 2 episodes, 42 frames of 16 px, {size_mb(path)} MB, one per 5 env steps.\n"
+    with Episodes.open(path) as data:
+        assert json.loads(data.provenance.options) == {"image_size": 16, "speed": 10.5, "wall_color": "00ff00"}
+        assert data.provenance.look == "wall_color=00ff00,speed=10.5"
+
+
+def size_mb(path):
+    return f"{path.stat().st_size / 1e6:.1f}"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("speed", "expected --option name=value with an option of the world, got something else: 'speed'"),
+        ("seed=3", "got one that has a flag of its own: 'seed=3'"),
+        ("batch-size=3", "got one that has a flag of its own"),
+        ("sped=3", "unknown factor of two-room 'sped'. Did you mean 'speed'"),
+        ("speed=1 --option speed=2", "got it twice"),
+        ("speed=fast", "speed must be a positive number"),
+    ],
+)
+def test_options_that_are_none_are_answered(tmp_path, capsys, option, message):
+    assert main(f"collect two-room --out {tmp_path}/a.h5 --option {option}".split()) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_option_values_become_what_they_look_like():
+    words = {
+        "3": 3,
+        "-2": -2,
+        "0.5": 0.5,
+        "1e-3": 0.001,
+        "ff0000": "ff0000",
+        "000000": "000000",
+        "1e5555": "1e5555",
+        "x=y": "x=y",
+    }
+    found = command._options([f"option_{i}={word}" for i, word in enumerate(words)])
+    assert list(found.values()) == list(words.values())
+    assert [type(value) for value in found.values()] == [int, int, float, float, str, str, str, str]

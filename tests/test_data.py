@@ -277,6 +277,36 @@ def test_statistics_sample_frames_by_seed_and_floor_what_is_constant(tmp_path):
         assert found.action_mean[1] == pytest.approx(0.3)
 
 
+def test_rows_of_several_actions_have_the_statistics_of_single_ones(tmp_path):
+    """Two env actions per row: the width of one, and its mean and std over all of them."""
+    path, wide = tmp_path / "a.h5", np.random.default_rng(1).normal(size=(22, 4)).astype(np.float32)
+    wide[:, 2:] += 3  # the second step of a block differs from the first: columns must not be mixed up with dimensions
+    wide[np.cumsum(LENGTHS) - 1] = np.nan
+    publish(path, action=wide)
+    with Episodes.open(path) as episodes:
+        assert (episodes.every, episodes.action_dim) == (1, 4)
+    with h5py.File(path, "r+") as file:
+        file.attrs["every"] = 2
+    single = wide[~np.isnan(wide).any(axis=1)].reshape(-1, 2).astype(np.float64)
+    with Episodes.open(path) as episodes:
+        assert (episodes.every, episodes.action_dim, episodes.summary()["every"]) == (2, 2, 2)
+        found = statistics(episodes, range(4))
+        assert found.action_mean == pytest.approx(single.mean(axis=0), abs=1e-12)
+        assert found.action_std == pytest.approx(single.std(axis=0), abs=1e-12)
+        assert episodes.summary()["actions"]["std"] == pytest.approx(single.std(axis=0), abs=1e-12)
+        np.testing.assert_array_equal(episodes.actions(0), wide[:5])
+        check_fits(episodes, action_dim=2)
+        episodes.verify()
+
+
+@pytest.mark.parametrize("every", [3, 0])
+def test_rows_that_are_no_whole_number_of_actions_are_refused(path, every):
+    with h5py.File(path, "r+") as file:
+        file.attrs["every"] = every
+    with pytest.raises(ValueError, match=f"expected actions of {every} env steps side by side, .*, got rows of 2 numbers"):
+        Episodes.open(path)
+
+
 def test_statistics_without_a_single_action_are_refused(path):
     with Episodes.open(path) as episodes, pytest.raises(ValueError, match="actions in the training episodes, got none"):
         statistics(episodes, (2,))

@@ -98,6 +98,53 @@ def test_no_window_is_refused_with_the_length_it_takes(episodes):
         Windows(episodes, (0,), T, FRAMESKIP, dataclasses.replace(IDENTITY, action_mean=(0.0,), action_std=(1.0,)))
 
 
+def in_blocks(path, episodes, every):
+    """The same episodes with a row per `every` steps; a tail that fills no block is cut."""
+    with EpisodeWriter(path, Provenance(every=every)) as writer:
+        for i in range(len(episodes)):
+            episode = episodes.episode(i)
+            blocks = (len(episode) - 1) // every
+            actions = np.full((blocks + 1, every * 2), np.nan, np.float32)
+            actions[:-1] = episode.actions[: blocks * every].reshape(blocks, every * 2)
+            writer.append(Episode(episode.pixels[::every][: blocks + 1], actions))
+    return path
+
+
+@pytest.mark.parametrize(("every", "frameskip"), [(5, 5), (2, 4), (1, 5), (5, 10)])
+def test_a_row_per_block_gives_the_aligned_windows_bit_by_bit(tmp_path, episodes, every, frameskip):
+    ids, length = (4, 0, 2), 2 if frameskip == 10 else 3
+    stats = statistics(episodes, ids)
+    fine = Windows(episodes, ids, length, frameskip, stats)
+    with Episodes.open(in_blocks(tmp_path / "blocks.h5", episodes, every)) as blocks:
+        coarse = Windows(blocks, ids, length, frameskip, stats)
+        # The same frame, by its value: one row of the one file, one of the other.
+        first = [value(windows, np.arange(len(windows))) for windows in (fine, coarse)]
+        begin = np.array([episodes.offsets[i] for i in (0, 2, 4)])
+        since = first[0] - begin[np.searchsorted(begin, first[0], side="right") - 1]
+        aligned = np.flatnonzero(since % every == 0)
+        assert first[0][aligned].tolist() == first[1].tolist()
+        assert len(coarse) > (2 if frameskip == 10 else 5)
+        pairs = [
+            (Resident(windows, 1)._pixels(windows.frames(numbers)), windows.actions(numbers))
+            for windows, numbers in ((fine, aligned), (coarse, np.arange(len(coarse))))
+        ]
+        for one, other in zip(*pairs, strict=True):
+            assert torch.equal(one, other)
+
+
+def value(windows, numbers):
+    """(B,) value of the first frame of some windows."""
+    return windows.source.pixels_at(windows.file_rows[windows.frames(numbers)[:, 0]])[:, 0, 0, 0].astype(int)
+
+
+def test_a_frameskip_that_cuts_blocks_is_refused(tmp_path, episodes):
+    with Episodes.open(in_blocks(tmp_path / "blocks.h5", episodes, 2)) as blocks:
+        with pytest.raises(ValueError, match=r"blocks\.h5: expected a frameskip that is a multiple of 2, .*, got 5\. Choose"):
+            Windows(blocks, (0, 2, 4), 2, 5, IDENTITY)
+        with pytest.raises(ValueError, match=r"episode of 10 observations or more \(T=4 frames, 3 rows apart\), got at most 9"):
+            Windows(blocks, (2, 4), 4, 6, IDENTITY)
+
+
 def order(count, batch_size=4, **settings):
     """A reader with nothing to read: the order asks its windows for nothing but their number."""
     return Resident(range(count), batch_size, **settings)  # decodes nothing until pixels are asked for
