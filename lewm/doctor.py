@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lewm import registry
+from lewm.rendering import find_backend
 
 __all__ = ["examine"]
 
@@ -135,8 +136,19 @@ def _machine(folder: Path) -> tuple[dict[str, Any], list[str]]:
         "free memory": "unknown" if memory is None else f"{memory:.1f} GB",
         "free disk": f"{disk:.1f} GB",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "OpenGL without a screen": _opengl(),
     }
     return answer, problems
+
+
+def _opengl() -> str:
+    """What draws the MuJoCo worlds, or what to install."""
+    if _version("mujoco") is None:
+        return "not tried: mujoco is not installed"
+    try:
+        return find_backend()
+    except ValueError as error:
+        return str(error)
 
 
 def _memory_gb() -> float | None:

@@ -1,11 +1,14 @@
 """What every world owes: a `gymnasium.Env` with a spec, policies, goals that can be drawn, and pixels nobody else holds."""
 
+from functools import partial
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
 from lewm import registry
+from lewm.collection import open_world
 from lewm.contracts import EnvSpec
 
 SIZE = 64
@@ -19,8 +22,28 @@ def load(name):
         pytest.skip(str(missing))
 
 
-def make(name):
-    return load(name)(image_size=SIZE)
+def quick_look(name):
+    """The look to test in: not every machine draws the published one quickly."""
+    looks = load(name).looks
+    return "fast" if "fast" in looks else looks[0]
+
+
+def opened(open_env, **options):
+    try:
+        return open_env(image_size=SIZE, **options)
+    except ValueError as error:
+        if "OpenGL" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def make(name, look=None):
+    return opened(load(name), look=look or quick_look(name))
+
+
+def make_world(name, num_envs):
+    load(name)
+    return opened(partial(open_world, name, num_envs), look=quick_look(name))
 
 
 def actions_of(env, count, seed=0):
@@ -33,7 +56,7 @@ def test_the_spec_describes_the_env(name):
     env = make(name)
     spec = env.env_spec
     assert isinstance(spec, EnvSpec)
-    assert (spec.name, spec.image_size, spec.look) == (name, SIZE, "published")
+    assert (spec.name, spec.image_size, spec.look) == (name, SIZE, quick_look(name))
     assert spec.max_steps > 0
     np.testing.assert_array_equal(env.action_space.low, np.float32(spec.action_low))
     np.testing.assert_array_equal(env.action_space.high, np.float32(spec.action_high))
@@ -44,6 +67,44 @@ def test_the_spec_describes_the_env(name):
     assert len(spec.state_units) == len(spec.state_names)
     assert type(info["success"]) is bool
     assert pixels.std() > 0
+
+
+@every_env
+def test_every_look_has_a_name_and_a_picture_of_its_own(name):
+    pictures = {}
+    for look in load(name).looks:
+        env = make(name, look)
+        assert env.env_spec.look == look
+        pictures[look], info = env.reset(seed=0)
+        np.testing.assert_array_equal(env.render_state(info["state"]), pictures[look])
+    assert load(name).looks[0] == "published"
+    assert len({picture.tobytes() for picture in pictures.values()}) == len(pictures)
+    with pytest.raises(ValueError, match=r"unknown .*publishd"):
+        make(name, "publishd")
+
+
+@every_env
+def test_every_criterion_is_answered(name):
+    env = make(name)
+    first, *others = env.env_spec.criteria
+    for _, info in [env.reset(seed=seed) for seed in range(5)]:
+        assert not info["success"], "an episode that starts solved shows nothing"
+        if others:
+            assert info["criteria"].keys() == {first, *others}
+            assert all(type(met) is bool for met in info["criteria"].values())
+            assert info["criteria"][first] == info["success"]
+
+    world = make_world(name, 3)
+    world.reset([0, 1, 2])
+    np.testing.assert_array_equal(world.success(), world.success(first))
+    assert not world.success().any()
+    states = world.states
+    world.set_goals(states)
+    for criterion in world.spec.criteria:
+        met = world.success(criterion)
+        assert (met.shape, met.dtype, met.all()) == ((3,), np.bool_, True)
+    with pytest.raises(ValueError, match="Did you mean 'success'"):
+        world.success("succes")
 
 
 @every_env
@@ -160,21 +221,21 @@ def test_actions_are_clipped_to_the_box_and_nan_is_rest(name):
 
 @every_env
 def test_the_expert_beats_random(name):
-    def successes(policy, episodes=12):
-        env, met = make(name), 0
-        for seed in range(episodes):
-            env.reset(seed=seed)
-            act = env.policy(policy, seed)
-            for _ in range(env.env_spec.max_steps):
-                *_, terminated, _, info = env.step(act())
-                if terminated:
-                    assert info["success"]
-                    met += 1
-                    break
-        return met
+    world, seeds = make_world(name, 8), range(8)
 
-    assert {"expert", "random"} <= set(load(name).policies)
-    assert successes("expert") >= successes("random") + 4
+    def met_within(steps, policy):
+        world.reset(seeds)
+        act, met, taken = world.policy(policy, seeds), world.success(), 0
+        while taken < steps and not met.all():
+            world.step(act())
+            met |= world.success()
+            taken += 1
+        return met.sum(), taken
+
+    assert {"expert", "random"} <= set(world.policies)
+    expert, taken = met_within(world.spec.max_steps, "expert")
+    random, _ = met_within(taken, "random")
+    assert expert >= random + 3
 
 
 @every_env
@@ -215,32 +276,32 @@ def test_regions_are_numbers(name):
 def test_a_batch_changes_no_environment(name):
     if not hasattr(load(name), "batched"):
         pytest.skip("a world without a batched form")
-    seeds, chosen = [11, 5, 8, 21, 13, 2, 30], 4
+    seeds, chosen = [11, 5, 8, 21], 2
     for policy in load(name).policies:
-        world = load(name).batched(len(seeds), image_size=SIZE)
-        single = make(name)
+        world, single = make_world(name, len(seeds)), make(name)
         assert world.spec == single.env_spec
         assert world.num_envs == len(seeds)
         assert world.policies == single.policies
         world.reset(seeds)
         single.reset(seed=seeds[chosen])
         act, act_single = world.policy(policy, seeds), single.policy(policy, seeds[chosen])
-        for _ in range(40):
+        for step in range(20):
             actions, action = act(), act_single()
             np.testing.assert_array_equal(actions[chosen], action)
             world.step(actions)
             pixels, *_, info = single.step(action)
             np.testing.assert_array_equal(world.states[chosen], info["state"])
             np.testing.assert_array_equal(world.goals[chosen], info["goal"])
-            np.testing.assert_array_equal(world.render()[chosen], pixels)
             assert world.success()[chosen] == info["success"]
+            if step % 5 == 0:  # drawing is what takes time
+                np.testing.assert_array_equal(world.render()[chosen], pixels)
 
 
 @every_env
 def test_a_batch_keeps_its_memory_to_itself(name):
     if not hasattr(load(name), "batched"):
         pytest.skip("a world without a batched form")
-    world = load(name).batched(3, image_size=SIZE)
+    world = make_world(name, 3)
     world.reset([0, 1, 2])
     states, goals, pixels = world.states, world.goals, world.render()
     given = states[::-1].copy()

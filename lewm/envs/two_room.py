@@ -223,8 +223,9 @@ class TwoRoomWorld:
         windows[np.arange(len(states)), row, column] = (under + alpha * (self._ink - under) + 0.5).astype(np.uint8)
         return pictures.reshape(len(states), size, size, 3)
 
-    def success(self) -> np.ndarray:
+    def success(self, criterion: str | None = None) -> np.ndarray:
         """(B,) bool: is the dot closer to its goal than 16 px of 224, now?"""
+        choose("success criterion of two-room", criterion or self.spec.criteria[0], self.spec.criteria)
         return np.linalg.norm(self._states - self._goals, axis=1) < SUCCESS_PX
 
     def policy(self, name: str, seeds: Sequence[int]) -> Policy:
@@ -313,6 +314,7 @@ class TwoRoom(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium declares it an instance variable)
     policies: ClassVar[tuple[str, ...]] = TwoRoomWorld.policies
+    looks: ClassVar[tuple[str, ...]] = ("published",)  # `Factors.look` names more
 
     def __init__(self, image_size: int = WORLD_PX, render_mode: str | None = "rgb_array", **options: Any) -> None:
         self.world = TwoRoomWorld(1, image_size, **options)
