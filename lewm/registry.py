@@ -1,7 +1,8 @@
 """Plug-ins by file name: `load("solvers", "cem")` imports `lewm/solvers/cem.py` and returns the class it offers.
 
 The folder is the registry: there is no table to keep. A file offers the first name of its `__all__`. Names may be spelt with
-`-` or `_`. Nothing is imported before it is asked for, so a missing simulator never breaks the command line.
+`-` or `_`. Nothing is imported before it is asked for, so a missing simulator never breaks the command line. Other packages add
+plug-ins by an entry point in the group "lewm.<kind>", such as `lewm.envs`; they cannot replace ours.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-KINDS = ("models", "envs", "objectives", "solvers", "analyses")
+KINDS = ("models", "envs", "objectives", "solvers", "formats", "analyses")
 
 
 def names(kind: str) -> list[str]:
     """The plug-ins of a kind, sorted, as a user writes them ("two-room")."""
-    folder = Path(__file__).parent / choose("kind of plug-in", kind, KINDS)
-    return sorted(file.stem.replace("_", "-") for file in folder.glob("[a-z]*.py"))
+    return sorted({*_own(kind), *_foreign(kind)})
 
 
 def load(kind: str, name: str) -> Any:
@@ -32,6 +32,8 @@ def load(kind: str, name: str) -> Any:
     """
     key = choose(kind.removesuffix("s"), name.replace("_", "-"), names(kind))
     try:
+        if key not in _own(kind):
+            return _foreign(kind)[key].load()
         module = importlib.import_module(f"lewm.{kind}.{key.replace('-', '_')}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("lewm"):
@@ -40,6 +42,15 @@ def load(kind: str, name: str) -> Any:
             f"{kind.removesuffix('s')} '{key}' needs the package '{error.name}'. {_install_hint(error.name)}"
         ) from error
     return getattr(module, module.__all__[0])
+
+
+def _own(kind: str) -> set[str]:
+    folder = Path(__file__).parent / choose("kind of plug-in", kind, KINDS)
+    return {file.stem.replace("_", "-") for file in folder.glob("[a-z]*.py")}
+
+
+def _foreign(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name.replace("_", "-"): point for point in importlib.metadata.entry_points(group=f"lewm.{kind}")}
 
 
 def choose(what: str, name: str, options: Iterable[str]) -> str:

@@ -9,19 +9,20 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lewm"
 FLOORS = (
-    ("contracts", "registry"),
-    ("files", "devices", "latents", "nn", "losses", "data", "windows", "stats"),
-    ("models", "envs", "objectives", "solvers", "recording"),
-    ("planning", "checkpoints", "collection", "tasks"),
+    ("contracts", "registry", "provenance"),
+    ("files", "devices", "latents", "nn", "losses", "data", "windows", "stats", "rendering", "rasters", "pushing", "dialects"),
+    ("models", "envs", "objectives", "solvers", "formats", "recording"),
+    ("planning", "checkpoints", "collection", "conversion", "tasks"),
     ("training", "evaluation"),
-    ("analyses", "figures", "animation"),
-    ("recipes", "report"),
+    ("analyses", "figures", "animation", "comparison"),
+    ("recipes", "report", "published"),
+    ("reproduction",),
     ("quickstart", "doctor", "runs", "console"),
     ("commands",),
     ("cli",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-PLUGINS = ("models", "envs", "objectives", "solvers", "analyses")
+PLUGINS = ("models", "envs", "objectives", "solvers", "formats", "analyses")
 FIRST_TO_NAME_PLUGINS = FLOOR_OF["recipes"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 

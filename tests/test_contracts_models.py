@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lewm import checkpoints, registry
+from lewm import losses as sigreg_losses
 from lewm.contracts import Batch, DataSpec, Statistics, WorldModel
 from lewm.models.lewm import LeWM, LeWMConfig
 
@@ -154,3 +155,32 @@ def test_stop_gradient_changes_gradients_and_not_the_loss():
         grads.append((total.item(), model.encoder.cls.grad.norm().item()))
     assert grads[0][0] == grads[1][0]
     assert grads[0][1] != grads[1][1]
+
+
+def test_pooled_sigreg_tests_all_frames_as_one_sample():
+    torch.manual_seed(0)
+    pooled = LeWMConfig(**SMALL, context=1, sigreg_pooled=True).build(SPEC)
+    apart = LeWMConfig(**SMALL, context=1).build(SPEC)
+    apart.load_state_dict(pooled.state_dict())
+    losses = [m.loss(batch(6, 2), torch.Generator().manual_seed(3)).terms for m in (pooled, apart)]
+    torch.testing.assert_close(losses[0]["prediction"], losses[1]["prediction"])
+    # One sample of 12 latents in the place of two samples of 6 each; a batch of 12 one-frame windows is the same sample.
+    flat = pooled.encode(batch(6, 2).pixels).flatten(0, 1)[:, None]
+    directions = sigreg_losses.draw_directions(24, 64, torch.Generator().manual_seed(3), "cpu")
+    torch.testing.assert_close(losses[0]["sigreg"], sigreg_losses.sigreg_reference(flat, directions), rtol=1e-4, atol=1e-5)
+    assert not torch.isclose(losses[0]["sigreg"], losses[1]["sigreg"])
+
+
+def test_a_conv_stem_reaches_the_same_grid_and_sees_across_patches():
+    torch.manual_seed(0)
+    encoder = LeWMConfig(**{**SMALL, "overlap": False}, stem="conv").build(SPEC).encoder
+    picture = torch.randn(1, 3, 32, 32, requires_grad=True)
+    grid = encoder.patches(picture)
+    assert grid.shape == (1, 32, 4, 4)
+    (seen,) = torch.autograd.grad(grid[0, :, 1, 1].sum(), picture)
+    rows = seen[0].abs().sum(dim=(0, 2)).nonzero().flatten()
+    assert rows.min() < 8 <= 15 <= rows.max(), "patch 1 is rows 8 to 15; its stem begins before them"
+    with pytest.raises(ValueError, match="power of 2"):
+        LeWMConfig(**{**SMALL, "overlap": False, "patch_size": 6}, stem="conv").build(SPEC)
+    with pytest.raises(ValueError, match="no overlap"):
+        LeWMConfig(**SMALL, stem="conv").build(SPEC)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from typing import Any
 
 import numpy as np
 import torch
 
+from lewm import checkpoints
 from lewm.contracts import Result, WorldModel
 from lewm.data import Episodes
-from lewm.latents import FRAMES_AT_ONCE, encode, require_evaluation_mode
+from lewm.latents import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
 from lewm.stats import bootstrap, pearson, r2
 
 __all__ = ["Probe", "Probing", "fit_probe"]
@@ -93,13 +96,16 @@ class Probing:
     Attributes:
         fit_frames, test_frames: drawn at random from the episodes of either side, at most.
         draws: of the bootstrap over test episodes.
-        seed: of frames, folds and bootstrap.
+        seed: of frames, folds, bootstrap and the random encoder.
+        controls: probe two rivals as well: the same encoder with random weights, and the other state variables with their
+            squares and products. What they read, the picture or the data give away: it is no merit of training.
     """
 
     fit_frames: int = 2048
     test_frames: int = 1024
     draws: int = 500
     seed: int = 0
+    controls: bool = False
 
     def run(self, model: WorldModel, episodes: Episodes, fit_ids: Sequence[int], test_ids: Sequence[int]) -> Result:
         """Probe every state variable.
@@ -111,10 +117,11 @@ class Probing:
                 near-duplicates of each other.
 
         Returns:
-            Values: per variable its `unit` and `r`, `r2` and `rmse` (in that unit) with 95% intervals over test episodes;
-            `plane_variance`, the share of the latents' variance that lies in their two principal directions. Arrays, one row
-            per test frame: `latents`, `states`, `predictions`, `episodes`, and `plane`, the latents projected onto that plane;
-            and what `Probe.of` needs.
+            Values: per variable its `unit` and `r`, `r2` and `rmse` (in that unit) with 95% intervals over test episodes, and
+            the `controls`' r; an angle (of unit rad) is probed as its cosine and its sine, and `angles` holds the mean absolute
+            error in degrees of the angle that the two give, 90 being chance; `plane_variance`, the share of the latents'
+            variance that lies in their two principal directions. Arrays, one row per test frame: `latents`, `states`,
+            `predictions`, `episodes`, and `plane`, the latents projected onto that plane; and what `Probe.of` needs.
 
         Raises:
             ValueError: the model is in training mode, the two sides share episodes, or the data have no states, or some that
@@ -127,24 +134,38 @@ class Probing:
                 "Split the episodes."
             )
         generator = np.random.default_rng(self.seed)
-        latents, states, groups = self._encoded(model, episodes, fit_ids, self.fit_frames, generator)
-        probe = fit_probe(latents, states, groups, self.seed)
-        latents, states, groups = self._encoded(model, episodes, test_ids, self.test_frames, generator)
+        readings = _readings(episodes)
+        fit_rows, fit_groups = self._frames(episodes, fit_ids, self.fit_frames, generator)
+        rows, groups = self._frames(episodes, test_ids, self.test_frames, generator)
+        fit_states, states = _read(episodes, readings, fit_rows), _read(episodes, readings, rows)
+        fit_latents, latents = _encoded(model, episodes, fit_rows), _encoded(model, episodes, rows)
+        probe = fit_probe(fit_latents, fit_states, fit_groups, self.seed)
         predictions = probe.predict(latents)
-        names = episodes.state_names
-        units = episodes.provenance.state_units
-        if len(units) != len(names):  # a file of another project may have forgotten them
-            units = ("",) * len(names)
-        variables = {
-            name: {"unit": unit, **self._scores(predictions[:, i], states[:, i], groups), "strength": float(probe.strengths[i])}
-            for i, (name, unit) in enumerate(zip(names, units, strict=True))
+        variables: dict[str, dict[str, Any]] = {
+            reading.name: {
+                "unit": reading.unit,
+                **self._scores(predictions[:, i], states[:, i], groups),
+                "strength": float(probe.strengths[i]),
+            }
+            for i, reading in enumerate(readings)
         }
+        if self.controls:
+            random = _with_random_weights(model, self.seed)
+            rival = fit_probe(_encoded(random, episodes, fit_rows), fit_states, fit_groups, self.seed)
+            random_predictions = rival.predict(_encoded(random, episodes, rows))
+            for i, reading in enumerate(readings):
+                others = [k for k, other in enumerate(readings) if other.variable != reading.variable]
+                variables[reading.name]["controls"] = {
+                    "random encoder": {"r": pearson(random_predictions[:, i], states[:, i])},
+                    "other variables": {"r": self._from_others(fit_states, states, fit_groups, others, i)},
+                }
         plane, share = _principal_plane(latents)
         return Result(
             name="probing",
             values={
                 "probe": "linear",
                 "variables": variables,
+                "angles": _angles(readings, predictions, states),
                 "plane_variance": share,
                 "fit_episodes": len(fit_ids),
                 "test_episodes": len(np.unique(groups)),
@@ -162,20 +183,26 @@ class Probing:
             },
         )
 
-    def _encoded(
-        self, model: WorldModel, episodes: Episodes, ids: Sequence[int], count: int, generator: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(F, D) latents, (F, S) states and (F,) episodes of frames drawn without replacement."""
+    def _frames(
+        self, episodes: Episodes, ids: Sequence[int], count: int, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(F,) rows of the file and the episode of each: frames drawn without replacement, in the order of the file."""
         lengths = episodes.lengths[np.asarray(ids)]
         of = np.repeat(np.asarray(ids), lengths)
         rows = np.concatenate([episodes.offsets[i] + np.arange(n) for i, n in zip(ids, lengths, strict=True)])
         chosen = np.sort(generator.permutation(len(rows))[:count])
-        rows, of = rows[chosen], of[chosen]
-        parts = np.array_split(rows, -(-len(rows) // FRAMES_AT_ONCE))  # so that pixels are never all in memory
-        pixels = (torch.from_numpy(episodes.rows("pixels", part)).permute(0, 3, 1, 2)[:, None] for part in parts)
-        latents = [encode(model, frames)[:, 0].float().cpu().numpy() for frames in pixels]
-        states = np.concatenate([episodes.states(int(i)) for i in ids])[chosen]
-        return np.concatenate(latents).astype(np.float64), states.astype(np.float64), of
+        return rows[chosen], of[chosen]
+
+    def _from_others(
+        self, fit_states: np.ndarray, states: np.ndarray, groups: np.ndarray, others: Sequence[int], target: int
+    ) -> float:
+        """Correlation of one variable with what the others say of it, 0 if there are none."""
+        if not others:
+            return 0.0
+        mean, std = fit_states[:, others].mean(axis=0), np.maximum(fit_states[:, others].std(axis=0), 1e-9)
+        features, test_features = (_quadratic((values[:, others] - mean) / std) for values in (fit_states, states))
+        probe = fit_probe(features, fit_states[:, [target]], groups, self.seed)
+        return pearson(probe.predict(test_features)[:, 0], states[:, target])
 
     def _scores(self, prediction: np.ndarray, target: np.ndarray, groups: np.ndarray) -> dict[str, object]:
         scores: dict[str, object] = {}
@@ -184,6 +211,75 @@ class Probing:
             interval = bootstrap(statistic, prediction, target, groups=groups, draws=self.draws, seed=self.seed)
             scores |= {name: statistic(prediction, target), f"{name}_interval": list(interval)}
         return scores
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What a probe is asked for: column `variable` of the state, as it is or through a function."""
+
+    name: str
+    unit: str
+    variable: int
+    through: Callable[[np.ndarray], np.ndarray] = np.asarray
+
+
+def _readings(episodes: Episodes) -> list[_Reading]:
+    """One per state variable; two per angle, in the places of the one."""
+    names, units = episodes.state_names, episodes.provenance.state_units
+    if len(units) != len(names):  # a file of another project may have forgotten them
+        units = ("",) * len(names)
+    readings: list[_Reading] = []
+    for i, (name, unit) in enumerate(zip(names, units, strict=True)):
+        if unit == "rad":
+            readings += [_Reading(f"cos {name}", "", i, np.cos), _Reading(f"sin {name}", "", i, np.sin)]
+        else:
+            readings.append(_Reading(name, unit, i))
+    return readings
+
+
+def _read(episodes: Episodes, readings: Sequence[_Reading], rows: np.ndarray) -> np.ndarray:
+    """(F,) rows -> (F, S) what the readings ask for."""
+    states = _states(episodes, rows)
+    return np.stack([reading.through(states[:, reading.variable]) for reading in readings], axis=1)
+
+
+def _angles(readings: Sequence[_Reading], predictions: np.ndarray, states: np.ndarray) -> dict[str, float]:
+    """Mean absolute error in degrees of each angle, read from its cosine and sine."""
+    errors = {}
+    for i, reading in enumerate(readings):
+        if reading.through is np.cos:
+            read, true = (np.arctan2(values[:, i + 1], values[:, i]) for values in (predictions, states))
+            wrapped = (read - true + np.pi) % (2 * np.pi) - np.pi
+            errors[reading.name.removeprefix("cos ")] = float(np.degrees(np.abs(wrapped)).mean())
+    return errors
+
+
+def _states(episodes: Episodes, rows: np.ndarray) -> np.ndarray:
+    """(F, S) float64 ground truth of ascending rows; a row that is not finite is refused, naming its episode."""
+    of = np.searchsorted(episodes.offsets, rows, side="right") - 1
+    wanted = [episodes.states(int(i))[rows[of == i] - episodes.offsets[i]] for i in np.unique(of)]
+    return np.concatenate(wanted).astype(np.float64)
+
+
+def _encoded(model: WorldModel, episodes: Episodes, rows: np.ndarray) -> np.ndarray:
+    """(F,) rows -> (F, D) float64 latents."""
+    parts = np.array_split(rows, -(-len(rows) // FRAMES_AT_ONCE))  # so that pixels are never all in memory
+    pixels = (torch.from_numpy(episodes.rows("pixels", part)).permute(0, 3, 1, 2)[:, None] for part in parts)
+    return np.concatenate([encode(model, frames)[:, 0].float().cpu().numpy() for frames in pixels]).astype(np.float64)
+
+
+def _with_random_weights(model: Any, seed: int) -> Any:
+    """The same model, as it was before its training but for the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = checkpoints.build_model(checkpoints.describe_model(model))
+    return fresh.to(device_of(model)).eval()
+
+
+def _quadratic(x: np.ndarray) -> np.ndarray:
+    """(F, n) -> (F, n + n (n+1) / 2): the columns, their squares and products."""
+    products = [x[:, i] * x[:, j] for i, j in combinations_with_replacement(range(x.shape[1]), 2)]
+    return np.column_stack([x, *products])
 
 
 def _ridge(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

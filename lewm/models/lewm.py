@@ -26,6 +26,7 @@ class LeWMConfig:
     Attributes:
         patch_size, encoder_width, encoder_depth, encoder_heads: the ViT; its MLP is four times as wide.
         position, overlap: "learned" and False in the paper; "sincos" and True for small models, see `nn.ViT`.
+        stem: "patch" in the paper; "conv" puts three strided convolutions in its place, see `nn.ViT`.
         latent_dim: D.
         projector_dim: hidden width of both projectors.
         projector_norm: batch norm in the projectors. False puts a LayerNorm there: an ablation that collapses.
@@ -34,6 +35,8 @@ class LeWMConfig:
         sigreg_weight: lambda. Source: 0.1 in the paper's text, 0.09 in its code.
         sigreg_slices: M random directions per update.
         sigreg_knots: Q quadrature nodes on [0, 3].
+        sigreg_pooled: test the latents of all frames of all windows as one sample, not each time step on its own. Ours: many
+            short windows show more distinct pictures per update than few long ones, and pooled they make one large sample.
         stop_gradient: detach the prediction targets: an ablation, off in the paper.
     """
 
@@ -43,6 +46,7 @@ class LeWMConfig:
     encoder_heads: int = 3
     position: str = "learned"
     overlap: bool = False
+    stem: str = "patch"
     latent_dim: int = 192
     projector_dim: int = 2048
     projector_norm: bool = True
@@ -56,6 +60,7 @@ class LeWMConfig:
     sigreg_weight: float = 0.1
     sigreg_slices: int = 1024
     sigreg_knots: int = 17
+    sigreg_pooled: bool = False
     stop_gradient: bool = False
 
     def __post_init__(self) -> None:
@@ -122,6 +127,7 @@ class LeWM(nn.Module):
             4 * c.encoder_width,
             c.position,
             c.overlap,
+            c.stem,
         )
         self.projector = Projector(c.encoder_width, c.projector_dim, c.latent_dim, c.projector_norm)
         self.action_encoder = ActionEncoder(spec.block_dim, c.predictor_width)
@@ -234,11 +240,12 @@ class LeWM(nn.Module):
         predicted = self.predict(_windows(z[:, :-1], K), _windows(batch.actions, K))
         target = _windows(z[:, 1:], K)
         directions = losses.draw_directions(self.latent_dim, self.config.sigreg_slices, generator, z.device)
+        sample = z.flatten(0, 1)[:, None] if self.config.sigreg_pooled else z
         std, rank = losses.spread(z)
         return Losses(
             terms={
                 "prediction": losses.prediction(predicted, target.detach() if self.config.stop_gradient else target),
-                "sigreg": losses.sigreg(z, directions, self.config.sigreg_knots),
+                "sigreg": losses.sigreg(sample, directions, self.config.sigreg_knots),
             },
             weights={"sigreg": self.config.sigreg_weight},
             watch={"latent_std": std, "effective_rank": rank},
