@@ -18,10 +18,13 @@ from lewm import registry
 COMMANDS = {
     "quickstart": "from nothing to a planning agent and a report, in two minutes",
     "collect": "let a policy act in a world and record episodes",
-    "data": "describe or verify episode files",
+    "data": "describe, verify or convert recordings",
     "train": "train a world model on an episode file; the same command continues",
+    "reproduce": "carry out a named experiment, from its data to its numbers",
     "evaluate": "measure how often a trained model reaches its goals, with intervals and floors",
     "plan": "draw a planned episode as an animation",
+    "import": "make a run of published weights",
+    "export": "write a run's weights in the published form",
     "bench": "compare the speed of our implementations with plain ones",
     "doctor": "say what is installed, what will be used and what is missing",
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,22 +13,19 @@ import numpy as np
 from lewm.contracts import World, WorldModel
 from lewm.data import Episodes
 from lewm.planning import Agent, Effort, PlanningConfig, Replan
-from lewm.stats import wilson
-from lewm.tasks import Pairs, Protocol, Unavailable, draw_pairs, padded, place, standard_protocols
+from lewm.registry import choose
+from lewm.stats import Paired, bootstrap_mean, p_value, paired, wilson
+from lewm.tasks import DO_NOTHING, Actor, Pairs, Protocol, Unavailable, attempt, draw_pairs, follow, padded
 
 AGENT = "agent"
-DO_NOTHING = "do-nothing"
 FLOORS = (DO_NOTHING, "random", "straight-line")
 """Shown beside every success rate. "straight-line" walks straight to the goal and knows the state; not every world has it."""
-
-Actor = Callable[[np.ndarray], np.ndarray]
-"""(B,) which environments are still unsolved -> (B, a) env actions; what the solved ones do changes nothing."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the task and policy being played, the env steps played and the most there can be."""
 
-COLUMNS = ("task", "policy", "paper's protocol", "strict", "solved at start", "median steps", "ms per plan", "predictor calls")
-"""Names of what a row of results holds."""
+COLUMNS = ("task", "policy", "paper's protocol", "strict", "solved at start", "median steps", "ms per plan", "p against agent")
+"""Names of what a row of results holds; p is that of McNemar's exact test on the strict pairs."""
 
 # ------------------------------------------------------------------------------------------------------------ records
 
@@ -38,7 +35,8 @@ class Score:
     """Success of one policy under one way of counting.
 
     Attributes:
-        rate, low, high: share of successes and its 95% Wilson interval.
+        rate, low, high: share of successes and its 95% Wilson interval, as if every pair were independent.
+        episode_low, episode_high: 95% interval of a bootstrap over held-out episodes: pairs may be parts of one trajectory.
         median_steps: env steps to the first success, among the successes that did not begin solved; None without any.
     """
 
@@ -47,6 +45,8 @@ class Score:
     rate: float
     low: float
     high: float
+    episode_low: float
+    episode_high: float
     median_steps: float | None
 
     def __str__(self) -> str:
@@ -65,6 +65,9 @@ class Evaluation:
         batch: environments stepped and planned together.
         seconds: wall time of the agent's attempts, and of everything.
         omitted: floor -> why it was left out.
+        criterion: by which `success_steps` counts, the first of the world's.
+        others: each further criterion of the world -> its steps, as `success_steps`. An attempt goes on until all were met.
+        parts: the evaluations that were pooled, one per seed; empty where there is one seed.
     """
 
     protocol: Protocol
@@ -74,28 +77,81 @@ class Evaluation:
     batch: int
     seconds: dict[str, float]
     omitted: dict[str, str]
+    criterion: str = "success"
+    others: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    parts: tuple[Evaluation, ...] = ()
 
-    def score(self, policy: str = AGENT, strict: bool = False) -> Score:
-        """Success of a policy under the paper's protocol, or without the pairs that begin solved."""
-        steps = self.success_steps[policy][self.pairs.strict if strict else self.pairs.paper]
+    @classmethod
+    def pooled(cls, parts: Sequence[Evaluation]) -> Evaluation:
+        """One task played with several seeds, as one: all their pairs, some perhaps drawn twice; only `episode_low` knows."""
+        first = parts[0]
+
+        def together(criterion: str) -> dict[str, np.ndarray]:
+            return {policy: np.concatenate([p.steps(policy, criterion) for p in parts]) for policy in first.success_steps}
+
+        return replace(
+            first,
+            pairs=Pairs.joined([part.pairs for part in parts]),
+            success_steps=together(first.criterion),
+            effort=sum((part.effort for part in parts), Effort()),
+            seconds={name: sum(part.seconds[name] for part in parts) for name in first.seconds},
+            others={criterion: together(criterion) for criterion in first.others},
+            parts=tuple(parts),
+        )
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """Those of the world, the benchmark's first."""
+        return self.criterion, *self.others
+
+    def steps(self, policy: str = AGENT, criterion: str | None = None) -> np.ndarray:
+        """(n,) env step at which a criterion was first met, as `success_steps`; None is the benchmark's."""
+        criterion = choose("criterion", criterion or self.criterion, self.criteria)
+        return (self.success_steps if criterion == self.criterion else self.others[criterion])[policy]
+
+    def score(self, policy: str = AGENT, strict: bool = False, criterion: str | None = None) -> Score:
+        """Success of a policy under the paper's protocol, or without the pairs that begin solved by any criterion."""
+        counted = self.pairs.strict if strict else self.pairs.paper
+        steps = self.steps(policy, criterion)[counted]
         successes, episodes = int((steps >= 0).sum()), len(steps)
-        low, high = wilson(successes, episodes)
         moved = steps[steps > 0]
-        return Score(episodes, successes, successes / episodes, low, high, float(np.median(moved)) if len(moved) else None)
+        return Score(
+            episodes,
+            successes,
+            successes / episodes,
+            *wilson(successes, episodes),
+            *bootstrap_mean(steps >= 0, self.pairs.start_episodes[counted]),
+            float(np.median(moved)) if len(moved) else None,
+        )
+
+    def against(self, rival: str | Evaluation, criterion: str | None = None) -> Paired:
+        """The agent beside a floor, or beside the agent of another evaluation of the same pairs: on the strict pairs."""
+        theirs = self.steps(rival, criterion) if isinstance(rival, str) else rival.steps(AGENT, criterion)
+        strict = self.pairs.strict
+        return paired(self.steps(AGENT, criterion)[strict] >= 0, theirs[strict] >= 0, self.pairs.start_episodes[strict])
 
     @property
     def solved_at_start(self) -> float:
         """Share of the paper's pairs that begin solved, and so count as successes whatever is done."""
-        return float(self.pairs.solved_at_start[self.pairs.paper].mean())
+        return self.share_solved_at_start()
+
+    def share_solved_at_start(self, criterion: str | None = None) -> float:
+        """The same, by any criterion."""
+        return float((self.steps(AGENT, criterion)[self.pairs.paper] == 0).mean())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers only; `pairs` holds each attempt's outcome, for paired comparisons."""
+        """Plain numbers only; `pairs` holds each attempt's outcome, for paired comparisons. A pool has its seeds instead."""
+        pairs = {
+            **{name: values.tolist() for name, values in vars(self.pairs).items() if values.ndim == 1},
+            "success_steps": _plain(self.success_steps),
+            "others": {criterion: _plain(steps) for criterion, steps in self.others.items()},
+        }
         return {
             "task": self.protocol.name,
             "protocol": asdict(self.protocol),
-            "paper": {policy: asdict(self.score(policy)) for policy in self.success_steps},
-            "strict": {policy: asdict(self.score(policy, strict=True)) for policy in self.success_steps},
-            "solved_at_start": self.solved_at_start,
+            "criterion": self.criterion,
+            **self._counts(self.criterion),
+            "others": {criterion: self._counts(criterion) for criterion in self.others},
             "planning": {
                 **asdict(self.effort),
                 "batch": self.batch,
@@ -104,58 +160,66 @@ class Evaluation:
             },
             "seconds": self.seconds,
             "omitted": self.omitted,
-            "pairs": {
-                **{name: values.tolist() for name, values in vars(self.pairs).items() if values.ndim == 1},
-                "success_steps": {policy: steps.tolist() for policy, steps in self.success_steps.items()},
-            },
+            **({"seeds": [part.to_json() for part in self.parts]} if self.parts else {"pairs": pairs}),
+        }
+
+    def _counts(self, criterion: str) -> dict[str, Any]:
+        policies = list(self.success_steps)
+        against = {floor: self.against(floor, criterion) for floor in policies if floor != AGENT}
+        return {
+            "paper": {policy: asdict(self.score(policy, criterion=criterion)) for policy in policies},
+            "strict": {policy: asdict(self.score(policy, True, criterion)) for policy in policies},
+            "solved_at_start": self.share_solved_at_start(criterion),
+            "against": {floor: {**asdict(beside), "better": beside.better} for floor, beside in against.items()},
         }
 
     def rows(self) -> list[tuple[str, ...]]:
-        """One per policy, with a cell for each of `COLUMNS`."""
+        """One per policy and criterion, with a cell for each of `COLUMNS`; those of single seeds before their pool."""
+        if not self.parts:
+            return self._rows(self.protocol.name)
+        name, seeds = self.protocol.name, [f"seed {part.protocol.seed}" for part in self.parts]
+        single = [row for part, seed in zip(self.parts, seeds, strict=True) for row in part._rows(f"{name}, {seed}")]
+        return single + self._rows(f"{name}, {len(seeds)} seeds")
+
+    def _rows(self, task: str) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []
-        for policy in self.success_steps:
-            steps = self.score(policy, strict=True).median_steps
-            rows.append(
-                (
-                    self.protocol.name,
-                    policy,
-                    str(self.score(policy)),
-                    str(self.score(policy, strict=True)),
-                    f"{self.solved_at_start:.1%}",
-                    "-" if steps is None else f"{steps:g}",
-                    f"{1e3 * self.effort.seconds_per_plan:.1f}" if policy == AGENT else "-",
-                    f"{self.effort.predictor_calls_per_plan:,.0f}" if policy == AGENT else "-",
+        for criterion in self.criteria:
+            for policy in self.success_steps:
+                steps = self.score(policy, True, criterion).median_steps
+                rows.append(
+                    (
+                        task,
+                        policy if criterion == self.criterion else f"{policy}, {criterion}",
+                        str(self.score(policy, criterion=criterion)),
+                        str(self.score(policy, True, criterion)),
+                        f"{self.share_solved_at_start(criterion):.1%}",
+                        "-" if steps is None else f"{steps:g}",
+                        f"{1e3 * self.effort.seconds_per_plan:.1f}" if policy == AGENT else "-",
+                        "-" if policy == AGENT else p_value(self.against(policy, criterion).p),
+                    )
                 )
-            )
         return rows
 
-    def markdown(self) -> str:
-        return _markdown(self.rows())
-
-
-@dataclass(frozen=True)
-class Suite:
-    """Several tasks, and why others were left out."""
-
-    evaluations: tuple[Evaluation, ...]
-    omitted: dict[str, str]
-
-    def __getitem__(self, task: str) -> Evaluation:
-        return {evaluation.protocol.name: evaluation for evaluation in self.evaluations}[task]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"tasks": [evaluation.to_json() for evaluation in self.evaluations], "omitted": self.omitted}
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """Those of all tasks."""
-        return [row for evaluation in self.evaluations for row in evaluation.rows()]
-
     def remarks(self) -> list[str]:
-        """A sentence for each task that was left out."""
-        return [f"Not evaluated: {task}, because {reason}" for task, reason in self.omitted.items()]
+        """Sentences: whether the agent is better than its floors, and what a table has no room for."""
+        name, told = self.protocol.name, []
+        for criterion in self.criteria:
+            what = name if criterion == self.criterion else f"{name}, {criterion}"
+            score = self.score(AGENT, True, criterion)
+            against = {floor: self.against(floor, criterion) for floor in self.success_steps if floor != AGENT}
+            beside = [
+                f"; {verdict} {', '.join(floors)}"
+                for sign, verdict in ((1, "significantly better than"), (0, "not shown to differ from"), (-1, "worse than"))
+                if (floors := [floor for floor, paired in against.items() if paired.better == sign])
+            ]
+            count = len(np.unique(self.pairs.start_episodes[self.pairs.strict]))
+            interval = f"[{score.episode_low:.1%}, {score.episode_high:.1%}] over {count} episodes drawn anew"
+            enough = all(paired.enough for paired in against.values())
+            told.append(f"{what}: agent, strict {interval}{''.join(beside) if enough else ', too few to tell more'}.")
+        return told + [f"{name}: without {floor}, because {reason}" for floor, reason in self.omitted.items()]
 
     def markdown(self) -> str:
-        return "\n\n".join([_markdown(self.rows()), *self.remarks()])
+        return "\n\n".join([markdown_table(COLUMNS, self.rows()), *self.remarks()])
 
 
 @dataclass(frozen=True)
@@ -193,19 +257,23 @@ def evaluate(
     protocol: Protocol = Protocol(),  # noqa: B008  frozen
     floors: Sequence[str] = FLOORS,
     progress: Progress | None = None,
+    like: Evaluation | None = None,
 ) -> Evaluation:
     """Play one task with the agent and with the floors, on the same pairs.
 
     Args:
         world: `num_envs` attempts are stepped and planned together; results do not depend on that number.
         episodes, held_out: starts and goals come from these episodes; the agent is shown the goal as its recorded picture.
+        like: the task as another agent played it: its pairs and its floors are taken over, and neither drawn nor played again.
 
     Raises:
         Unavailable: the task cannot be set; see `tasks.draw_pairs`.
         ValueError: model, world and data do not fit each other.
     """
+    if like is not None and like.protocol != protocol:
+        raise ValueError(f"expected an evaluation of {protocol}, got one of {like.protocol}.")
     began = time.perf_counter()
-    pairs = draw_pairs(episodes, held_out, world, protocol)
+    pairs = draw_pairs(episodes, held_out, world, protocol) if like is None else like.pairs
     agents: list[Agent] = []
 
     def planning(part: Pairs) -> Actor:
@@ -214,45 +282,32 @@ def evaluate(
         return lambda active: agent.act(world.render() if agent.observes else None, goal_pixels, active)
 
     def floor(name: str, part: Pairs) -> Actor:
-        return _floor(name, world, _seeds(world, part, protocol.seed))
+        return follow(name, world, part.seeds(world.num_envs, protocol.seed))
 
-    success_steps = {AGENT: _play(world, pairs, protocol, planning, AGENT, progress)}
+    played = {AGENT: _play(world, pairs, protocol, planning, AGENT, progress)}
     agent_seconds = time.perf_counter() - began
-    omitted = {}
+    omitted: dict[str, str] = {}
+    if like is not None:
+        omitted |= like.omitted
+        played |= {p: np.stack([like.steps(p, c) for c in like.criteria]) for p in like.success_steps if p != AGENT}
+        floors = ()
     for name in floors:
         try:
-            success_steps[name] = _play(world, pairs, protocol, partial(floor, name), name, progress)
+            played[name] = _play(world, pairs, protocol, partial(floor, name), name, progress)
         except Unavailable as error:
             omitted[name] = str(error)
+    main, *others = world.spec.criteria
     return Evaluation(
         protocol=protocol,
         pairs=pairs,
-        success_steps=success_steps,
+        success_steps={policy: steps[0] for policy, steps in played.items()},
         effort=sum((agent.effort for agent in agents), Effort()),
         batch=world.num_envs,
         seconds={"agent": agent_seconds, "total": time.perf_counter() - began},
         omitted=omitted,
+        criterion=main,
+        others={criterion: {p: steps[k] for p, steps in played.items()} for k, criterion in enumerate(others, 1)},
     )
-
-
-def evaluate_suite(
-    model: WorldModel,
-    config: PlanningConfig,
-    world: World,
-    episodes: Episodes,
-    held_out: Sequence[int],
-    protocols: Sequence[Protocol] = standard_protocols(),
-    floors: Sequence[str] = FLOORS,
-    progress: Progress | None = None,
-) -> Suite:
-    """Play several tasks; one that this world or these data cannot set is left out, with the reason."""
-    evaluations, omitted = [], {}
-    for protocol in protocols:
-        try:
-            evaluations.append(evaluate(model, config, world, episodes, held_out, protocol, floors, progress))
-        except Unavailable as error:
-            omitted[protocol.name] = str(error)
-    return Suite(tuple(evaluations), omitted)
 
 
 def record_episodes(
@@ -260,13 +315,15 @@ def record_episodes(
 ) -> list[Recording]:
     """Play some attempts once more with everything kept. The same model, pairs and protocol give the attempts that were scored.
 
+    They end with the benchmark's success, whatever else there is to meet.
+
     Args:
         world: every frame of all of them is kept, and a traced replan is large; a few environments are enough.
-        pairs: those to be played, for instance `evaluation.pairs[:4]`.
+        pairs: those to be played, for instance `evaluation.pairs[:4]`, of one seed.
     """
     return [
         recording
-        for part in _portions(pairs, world.num_envs)
+        for part in pairs.portions(world.num_envs)
         for recording in _record(model, config, world, episodes, part, protocol)
     ]
 
@@ -284,7 +341,7 @@ def _record(
         actions.append(agent.act(seen, goal_pixels, active))
         return actions[-1]
 
-    first = _attempt(world, pairs, protocol.budget, act)
+    first = attempt(world, pairs, protocol.budget, act, world.spec.criteria[:1])[0]
     frames, places = np.stack([*pixels, world.render()[: len(pairs)]]), np.stack([*states, world.states])
     moves = np.array(actions).reshape(len(actions), world.num_envs, agent.action_dim)
     recordings = []
@@ -307,8 +364,8 @@ def _record(
 def _play(
     world: World, pairs: Pairs, protocol: Protocol, actor: Callable[[Pairs], Actor], policy: str, progress: Progress | None
 ) -> np.ndarray:
-    """Play all pairs, `num_envs` at a time -> (n,) as `_attempt`."""
-    parts = list(_portions(pairs, world.num_envs))
+    """Play all pairs, `num_envs` at a time -> (C, n) as `tasks.attempt`."""
+    parts = list(pairs.portions(world.num_envs))
     steps = []
     for number, part in enumerate(parts):
 
@@ -316,23 +373,8 @@ def _play(
             if progress is not None:
                 progress(f"{protocol.name}, {policy}", before + step, len(parts) * protocol.budget)
 
-        steps.append(_attempt(world, part, protocol.budget, actor(part), report))
-    return np.concatenate(steps)
-
-
-def _attempt(world: World, pairs: Pairs, budget: int, act: Actor, report: Callable[[int], None] | None = None) -> np.ndarray:
-    """Play at most `num_envs` pairs in one batch -> (n,) env step of the first success, 0 at the start, -1 for never."""
-    place(world, pairs.starts, pairs.goals)
-    first = np.where(world.success(), 0, -1)
-    first[len(pairs) :] = 0  # padding has nothing to do
-    for step in range(1, budget + 1):
-        if (first >= 0).all():
-            break
-        world.step(act(first < 0))
-        first[(first < 0) & world.success()] = step
-        if report is not None:
-            report(step)
-    return first[: len(pairs)]
+        steps.append(attempt(world, part, protocol.budget, actor(part), world.spec.criteria, report))
+    return np.concatenate(steps, axis=1)
 
 
 def _agent(
@@ -340,29 +382,13 @@ def _agent(
 ) -> tuple[Agent, np.ndarray]:
     """An agent for the pairs, and the (B, h, w, 3) recorded pictures of their goals."""
     goal_pixels = episodes.rows("pixels", pairs.goal_rows)[padded(len(pairs), world.num_envs)]
-    return Agent(model, config, world.spec, _seeds(world, pairs, seed), trace), goal_pixels
+    return Agent(model, config, world.spec, pairs.seeds(world.num_envs, seed), trace), goal_pixels
 
 
-def _floor(name: str, world: World, seeds: Sequence[int]) -> Actor:
-    if name == DO_NOTHING:
-        zeros = np.zeros((world.num_envs, len(world.spec.action_low)), np.float32)
-        return lambda active: zeros
-    if name not in world.policies:
-        known = ", ".join(world.policies)
-        raise Unavailable(f"world '{world.spec.name}' has no policy '{name}', only {known}.")
-    policy = world.policy(name, seeds)
-    return lambda active: policy()
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: a line of names, one of dashes, and one per row."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows))
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows))
-
-
-def _portions(pairs: Pairs, size: int) -> Iterable[Pairs]:
-    return (pairs[first : first + size] for first in range(0, len(pairs), size))
-
-
-def _seeds(world: World, pairs: Pairs, seed: int) -> list[int]:
-    """One seed per environment, from (seed, place in the stream) alone, so that batching changes no attempt."""
-    indices = pairs.index[padded(len(pairs), world.num_envs)]
-    return [int(np.random.SeedSequence([seed, int(index)]).generate_state(1)[0]) for index in indices]
+def _plain(steps: dict[str, np.ndarray]) -> dict[str, list[int]]:
+    return {policy: values.tolist() for policy, values in steps.items()}

@@ -12,33 +12,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 import shlex
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import lewm
 from lewm import checkpoints, recipes
 from lewm.analyses.probing import Probe, Probing
 from lewm.animation import View, draw_episode, encode_animation
-from lewm.collection import collect, open_world
 from lewm.contracts import EnvSpec, Result, World, WorldModel
 from lewm.data import Episodes
 from lewm.evaluation import AGENT, Evaluation, Recording, Score, evaluate, record_episodes
 from lewm.files import write_atomically
-from lewm.latents import device_of
 from lewm.recipes import Experiment
 from lewm.report import Clip, draw_panels, render
+from lewm.reproduction import (
+    Book,
+    Report,
+    collect_episodes,
+    facts,
+    open_recipe_world,
+    seeded,
+    train_model,
+)
 from lewm.stats import bootstrap
 from lewm.tasks import Protocol
-from lewm.training import Progress, train
 
 __all__ = ["Report", "run"]
 
@@ -46,13 +46,7 @@ RECIPE, PUBLISHED = "two-room-tiny", "two-room-paper"
 PAIRS, OTHER_ROOM_PAIRS = 200, 100
 SHORT_EPISODES, SHORT_UPDATES, SHORT_PAIRS = 100, 40, 100
 
-ENVIRONMENTS = 128
-"""Attempts that are stepped and planned together."""
-
 CLIPS, THROUGH_DOOR_CLIPS = 6, 3
-
-Report = Callable[[str, int, int, str, str], None]
-"""Called with stage, done, total, a line of numbers (or ""), and what is alarming (or "")."""
 
 
 def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = lambda *_: None) -> dict[str, Any]:
@@ -69,7 +63,7 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
         KeyboardInterrupt: Ctrl-C; what was complete stays.
     """
     out = Path(out)
-    book = _Book.open(out, {"recipe": RECIPE, "seed": seed, "short": short})
+    book = Book.open(out / "quickstart.json", {"recipe": RECIPE, "seed": seed, "short": short})
     if (out / "result.json").exists() and (out / "report.html").exists():
         report("report", 1, 1, "finished before", "")
         return checkpoints.read_json(out / "result.json")
@@ -77,14 +71,14 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
     experiment = _experiment(seed, short)
 
     with book.timed("collect"):
-        episodes = _collect(experiment, out / "episodes.h5", report)
+        episodes = collect_episodes(experiment, out / "episodes.h5", report)
     with book.timed("train"):
-        run_folder = _train(experiment, episodes.path, out / "run", report)
+        run_folder = train_model(experiment, episodes.path, out / "run", report)
         metrics = [json.loads(line) for line in (run_folder / checkpoints.METRICS).read_text().splitlines()]
         trained = checkpoints.read_json(run_folder / checkpoints.EXPERIMENT)
         split = trained["split"]
         model = checkpoints.load(run_folder, device)
-    world = open_world(experiment.world, ENVIRONMENTS, image_size=experiment.image_size)
+    world = open_recipe_world(experiment, experiment.together)
     with book.timed("evaluate"):
         protocol = Protocol.along(episodes=SHORT_PAIRS if short else PAIRS, seed=seed)
         evaluation = _evaluate(experiment, model, world, episodes, split["heldout"], protocol, report)
@@ -105,7 +99,7 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
             "published": _published(),
             "probe_r": {name: scores["r"] for name, scores in probing.values["variables"].items()},
             "probe": probing.values["variables"],
-            **_made(experiment, model, episodes, trained),
+            **facts(experiment, model, episodes, trained),
             "alarm": metrics[-1].get("alarm", ""),
             "seed": seed,
             "short": short,
@@ -126,36 +120,12 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
 
 
 def _experiment(seed: int, short: bool) -> Experiment:
-    recipe = recipes.load(RECIPE)
-    collection = dataclasses.replace(recipe.collection, seed=seed)
-    training = dataclasses.replace(recipe.training, seed=seed)
-    if short:
-        collection = dataclasses.replace(collection, episodes=min(SHORT_EPISODES, collection.episodes))
-        training = dataclasses.replace(training, updates=SHORT_UPDATES)
+    recipe = seeded(recipes.load(RECIPE), seed)
+    if not short:
+        return recipe
+    collection = dataclasses.replace(recipe.collection, episodes=min(SHORT_EPISODES, recipe.collection.episodes))
+    training = dataclasses.replace(recipe.training, updates=SHORT_UPDATES)
     return dataclasses.replace(recipe, collection=collection, training=training)
-
-
-def _collect(experiment: Experiment, path: Path, report: Report) -> Episodes:
-    return collect(
-        experiment.world,
-        path,
-        experiment.collection.episodes,
-        policy=experiment.collection.policy,
-        seed=experiment.collection.seed,
-        image_size=experiment.image_size,
-        compression=experiment.collection.compression,
-        progress=lambda done, total: report("collect", done, total, "", ""),
-    )
-
-
-def _train(experiment: Experiment, data: Path, folder: Path, report: Report) -> Path:
-    def progress(p: Progress) -> None:
-        shown = ("prediction", "sigreg", "latent_std", "effective_rank")
-        note = ", ".join(f"{name.replace('_', ' ')} {p.metrics[name]:.3g}" for name in shown if name in p.metrics)
-        report(p.stage, p.update, p.total, note, p.alarm)
-
-    origin = {"recipe": experiment.recipe, "world": experiment.world, "lewm": lewm.__version__}
-    return train(experiment.model, experiment.training, data, folder, experiment=origin, report=progress)
 
 
 def _evaluate(
@@ -185,7 +155,7 @@ def _clips(
     report: Report,
 ) -> list[Clip]:
     chosen = evaluation.pairs[_worth_seeing(evaluation.success_steps[AGENT], door)]
-    world = open_world(experiment.world, len(chosen), image_size=experiment.image_size)
+    world = open_recipe_world(experiment, len(chosen))
     spec = world.spec
     assert spec.picture_extent is not None
     assert spec.tolerance is not None
@@ -278,81 +248,9 @@ def _published() -> dict[str, str]:
     return {"recipe": paper.recipe, "result": paper.expected, "source": paper.source}
 
 
-def _made(experiment: Experiment, model: WorldModel, episodes: Episodes, trained: Mapping[str, Any]) -> dict[str, Any]:
-    """What was used, on what."""
-    assert isinstance(model, torch.nn.Module)
-    device = device_of(model)
-    return {
-        "recipe": experiment.recipe,
-        "settings": dataclasses.asdict(experiment),
-        "data": {
-            "episodes": len(episodes),
-            "heldout_episodes": len(trained["split"]["heldout"]),
-            "frames": int(episodes.steps),
-        },
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "machine": {
-            "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}",
-            "precision": trained["precision"],
-        },
-        "versions": {
-            "lewm": lewm.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-        },
-    }
-
-
 def _plain(score: Score) -> dict[str, Any]:
     return {"rate": score.rate, "low": score.low, "high": score.high, "episodes": score.episodes}
 
 
 def _key(policy: str) -> str:
     return policy.replace("-", "_")
-
-
-class _Book:
-    """quickstart.json: what a folder holds, and how long its stages took over all calls that worked on it."""
-
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
-        self.path, self._content = path, content
-        self.resumed = bool(content["seconds"])
-
-    @classmethod
-    def open(cls, out: Path, claim: dict[str, Any]) -> _Book:
-        """Claim a folder, or go on with it if it was claimed for the same."""
-        path = out / "quickstart.json"
-        if not path.exists():
-            book = cls(path, {**claim, "seconds": {}})
-            book._write()
-            return book
-        there = checkpoints.read_json(path)
-        if differing := [name for name in claim if there.get(name) != claim[name]]:
-            expected, got = (", ".join(f"{name} {of.get(name)}" for name in differing) for of in (claim, there))
-            raise ValueError(
-                f"{out} holds another quickstart: expected {expected}, got {got}. Name another folder with --out, or give the "
-                "settings it was begun with."
-            )
-        return cls(path, there)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = self._content["seconds"]
-            seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
-            self._write()
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Wall time per stage, and in total."""
-        stages = {stage: round(value, 2) for stage, value in self._content["seconds"].items()}
-        return {**stages, "total": round(sum(stages.values()), 2)}
-
-    def _write(self) -> None:
-        checkpoints.write_json(self.path, self._content)

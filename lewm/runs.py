@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ class Run:
 
     Attributes:
         path: its folder.
-        experiment: what training recorded of it.
+        experiment: what training, or the import of published weights, recorded of it.
         model: from the newest checkpoint, in evaluation mode.
         episodes: an opened episode file.
         heldout: those of its episodes that this model was not trained on; of unknown origin, those with other numbers than
-            the episodes that it was trained on, or all where there are no such.
-        own_data: whether the file holds the very stream of episodes that the run was trained on; None where that is unknown.
-        planning: as the run's recipe has it; the paper's where the recipe is not known here.
+            the episodes that it was trained on, or all where there are no such, or where those numbers are unknown too.
+        own_data: whether the file holds the very stream of episodes that the run was trained on; None where that is unknown,
+            as it is of every imported run.
+        planning: as the run's recipe has it, or the paper's recipe of an imported run's world; the paper's defaults where
+            there is no such recipe here.
     """
 
     path: Path
@@ -129,7 +131,7 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
     """Open a run folder, and the episodes to use it with.
 
     Args:
-        data: episode file; by default the one that the run was trained on.
+        data: episode file; by default the one that the run was trained on, or imported with.
         device: where the model goes; "auto" takes a CUDA device where there is one.
 
     Raises:
@@ -137,31 +139,60 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
     """
     path = Path(path)
     experiment = checkpoints.read_json(path / checkpoints.EXPERIMENT)
-    try:
-        trained, known = {int(i) for i in experiment["split"]["train"]}, experiment["data"]
-        own, counts = dict(known["provenance"]), (int(known["episodes"]), int(known["steps"]))
-        original = Path(experiment["data_path"])
-    except (KeyError, TypeError, ValueError) as error:
-        expected = "the split and the data that a training records"
-        raise ValueError(
-            f"{path / checkpoints.EXPERIMENT} is damaged: expected {expected}, got {error!r}. Restore it, or train again."
-        ) from None
+    training = _training_of(experiment, path / checkpoints.EXPERIMENT)
     model = checkpoints.load(path, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    if data is None and not original.is_file():
+    file = data or training.path
+    if file is None or (data is None and not Path(file).is_file()):
+        got = "none" if file is None else "no such file"
         raise ValueError(
-            f"{original}: expected the episodes that {path} was trained on, got no such file. Pass theirs with --data FILE."
+            f"{file or path}: expected the episodes that {path} was trained on, got {got}. Pass theirs with --data FILE."
         )
-    episodes = Episodes.open(data or original)
+    episodes = Episodes.open(file)
     check_fits(episodes, model.spec.image_size, model.spec.statistics.action_dim)
-    same = _same_stream(own, asdict(episodes.provenance))
-    if same is None and episodes.path.resolve() == original.resolve() and counts == (len(episodes), episodes.steps):
+    same = _same_stream(training.provenance, asdict(episodes.provenance))
+    if same is None and training.counts == (len(episodes), episodes.steps) and _same_file(episodes.path, training.path):
         same = True
     everything = tuple(range(len(episodes)))
-    heldout = everything if same is False else tuple(i for i in everything if i not in trained)
+    heldout = everything if same is False else tuple(i for i in everything if i not in training.episodes)
     if same is None and not heldout:
         heldout = everything
-    recipe = str(experiment.get("recipe", ""))
+    world = episodes.provenance.world or experiment.get("world")
+    recipe = f"{world}-paper" if "imported" in experiment else str(experiment.get("recipe", ""))
     return Run(path, experiment, model, episodes, heldout, same, _planning_of(recipe))
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What is known of the episodes that a run was trained on.
+
+    Attributes:
+        path: their file; of an imported run the one it was imported with, which need not be what it was trained on.
+        episodes: their numbers.
+        provenance: of the file.
+        counts: its episodes and rows.
+    """
+
+    path: Path | None
+    episodes: frozenset[int] = frozenset()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    counts: tuple[int, int] | None = None
+
+
+def _training_of(experiment: Mapping[str, Any], source: Path) -> _Training:
+    try:
+        path = Path(experiment["data_path"]) if experiment["data_path"] is not None else None
+        if "imported" in experiment:
+            return _Training(path)
+        known = experiment["data"]
+        trained = frozenset(int(i) for i in experiment["split"]["train"])
+        return _Training(path, trained, dict(known["provenance"]), (int(known["episodes"]), int(known["steps"])))
+    except (KeyError, TypeError, ValueError) as error:
+        expected = "the split and the data that a training records"
+        raise ValueError(f"{source} is damaged: expected {expected}, got {error!r}. Restore it, or train again.") from None
+
+
+def _same_file(path: Path, other: Path | None) -> bool:
+    return other is not None and path.resolve() == other.resolve()
 
 
 def _same_stream(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:

@@ -7,11 +7,20 @@ episode are not independent, so what is resampled is always the episode.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import comb
 from statistics import NormalDist
 
 import numpy as np
 
-__all__ = ["bootstrap", "pearson", "r2", "wilson"]
+__all__ = ["Paired", "bootstrap", "bootstrap_mean", "mcnemar", "p_value", "paired", "pearson", "r2", "wilson"]
+
+SIGNIFICANT = 0.05
+"""p below which a difference counts as shown."""
+
+FEWEST_GROUPS = 10
+"""Episodes below which nothing counts as shown. Where those of one episode succeed or fail together, intervals over 6 episodes
+find a difference between methods that are alike in 16 of 100 cases, over 12 in 8, over 40 in 6; McNemar's test alone in 45."""
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -62,9 +71,7 @@ def bootstrap(
 
     Source: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 1979.
     """
-    lengths = [len(groups), *(len(column) for column in columns)]
-    if not columns or lengths[0] == 0 or len(set(lengths)) != 1:
-        raise ValueError(f"bootstrap needs columns as long as their (non-empty) groups, got lengths {lengths}.")
+    _check_lengths(groups, *columns)
     order = np.argsort(groups, kind="stable")
     _, first = np.unique(np.asarray(groups)[order], return_index=True)
     members = np.split(order, first[1:])
@@ -73,8 +80,98 @@ def bootstrap(
     for draw in range(draws):
         rows = np.concatenate([members[k] for k in generator.integers(len(members), size=len(members))])
         values[draw] = statistic(*(column[rows] for column in columns))
-    low, high = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    return _percentiles(values, confidence)
+
+
+def bootstrap_mean(
+    values: np.ndarray, groups: np.ndarray, draws: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Return `bootstrap(np.mean, values, groups=groups)`, the same numbers some fifty times faster: a mean needs sums only.
+
+    Cost: memory of draws x groups.
+    """
+    _check_lengths(groups, values)
+    _, place = np.unique(groups, return_inverse=True)
+    sizes, sums = np.bincount(place), np.bincount(place, weights=np.asarray(values, np.float64))
+    drawn = np.random.default_rng(seed).integers(len(sizes), size=(draws, len(sizes)))
+    return _percentiles(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), confidence)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p of McNemar's test: did two methods succeed equally often, on the same attempts?
+
+    Attempts on which they agree say nothing about that. Of the others, either method should win half, so p is that of a fair
+    coin; 1 where they always agree.
+
+    Args:
+        only_first, only_second: attempts in which one succeeded and the other did not.
+
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 1947.
+    """
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    if fewer < 0:
+        raise ValueError(f"expected counts of at least 0, got {only_first} and {only_second}.")
+    return min(1.0, 2 * sum(comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two methods on the same attempts.
+
+    Attributes:
+        attempts, episodes: how many, and how many independent groups they come from.
+        only_first, only_second: attempts in which one succeeded and the other did not.
+        difference: rate of the first less that of the second.
+        low, high: its 95% bootstrap interval over episodes.
+        p: of McNemar's exact test, which takes attempts for independent; those of one episode are not quite.
+    """
+
+    attempts: int
+    episodes: int
+    only_first: int
+    only_second: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def enough(self) -> bool:
+        """Are there episodes enough to show anything?"""
+        return self.episodes >= FEWEST_GROUPS
+
+    @property
+    def better(self) -> int:
+        """1 if the first is shown to be better, -1 if the second is, 0 if neither is.
+
+        Cautious: the test and the interval over episodes must agree, and there must be episodes enough.
+        """
+        if self.p >= SIGNIFICANT or self.low <= 0 <= self.high or not self.enough:
+            return 0
+        return 1 if self.difference > 0 else -1
+
+
+def paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> Paired:
+    """Compare two methods by their (n,) bool successes on the same attempts, of which those of one group belong together."""
+    first, second = np.asarray(first, bool), np.asarray(second, bool)
+    _check_lengths(groups, first, second)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    low, high = bootstrap_mean(first.astype(np.float64) - second, groups)
+    return Paired(
+        attempts=len(first),
+        episodes=len(np.unique(groups)),
+        only_first=only_first,
+        only_second=only_second,
+        difference=(only_first - only_second) / len(first),
+        low=low,
+        high=high,
+        p=mcnemar(only_first, only_second),
+    )
+
+
+def p_value(p: float) -> str:
+    """As people write it: three decimals, or that it is smaller."""
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
@@ -101,3 +198,14 @@ def _paired(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if x.ndim != 1 or x.shape != y.shape or not len(x):
         raise ValueError(f"expected two arrays of one shape (F,), F > 0, got {x.shape} and {y.shape}. Pass one variable.")
     return x, y
+
+
+def _check_lengths(groups: np.ndarray, *columns: np.ndarray) -> None:
+    lengths = [len(groups), *(len(column) for column in columns)]
+    if not columns or lengths[0] == 0 or len(set(lengths)) != 1:
+        raise ValueError(f"bootstrap needs columns as long as their (non-empty) groups, got lengths {lengths}.")
+
+
+def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    low, high = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -1,19 +1,28 @@
-"""What an agent is asked to do: start and goal states drawn from held-out trajectories, the same for every policy.
+"""What an agent is asked to do, and an attempt at it: starts and goals of held-out trajectories, the same for every policy.
 
 One seeded stream of start/goal pairs serves two ways of counting. The *paper's protocol* takes the first n and counts a pair as
 solved if the goal is ever within tolerance, at the start included. The *strict* one takes the first n that do not begin
-solved. The union is played once and reported as both.
+solved, by any of the world's criteria: in Push-T the block has to move. The union is played once and reported as both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from lewm.contracts import World
 from lewm.data import Episodes, check_fits
+
+DO_NOTHING = "do-nothing"
+
+OFFSETS = (25, 50, 75, 100)
+"""Env steps between start and goal: the paper's, and longer ones, where the cost rather than the dynamics limits planning."""
+
+Actor = Callable[[np.ndarray], np.ndarray]
+"""(B,) which environments are still under way -> (B, a) env actions; what the others do changes nothing."""
 
 
 class Unavailable(ValueError):
@@ -59,11 +68,8 @@ class Protocol:
 
 
 def standard_protocols(episodes: int = 200, seed: int = 0) -> tuple[Protocol, ...]:
-    """The paper's task, two longer ones (offsets 50 and 75) and the way to the other room."""
-    return (
-        *(Protocol.along(offset, episodes, seed) for offset in (25, 50, 75)),
-        Protocol.to_other_room(episodes, seed),
-    )
+    """The paper's task, three with goals further away (offsets 50, 75 and 100), and the way to the other room."""
+    return (*(Protocol.along(offset, episodes, seed) for offset in OFFSETS), Protocol.to_other_room(episodes, seed))
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Pairs:
         start_episodes, goal_episodes: (n,) the trajectories; the same one unless the task goes across.
         start_rows, goal_rows: (n,) rows of the data file.
         starts, goals: (n, S) states.
-        solved_at_start: (n,) is the start within tolerance of the goal?
+        solved_at_start: (n,) does the start meet the benchmark's criterion, the first of the world's?
         paper, strict: (n,) which of the two ways of counting the pair belongs to.
     """
 
@@ -96,6 +102,20 @@ class Pairs:
     def __getitem__(self, chosen: slice | np.ndarray | Sequence[int]) -> Pairs:
         return Pairs(**{name: values[chosen] for name, values in vars(self).items()})
 
+    def portions(self, size: int) -> Iterator[Pairs]:
+        """All of them in their order, at most `size` at a time."""
+        return (self[first : first + size] for first in range(0, len(self), size))
+
+    def seeds(self, num_envs: int, seed: int) -> list[int]:
+        """One seed per environment, from (seed, place in the stream) alone, so that batching changes no attempt."""
+        indices = self.index[padded(len(self), num_envs)]
+        return [int(np.random.SeedSequence([seed, int(index)]).generate_state(1)[0]) for index in indices]
+
+    @classmethod
+    def joined(cls, several: Sequence[Pairs]) -> Pairs:
+        """One after the other; `index` is then no longer unique."""
+        return cls(**{name: np.concatenate([getattr(pairs, name) for pairs in several]) for name in vars(several[0])})
+
 
 def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protocol: Protocol) -> Pairs:
     """Draw start/goal pairs uniformly over the held-out frames, without replacement of starts.
@@ -105,11 +125,12 @@ def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protoc
         world: asked which starts are solved, and for its regions; its states are overwritten.
 
     Returns:
-        At least `protocol.episodes` pairs: the first n, and as many more as hold n that do not begin solved. Where the data
-        run out before that, fewer strict pairs.
+        At least `protocol.episodes` pairs: the first n, and as many more as hold n that do not begin solved by any criterion.
+        Where the data run out before that, fewer strict pairs.
 
     Raises:
-        Unavailable: no held-out trajectory is long enough, there are too few pairs, or the world has no regions.
+        Unavailable: no held-out trajectory is long enough, its rows are not those of this offset, there are too few pairs, or
+            the world has no regions.
         ValueError: the data have no states, some that are not finite, or states or pictures that do not fit the world.
     """
     frames = _HeldOutFrames.read(episodes, held_out, world)
@@ -119,15 +140,17 @@ def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protoc
             f"expected at least {protocol.episodes} start/goal pairs for '{protocol.name}', got {len(start)} "
             f"from {len(held_out)} held-out episodes. Hold out more episodes, collect more, or ask for fewer pairs."
         )
-    solved = np.empty(0, bool)
-    while len(solved) < len(start) and (~solved).sum() < protocol.episodes:
-        more = slice(len(solved), len(solved) + world.num_envs)
+    solved = np.empty((len(world.spec.criteria), 0), bool)
+    clear = np.empty(0, bool)
+    while len(clear) < len(start) and clear.sum() < protocol.episodes:
+        more = slice(len(clear), len(clear) + world.num_envs)
         place(world, frames.states[start[more]], frames.states[goal[more]])
-        solved = np.concatenate([solved, world.success()[: len(start[more])]])
-    paper = np.arange(len(solved)) < protocol.episodes
-    strict = ~solved & (np.cumsum(~solved) <= protocol.episodes)
+        solved = np.concatenate([solved, met(world, world.spec.criteria)[:, : len(start[more])]], axis=1)
+        clear = ~np.any(solved, axis=0)
+    paper = np.arange(len(clear)) < protocol.episodes
+    strict = clear & (np.cumsum(clear) <= protocol.episodes)
     if not strict.any():
-        raise Unavailable(f"all {len(solved)} held-out pairs of '{protocol.name}' begin solved. Raise the goal offset.")
+        raise Unavailable(f"all {len(clear)} held-out pairs of '{protocol.name}' begin solved. Raise the goal offset.")
     used = np.flatnonzero(paper | strict)
     start, goal = start[used], goal[used]
     return Pairs(
@@ -138,7 +161,7 @@ def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protoc
         goal_rows=frames.row[goal],
         starts=frames.states[start],
         goals=frames.states[goal],
-        solved_at_start=solved[used],
+        solved_at_start=solved[0, used],
         paper=paper[used],
         strict=strict[used],
     )
@@ -146,12 +169,17 @@ def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protoc
 
 @dataclass(frozen=True)
 class _HeldOutFrames:
-    """All F held-out frames: their episode, row of the file, steps that follow within the episode, and (F, S) states."""
+    """All F held-out frames: their episode, row of the file, rows that follow within the episode, and (F, S) states.
+
+    Rows are `every` env steps apart. Only recorded frames can be starts or goals: of others there is no picture.
+    """
 
     episode: np.ndarray
     row: np.ndarray
     following: np.ndarray
     states: np.ndarray
+    every: int
+    path: Path
 
     @classmethod
     def read(cls, episodes: Episodes, held_out: Sequence[int], world: World) -> _HeldOutFrames:
@@ -172,18 +200,26 @@ class _HeldOutFrames:
             row=np.repeat(episodes.offsets[np.asarray(held_out)], lengths) + step,
             following=np.repeat(lengths - 1, lengths) - step,
             states=np.concatenate(states),
+            every=episodes.every,
+            path=episodes.path,
         )
 
     def along(self, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
-        """Frames with one `offset` steps later in the same trajectory, shuffled; a trajectory of L frames gives L - offset."""
-        starts = np.flatnonzero(self.following >= protocol.offset)
+        """Frames with one `offset` steps later in the same trajectory, shuffled; one of L rows gives L - offset / every."""
+        ahead, rest = divmod(protocol.offset, self.every)
+        if rest:
+            raise Unavailable(
+                f"expected a goal offset that is a multiple of {self.every}, the env steps from one row of {self.path} to the "
+                f"next, got {protocol.offset}. Take a multiple, or record every step (`lewm collect --every 1`)."
+            )
+        starts = np.flatnonzero(self.following >= ahead)
         if not len(starts):
             raise Unavailable(
-                f"expected held-out episodes of more than {protocol.offset} steps, got at most {self.following.max()} steps. "
-                "Collect longer episodes, or lower the goal offset."
+                f"expected held-out episodes of more than {protocol.offset} steps, got at most "
+                f"{self.following.max() * self.every} steps. Collect longer episodes, or lower the goal offset."
             )
         starts = np.random.default_rng(protocol.seed).permutation(starts)
-        return starts, starts + protocol.offset
+        return starts, starts + ahead
 
     def across(self, world: World, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
         """Every frame as a start, shuffled, each with a random frame of another region as its goal."""
@@ -201,11 +237,61 @@ class _HeldOutFrames:
         return starts, goals
 
 
+def attempt(
+    world: World,
+    pairs: Pairs,
+    budget: int,
+    act: Actor,
+    criteria: Sequence[str],
+    report: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Play at most `num_envs` pairs in one batch, each until it met all C criteria once, or the budget is used up.
+
+    Args:
+        report: called with the number of steps played, after each.
+
+    Returns:
+        (C, n) env step at which each criterion was first met: 0 at the start, -1 for never.
+    """
+    place(world, pairs.starts, pairs.goals)
+    first = np.where(met(world, criteria), 0, -1)
+    first[:, len(pairs) :] = 0  # padding has nothing to do
+    for step in range(1, budget + 1):
+        active = np.any(first < 0, axis=0)
+        if not active.any():
+            break
+        world.step(act(active))
+        first[(first < 0) & met(world, criteria)] = step
+        if report is not None:
+            report(step)
+    return first[:, : len(pairs)]
+
+
+def follow(policy: str, world: World, seeds: Sequence[int]) -> Actor:
+    """One of the world's own policies as an actor, or no action at all ("do-nothing").
+
+    Raises:
+        Unavailable: the world has no such policy.
+    """
+    if policy == DO_NOTHING:
+        zeros = np.zeros((world.num_envs, len(world.spec.action_low)), np.float32)
+        return lambda active: zeros
+    if policy not in world.policies:
+        raise Unavailable(f"world '{world.spec.name}' has no policy '{policy}', only {', '.join(world.policies)}.")
+    acts = world.policy(policy, seeds)
+    return lambda active: acts()
+
+
 def place(world: World, starts: np.ndarray, goals: np.ndarray) -> None:
     """Put the first n environments of the world at their starts, with their goals; the others repeat the last one."""
     padding = padded(len(starts), world.num_envs)
     world.set_states(starts[padding])
     world.set_goals(goals[padding])
+
+
+def met(world: World, criteria: Sequence[str]) -> np.ndarray:
+    """(C, B) bool: which of the criteria does each environment meet now?"""
+    return np.stack([world.success(criterion) for criterion in criteria])
 
 
 def padded(count: int, num_envs: int) -> np.ndarray:

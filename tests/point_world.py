@@ -11,6 +11,9 @@ import torch
 from lewm.contracts import DataSpec, EnvSpec, Statistics
 
 SIZE, SPEED, TOLERANCE, FRAMESKIP = 4, 0.02, 0.03, 5
+RADII = {"success": TOLERANCE, "exact": TOLERANCE / 3, "near": 6.5 * SPEED}
+"""Distance from the goal below which a criterion holds; none is a whole number of steps."""
+
 STATISTICS = Statistics((0.5,) * 3, (0.5,) * 3, action_mean=(0.1, -0.2), action_std=(0.5, 0.8))
 
 
@@ -53,8 +56,9 @@ class PointModel(torch.nn.Module):
 class PointWorld:
     """With a wall between x < .5 and x > .5 that only `regions` knows of."""
 
-    def __init__(self, num_envs, policies=("random", "straight-line"), has_regions=True):
-        self.spec = EnvSpec("point", "1", SIZE, (-1.0, -1.0), (1.0, 1.0), ("x", "y"), ("side", "side"), 100)
+    def __init__(self, num_envs, policies=("random", "straight-line"), has_regions=True, criteria=("success",)):
+        box, names, units = ((-1.0, -1.0), (1.0, 1.0)), ("x", "y"), ("side", "side")
+        self.spec = EnvSpec("point", "1", SIZE, *box, names, units, 100, criteria=criteria)
         self.num_envs, self.policies, self._has_regions = num_envs, policies, has_regions
         self._states = self._goals = np.zeros((num_envs, 2), np.float32)
         self.rendered = 0
@@ -85,8 +89,8 @@ class PointWorld:
         self.rendered += 1
         return draw(self._states if states is None else states)
 
-    def success(self):
-        return np.linalg.norm(self._states - self._goals, axis=1) < TOLERANCE
+    def success(self, criterion=None):
+        return np.linalg.norm(self._states - self._goals, axis=1) < RADII[criterion or self.spec.criteria[0]]
 
     def policy(self, name, seeds):
         if name not in self.policies:
@@ -102,7 +106,10 @@ class PointWorld:
 
 @dataclass
 class PointEpisodes:
-    """`count` walks of `length` observations, along x and back, each at its own height; every fourth stands still."""
+    """`count` walks of `length` observations, along x and back, each at its own height; every fourth stands still.
+
+    Observations are `every` env steps apart.
+    """
 
     count: int = 12
     length: int = 60
@@ -110,6 +117,7 @@ class PointEpisodes:
     action_dim: int = 2
     has_states: bool = True
     path: str = "points.h5"
+    every: int = 1
 
     def __post_init__(self):
         self.lengths = np.full(self.count, self.length)
@@ -118,7 +126,7 @@ class PointEpisodes:
     def states(self, i):
         if not self.has_states:
             raise ValueError(f"{self.path}: expected a column 'state', got none.")
-        t = np.arange(self.length)
+        t = self.every * np.arange(self.length)
         x = 0.1 + 0.8 * np.abs(((t + 7 * i) % 80) / 40 - 1) if i % 4 else np.full(self.length, 0.3)
         return np.stack([x, np.full(self.length, i / self.count)], axis=1).astype(np.float32)
 

@@ -5,14 +5,14 @@ import json
 
 import numpy as np
 import pytest
-from point_world import SPEED, TOLERANCE, PointEpisodes, PointModel, PointWorld, draw
+from point_world import RADII, SPEED, TOLERANCE, PointEpisodes, PointModel, PointWorld, draw
 
-from lewm.evaluation import COLUMNS, evaluate, evaluate_suite, record_episodes
+from lewm.evaluation import COLUMNS, evaluate, record_episodes
 from lewm.objectives.l2 import L2
-from lewm.planning import PlanningConfig
+from lewm.planning import Agent, PlanningConfig
 from lewm.solvers.cem import CEM
-from lewm.stats import wilson
-from lewm.tasks import Protocol, Unavailable, draw_pairs, standard_protocols
+from lewm.stats import bootstrap, paired, wilson
+from lewm.tasks import Protocol, Unavailable, draw_pairs
 
 EPISODES = PointEpisodes()
 HELD_OUT = (1, 3, 4, 8, 9, 10)  # 4 and 8 stand still
@@ -24,8 +24,9 @@ def pairs_of(protocol=PROTOCOL, num_envs=8, episodes=EPISODES, held_out=HELD_OUT
     return draw_pairs(episodes, held_out, PointWorld(num_envs), protocol)
 
 
-def run(protocol=PROTOCOL, num_envs=8, **options):
-    return evaluate(PointModel(), CONFIG, PointWorld(num_envs), EPISODES, HELD_OUT, protocol, **options)
+def run(protocol=PROTOCOL, num_envs=8, criteria=("success",), **options):
+    world = PointWorld(num_envs, criteria=criteria)
+    return evaluate(PointModel(), CONFIG, world, EPISODES, HELD_OUT, protocol, **options)
 
 
 # ------------------------------------------------------------------------------------------------------------- pairs
@@ -82,6 +83,30 @@ def test_where_the_data_run_out_there_are_fewer_strict_pairs():
     pairs = pairs_of(Protocol(episodes=70), held_out=(1, 4))
     assert pairs.paper.sum() == 70
     assert pairs.strict.sum() == (~pairs.solved_at_start).sum() == 35 - 2  # twice the way back ends where it began
+
+
+def test_strict_pairs_begin_solved_by_no_criterion():
+    pairs, one = draw_pairs(EPISODES, HELD_OUT, PointWorld(8, criteria=("exact", "near")), PROTOCOL), pairs_of()
+    distance = np.linalg.norm(pairs.starts - pairs.goals, axis=1)
+    np.testing.assert_array_equal(pairs.solved_at_start, distance < RADII["exact"])
+    between = (distance >= RADII["exact"]) & (distance < RADII["near"])
+    assert between[:30].any(), "neither criterion is asked for nothing"
+    assert (distance[pairs.strict] >= RADII["near"]).all()
+    assert pairs.strict.sum() == 30
+    np.testing.assert_array_equal(pairs.start_rows[:30], one.start_rows[:30])
+
+
+def test_rows_of_sparse_recordings_are_blocks_apart():
+    sparse = PointEpisodes(every=5, length=13)
+    assert pairs_of(Protocol(episodes=48), episodes=sparse).paper.sum() == 6 * 8
+    pairs = pairs_of(episodes=sparse)
+    np.testing.assert_array_equal(pairs.goal_rows - pairs.start_rows, 5)
+    np.testing.assert_array_equal(sparse.rows("state", pairs.goal_rows), pairs.goals)
+    assert np.abs(pairs.goals - pairs.starts).max() == pytest.approx(25 * 0.02)  # 25 steps without turning back
+    with pytest.raises(Unavailable, match=r"of 5, the env steps .* of points.h5 .* got 24\. Take a multiple"):
+        pairs_of(Protocol(offset=24), episodes=sparse)
+    with pytest.raises(Unavailable, match="more than 65 steps, got at most 60"):
+        pairs_of(Protocol(offset=65), episodes=sparse)
 
 
 @pytest.mark.parametrize(
@@ -142,11 +167,15 @@ def test_the_papers_protocol_counts_what_begins_solved(evaluation):
     assert score.median_steps is None
 
 
+def straight_line_steps(pairs, radius):
+    distance = np.abs(pairs.goals - pairs.starts)[:, 0]  # walks lead along x
+    return np.where(distance < radius, 0, np.floor((distance - radius) / SPEED + 1e-4) + 1)
+
+
 def test_success_is_the_first_step_within_tolerance():
     walk = run(floors=("straight-line",))
     steps = walk.success_steps["straight-line"]
-    distance = np.abs(walk.pairs.goals - walk.pairs.starts)[:, 0]  # walks lead along x
-    expected = np.where(walk.pairs.solved_at_start, 0, np.floor((distance - TOLERANCE) / SPEED + 1e-4) + 1)
+    expected = straight_line_steps(walk.pairs, TOLERANCE)
     np.testing.assert_array_equal(steps, expected)
     assert walk.score("straight-line").median_steps == np.median(expected[walk.pairs.paper & (expected > 0)])
 
@@ -177,11 +206,13 @@ def test_the_seed_decides_everything(evaluation):
 
 def test_each_attempt_has_a_seed_of_its_own_that_no_batch_changes(monkeypatch):
     def seeds(protocol, num_envs):
-        given = []
+        given, searched = [], []
         policy = PointWorld.policy
         with monkeypatch.context() as patch:
             patch.setattr(PointWorld, "policy", lambda self, name, seeds: given.append(seeds) or policy(self, name, seeds))
+            patch.setattr("lewm.evaluation.Agent", lambda *args: searched.append(args[3]) or Agent(*args))
             attempts = len(run(protocol, num_envs, floors=("random",)).pairs)
+        assert searched == given
         return [seed for portion in given for seed in portion][:attempts]
 
     drawn = seeds(PROTOCOL, 8)
@@ -228,6 +259,91 @@ def test_progress_is_told_and_never_goes_back():
     assert all(step <= total for _, step, total in told)
 
 
+# ---------------------------------------------------------------------------------------------------------- criteria
+
+CRITERIA = ("success", "exact", "near")
+
+
+@pytest.fixture(scope="module")
+def three():
+    return run(criteria=CRITERIA)
+
+
+def test_each_criterion_has_a_first_step_of_its_own(three):
+    assert three.criteria == CRITERIA
+    for criterion in CRITERIA:
+        expected = straight_line_steps(three.pairs, RADII[criterion])
+        np.testing.assert_array_equal(three.steps("straight-line", criterion), expected)
+        assert three.share_solved_at_start(criterion) == (expected[three.pairs.paper] == 0).mean()
+    assert three.solved_at_start == three.share_solved_at_start("success")
+    assert three.share_solved_at_start("exact") <= three.solved_at_start < three.share_solved_at_start("near")
+    assert three.steps() is three.success_steps["agent"]
+    with pytest.raises(ValueError, match="Did you mean 'exact'"):
+        three.score(criterion="exac")
+
+
+def test_an_attempt_goes_on_until_every_criterion_was_met(three, evaluation):
+    """The agent does not stop at the benchmark's success, and what it did until then stays as it was."""
+    agent = three.success_steps["agent"]
+    assert three.score(strict=True, criterion="exact").rate > 0.5
+    assert (three.steps("agent", "exact") > agent).sum() > 10
+    shared = np.isin(three.pairs.start_rows, evaluation.pairs.start_rows)
+    again = dict(zip(evaluation.pairs.start_rows, evaluation.success_steps["agent"], strict=True))
+    assert [again[row] for row in three.pairs.start_rows[shared]] == agent[shared].tolist()
+    assert three.effort.plans > evaluation.effort.plans
+
+
+def test_with_criteria_too_batching_changes_nothing(three):
+    other = run(num_envs=100, criteria=CRITERIA)
+    for criterion in CRITERIA:
+        for policy in three.success_steps:
+            np.testing.assert_array_equal(other.steps(policy, criterion), three.steps(policy, criterion))
+
+
+def test_a_recording_ends_with_the_benchmarks_success(three):
+    success, exact = three.success_steps["agent"], three.steps("agent", "exact")
+    chosen = np.flatnonzero((success > 0) & (success <= 25) & ((exact > 25) | (exact < 0)))[:2]
+    world = PointWorld(2, criteria=CRITERIA)
+    recordings = record_episodes(PointModel(), CONFIG, world, EPISODES, three.pairs[chosen], PROTOCOL)
+    assert [r.success_step for r in recordings] == success[chosen].tolist()
+    assert [[replan.step for replan in r.replans] for r in recordings] == [[0], [0]]
+
+
+def test_every_criterion_has_rows_and_numbers_of_its_own(three):
+    rows = three.rows()
+    assert [row[1] for row in rows[::4]] == ["agent", "agent, exact", "agent, near"]
+    assert rows[4][3] == str(three.score(strict=True, criterion="exact"))
+    assert rows[4][4] == f"{three.share_solved_at_start('exact'):.1%}"
+    record = json.loads(json.dumps(three.to_json()))
+    assert record["criterion"] == "success"
+    assert list(record["others"]) == ["exact", "near"]
+    assert record["others"]["near"]["solved_at_start"] == three.share_solved_at_start("near")
+    assert record["pairs"]["others"]["exact"]["agent"] == three.steps("agent", "exact").tolist()
+
+
+# --------------------------------------------------------------------------------------- floors, and what is written down
+
+
+def test_the_agent_is_held_against_each_floor_on_the_same_strict_pairs(evaluation):
+    strict = evaluation.pairs.strict
+    agent, random = (evaluation.success_steps[policy][strict] >= 0 for policy in ("agent", "random"))
+    against = evaluation.against("random")
+    assert against == paired(agent, random, evaluation.pairs.start_episodes[strict])
+    assert against.better == 0, "four episodes that do not stand still are too few to show anything"
+    assert against.p < 1e-4
+    assert evaluation.against("straight-line").p == 1
+    assert [row[-1] for row in evaluation.rows()] == ["-", "<0.001", "<0.001", "1.000"]
+    assert evaluation.to_json()["against"]["random"]["only_first"] == int((agent & ~random).sum())
+
+
+def test_a_score_has_an_interval_over_episodes_too(evaluation):
+    paper = evaluation.pairs.paper
+    solved = evaluation.success_steps["random"][paper] >= 0
+    expected = bootstrap(np.mean, solved, groups=evaluation.pairs.start_episodes[paper])
+    score = evaluation.score("random")
+    assert (score.episode_low, score.episode_high) == pytest.approx(expected)
+
+
 def test_records_become_json_and_rows(evaluation):
     record = json.loads(json.dumps(evaluation.to_json()))
     assert record["task"] == "offset 25"
@@ -238,7 +354,9 @@ def test_records_become_json_and_rows(evaluation):
     assert record["pairs"]["success_steps"]["agent"] == evaluation.success_steps["agent"].tolist()
     assert record["pairs"]["start_rows"] == evaluation.pairs.start_rows.tolist()
     assert record["planning"]["predictor_calls_per_plan"] == 257 * 5
-    lines = evaluation.markdown().splitlines()
+    table, *remarks = evaluation.markdown().split("\n\n")
+    assert remarks == evaluation.remarks()
+    lines = table.splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["agent", "do-nothing", "random", "straight-line"]
     assert "100.0% [88.6%, 100.0%] of 30" in lines[2]
@@ -246,33 +364,6 @@ def test_records_become_json_and_rows(evaluation):
         COLUMNS,
         *evaluation.rows(),
     ]
-
-
-def test_a_suite_leaves_out_what_cannot_be_set():
-    protocols = standard_protocols(episodes=10)
-    assert [(p.name, p.budget) for p in protocols] == [
-        ("offset 25", 50),
-        ("offset 50", 100),
-        ("offset 75", 150),
-        ("other room", 100),
-    ]
-    assert protocols[1] == Protocol.along(50, episodes=10)
-    assert protocols[3] == Protocol.to_other_room(episodes=10)
-    assert Protocol.along() == Protocol()
-    world = PointWorld(20, has_regions=False)
-    suite = evaluate_suite(PointModel(), CONFIG, world, EPISODES, HELD_OUT, protocols, floors=("do-nothing",))
-    assert [each.protocol.offset for each in suite.evaluations] == [25, 50]
-    assert suite["offset 50"].score(strict=True).rate == 1
-    assert "more than 75 steps" in suite.omitted["offset 75"]
-    assert "no regions" in suite.omitted["other room"]
-    assert json.loads(json.dumps(suite.to_json()))["omitted"] == suite.omitted
-    assert [remark.split(", because")[0] for remark in suite.remarks()] == [
-        "Not evaluated: offset 75",
-        "Not evaluated: other room",
-    ]
-    assert suite.rows() == suite["offset 25"].rows() + suite["offset 50"].rows()
-    assert all(remark in suite.markdown() for remark in suite.remarks())
-    assert suite.markdown().count("| agent |") == 2
 
 
 # --------------------------------------------------------------------------------------------------------- recordings

@@ -11,11 +11,12 @@ from lewm.contracts import EnvSpec
 from lewm.evaluation import Evaluation
 from lewm.models.lewm import LeWMConfig
 from lewm.planning import Effort
+from lewm.reproduction import Book
 from lewm.tasks import Pairs, Protocol
 
 
 def test_a_folder_belongs_to_one_seed_and_size(tmp_path):
-    quickstart._Book.open(tmp_path, {"recipe": "two-room-tiny", "seed": 0, "short": True})
+    Book.open(tmp_path / "quickstart.json", {"recipe": "two-room-tiny", "seed": 0, "short": True})
     with pytest.raises(ValueError, match=r"expected seed 1, got seed 0.*--out"):
         quickstart.run(tmp_path, seed=1, short=True)
     with pytest.raises(ValueError, match="expected short False, got short True"):
@@ -23,7 +24,7 @@ def test_a_folder_belongs_to_one_seed_and_size(tmp_path):
 
 
 def test_a_finished_folder_is_left_alone(tmp_path):
-    quickstart._Book.open(tmp_path, {"recipe": "two-room-tiny", "seed": 3, "short": False})
+    Book.open(tmp_path / "quickstart.json", {"recipe": "two-room-tiny", "seed": 3, "short": False})
     checkpoints.write_json(tmp_path / "result.json", {"seed": 3})
     (tmp_path / "report.html").write_text("page")
     said = []
@@ -34,14 +35,14 @@ def test_a_finished_folder_is_left_alone(tmp_path):
 
 def test_time_is_summed_over_calls_and_survives_an_error(tmp_path):
     claim = {"recipe": "two-room-tiny", "seed": 0, "short": True}
-    book = quickstart._Book.open(tmp_path, claim)
+    book = Book.open(tmp_path / "quickstart.json", claim)
     with pytest.raises(KeyboardInterrupt), book.timed("train"):
         raise KeyboardInterrupt
     assert not book.resumed
     content = json.loads((tmp_path / "quickstart.json").read_text())
     assert content["seconds"]["train"] > 0
     checkpoints.write_json(tmp_path / "quickstart.json", {**content, "seconds": {"collect": 2.0, "train": 40.0}})
-    again = quickstart._Book.open(tmp_path, claim)
+    again = Book.open(tmp_path / "quickstart.json", claim)
     assert again.resumed
     with again.timed("train"):
         pass
@@ -124,7 +125,7 @@ def test_benchmarks_measure_what_the_quickstart_does():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    small = {"SHORT_EPISODES": 20, "SHORT_UPDATES": 4, "SHORT_PAIRS": 20, "ENVIRONMENTS": 32, "CLIPS": 2}
+    small = {"SHORT_EPISODES": 20, "SHORT_UPDATES": 4, "SHORT_PAIRS": 20, "CLIPS": 2}
     for name, value in {**small, "PAIRS": 20, "OTHER_ROOM_PAIRS": 10}.items():
         monkeypatch.setattr(quickstart, name, value)
 

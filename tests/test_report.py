@@ -196,7 +196,7 @@ def test_words_from_outside_cannot_become_markup(page):
 def test_the_commands_on_the_page_exist_with_their_options(page, capsys):
     commands = re.findall(r"<pre><code>(lewm [^<]*)</code>", page().replace("&#39;", "'"))
     assert commands[0] == RESULT["command"]
-    assert {shlex.split(command)[1] for command in commands} == {"quickstart", *cli.COMMANDS} - {"data"}
+    assert {shlex.split(command)[1] for command in commands} == set(cli.COMMANDS) - {"data", "reproduce", "import", "export"}
     for command in commands:
         words = shlex.split(command)[1:]
         name = words[: 2 if words[0] == "train" else 1]

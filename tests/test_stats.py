@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lewm.stats import bootstrap, pearson, r2, wilson
+from lewm.stats import bootstrap, bootstrap_mean, mcnemar, p_value, paired, pearson, r2, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (7, 10), (10, 10), (190, 200), (1, 1)])
@@ -93,3 +93,64 @@ def test_bootstrap_is_seeded_and_checks_its_rows():
         bootstrap(np.mean, x[:-1], groups=groups)
     with pytest.raises(ValueError, match="lengths"):
         bootstrap(np.mean, x[:0], groups=groups[:0])
+
+
+@pytest.mark.parametrize("groups", [np.arange(60) // 7, np.zeros(60), np.arange(60)[::-1]])
+def test_the_bootstrap_of_a_mean_is_the_general_one_of_the_mean(groups):
+    values = np.random.default_rng(5).random(60) < 0.7
+    for seed in (0, 1):
+        assert bootstrap_mean(values, groups, draws=200, seed=seed) == pytest.approx(
+            bootstrap(np.mean, values, groups=groups, draws=200, seed=seed), abs=1e-12
+        )
+    with pytest.raises(ValueError, match="lengths"):
+        bootstrap_mean(values[:-1], groups)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 0), (1, 0), (3, 3), (5, 4), (0, 6), (17, 5), (400, 330), (2000, 1)])
+def test_mcnemar_is_the_exact_binomial_test(a, b):
+    expected = scipy_stats.binomtest(a, a + b).pvalue if a + b else 1
+    assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_refuses_impossible_counts():
+    with pytest.raises(ValueError, match="at least 0"):
+        mcnemar(3, -1)
+
+
+def test_p_values_are_written_as_people_read_them():
+    assert [p_value(p) for p in (1.0, 0.04967, 0.001, 0.00099, 0.0)] == ["1.000", "0.050", "0.001", "<0.001", "<0.001"]
+
+
+def test_paired_methods_by_hand():
+    first, second = np.array([1, 1, 1, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 0, 1, 0, 0, 0])
+    found = paired(first, second, groups=np.arange(8) // 2)
+    assert (found.attempts, found.episodes, found.only_first, found.only_second) == (8, 4, 5, 1)
+    assert found.difference == pytest.approx((5 - 1) / 8)
+    assert found.p == pytest.approx(2 * (1 + 6) / 2**6)
+    # Per episode the differences sum to 2, 0, 0, 2 of 2 each: four drawn anew average between 0 and 1.
+    assert (found.low, found.high) == (0, 1)
+    assert found.better == 0
+
+
+def test_better_needs_test_interval_and_enough_episodes():
+    always, never = np.ones(40, bool), np.zeros(40, bool)
+    assert paired(always, never, np.arange(40)).better == 1
+    assert paired(never, always, np.arange(40)).better == -1
+    assert paired(always, never, np.arange(40) // 5).better == 0, "eight episodes"
+    assert paired(always, never, np.arange(40) // 4).better == 1, "ten"
+    # All 12 wins are one episode's: attempt by attempt p is tiny, and drawing episodes anew the difference may vanish.
+    once = np.repeat([True, False], [12, 28])
+    lucky = paired(once, never, np.where(once, 0, np.arange(40)))
+    assert lucky.p < 0.001
+    assert lucky.better == 0
+
+
+def test_the_verdict_errs_no_more_often_than_it_says():
+    """Two methods alike, attempts of one episode much alike: where McNemar's test alone is fooled too often."""
+    generator, fooled, erred = np.random.default_rng(6), 0, 0
+    for _ in range(300):
+        difficulty = np.repeat(generator.random((2, 20)) < 0.5, 10, axis=1)
+        found = paired(*(difficulty ^ (generator.random((2, 200)) < 0.1)), np.arange(200) // 10)
+        fooled += found.p < 0.05
+        erred += found.better != 0
+    assert erred <= 0.12 * 300 < fooled

@@ -1,5 +1,6 @@
 """`lewm train RECIPE`: every field of the recipe's model and training is a flag, with the recipe's value as its default."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import inspect
@@ -38,7 +39,7 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
         out: Path,
         model: ModelFlags,  # type: ignore[valid-type]
         training: TrainingFlags,  # type: ignore[valid-type]
-        world: str = recipe.world,
+        world: str | None = None,
         image_size: int = recipe.image_size,
         json: Path | None = None,
     ) -> None:
@@ -49,16 +50,16 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
             out: run folder, for weights, settings and metrics.
             model: what is trained.
             training: how it is trained.
-            world: that the data must be of.
+            world: that the data are of, for evaluation. By default what the file says, which must then be the recipe's.
             image_size: that the data must have.
             json: write the outcome there.
         """
         settings = type(recipe.model)(**vars(model)), type(recipe.training)(**vars(training))
-        _check(data, world, image_size)
+        known = _check(data, recipe.world, world, image_size)
         if settings[1].tensorboard and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
             hint = registry._install_hint("tensorboard")
             raise ImportError(f"--training.tensorboard needs the package 'tensorboard'. {hint}", name="tensorboard")
-        origin = {"recipe": recipe.recipe, "world": world, "lewm": lewm.__version__}
+        origin = {"recipe": recipe.recipe, "world": known, "lewm": lewm.__version__}
         resumed: int | None = None
 
         def report(progress: Progress) -> None:
@@ -124,15 +125,18 @@ def _list_recipes() -> None:
     console.table(("recipe", "hardware", "cost", "expect"), [(e.recipe, e.hardware, e.cost, e.expected) for e in known], 4)
 
 
-def _check(path: Path, world: str, image_size: int) -> None:
-    """Refuse episodes that this training could not use, before anything is begun."""
-    try:
-        action_dim = len(open_world(world, 1, image_size=image_size).spec.action_low)
-    except ImportError:  # where a world is not installed, its data can still be trained on
-        action_dim = None
+def _check(path: Path, of_recipe: str, stated: str | None, image_size: int) -> str | None:
+    """Refuse episodes that this training could not use, before anything is begun; else say of which world they are, if known."""
     with Episodes.open(path) as episodes:
         found = episodes.provenance.world
-        if found not in (None, world):
+        wanted = stated or of_recipe
+        if found not in (None, wanted):
             cure = f"Choose a recipe for '{found}', or pass --world {found}"
-            raise ValueError(f"{path}: expected episodes of world '{world}', got some of '{found}'. {cure}.")
+            raise ValueError(f"{path}: expected episodes of world '{wanted}', got some of '{found}'. {cure}.")
+        action_dim = None
+        if world := found or stated:
+            # Where a world is not installed, or cannot draw, its data can still be trained on.
+            with contextlib.suppress(ImportError):
+                action_dim = len(open_world(world, 1, image_size=image_size).spec.action_low)
         check_fits(episodes, image_size, action_dim)
+        return world
