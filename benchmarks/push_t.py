@@ -131,7 +131,7 @@ class ReferencePushT:
 
 PALETTES = {
     "published": {"agent": "4169e1", "bar": "778899", "stem": "778899", "wall": "d3d3d3", "goal": "90ee90"},
-    "tiny": {"agent": "00c8ff", "bar": "ff28c8", "stem": "ffd200", "wall": "d3d3d3"},
+    "tiny": {"agent": "00c8ff", "halo": "7fe3ff", "bar": "ff28c8", "stem": "ffd200", "wall": "d3d3d3"},
 }
 
 
@@ -164,8 +164,10 @@ def reference_render(state: np.ndarray, image_size: int, look: str = "published"
     edge = np.minimum(np.minimum(np.abs(x - 5), np.abs(x - (table - 6))), np.minimum(np.abs(y - 5), np.abs(y - (table - 6))))
     outside = (np.minimum(x, y) < 3) | (np.maximum(x, y) > table - 4)
     picture[(edge < 2) & ~outside] = palette["wall"]
-    tee(state[2], state[3], state[4], palette["bar"], palette["stem"], rim)
     distance = np.hypot(x - state[0], y - state[1])
+    if "halo" in palette:
+        picture[distance < 30] = palette["halo"]
+    tee(state[2], state[3], state[4], palette["bar"], palette["stem"], rim)
     picture[distance < 15] = palette["agent"]
     if rim:
         picture[distance < 11] = np.minimum(1.2 * palette["agent"], 255)

@@ -122,10 +122,12 @@ def open_world(name: str, num_envs: int, **options: Any) -> World:
     """
     plugin = registry.load("envs", name)
     batched = hasattr(plugin, "batched")
-    parameters = inspect.signature(plugin).parameters
+    # A `single.Single` takes any option and hands it on: its world is asked.
+    parameters = inspect.signature(getattr(plugin, "world_class", plugin)).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        known = [parameter for parameter in parameters if parameter != "num_envs"]
         for option in options:
-            registry.choose(f"option of world '{name}'", option, parameters)
+            registry.choose(f"option of world '{name}'", option, known)
     return plugin.batched(num_envs, **options) if batched else Looped([plugin(**options) for _ in range(num_envs)])
 
 

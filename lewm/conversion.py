@@ -145,9 +145,9 @@ def convert(
     with _opened(source, selection, out.parent) as (format, recordings):
         camera = _camera(recordings, selection.camera)
         total = min(len(recordings.lengths), episodes or len(recordings.lengths))
-        provenance = _provenance(recordings, selection, world, total)
         name = str(source) if str(source).startswith("hf:") else Path(source).name
-        provenance = _noted(provenance, {"source": name, "format": format, "camera": camera})
+        told = {"source": name, "format": format, "camera": camera}
+        provenance = _noted(_provenance(recordings, selection, world, total), told)
         with EpisodeWriter(out, provenance, compression) as writer:
             while (i := len(writer)) < total:
                 writer.append(_episode(recordings, i, camera, selection))
@@ -159,17 +159,17 @@ def convert(
 def describe(source: Path | str, selection: Selection = Selection()) -> dict[str, Any]:
     """Describe recordings of any known format in JSON-ready values; "missing" says what training and evaluation lack."""
     with _opened(source, selection) as (format, recordings):
-        lacking = []
-        if not (selection.state_columns or recordings.states):
-            lacking.append("states, which probes and world resets need (--state-columns when converting)")
+        stated = selection.state_columns or recordings.states
+        lacking = [] if stated else ["states, which probes and world resets need (--state-columns when converting)"]
         if recordings.provenance.world is None:
             lacking.append("the name of a world to act in (--world when converting)")
         if not recordings.unfit:
             with Episodes.open(recordings.path) as episodes:
-                return {**episodes.summary(), "format": format, "missing": {"evaluation": lacking}}
-        lengths, (columns, _) = recordings.lengths, _columns(recordings, selection)
-        actions = np.concatenate([_numbers(recordings, i, columns)[: n - 1] for i, n in enumerate(lengths)]).astype(np.float64)
-        sizes = {}
+                return {**episodes.summary(), "path": str(source), "format": format, "missing": {"evaluation": lacking}}
+        lengths, named = recordings.lengths, selection.action_columns or recordings.actions
+        columns = _columns(recordings, selection)[0] if named else ()
+        rows = [_numbers(recordings, i, columns)[: n - 1] for i, n in enumerate(lengths)] if columns else [np.empty((0, 0))]
+        actions, sizes = np.concatenate(rows).astype(np.float64), {}
         for camera in recordings.cameras:
             for picture in itertools.islice(recordings.pictures(0, camera), 1):
                 height, width, _ = _decoded(picture, recordings.origin(0)).shape
@@ -293,7 +293,8 @@ def _columns(recordings: Source, selection: Selection) -> tuple[tuple[str, ...],
     for name in (*actions, *states):
         registry.choose(f"column of {recordings.path}", name, recordings.columns)
     if not actions:
-        raise _unfit(recordings.path, "a column of actions", "none", "Name some with --action-columns")
+        got = f"none among {', '.join(recordings.columns) or 'no numbers'}"
+        raise _unfit(recordings.path, "a column of actions", got, "Name some with --action-columns")
     return actions, states
 
 

@@ -36,7 +36,8 @@ class Score:
 
     Attributes:
         rate, low, high: share of successes and its 95% Wilson interval, as if every pair were independent.
-        episode_low, episode_high: 95% interval of a bootstrap over held-out episodes: pairs may be parts of one trajectory.
+        episode_low, episode_high: 95% interval of a bootstrap over held-out episodes: pairs may be parts of one trajectory. It
+            shrinks to a point where all succeed or none, which Wilson's does not.
         median_steps: env steps to the first success, among the successes that did not begin solved; None without any.
     """
 
@@ -214,6 +215,8 @@ class Evaluation:
             ]
             count = len(np.unique(self.pairs.start_episodes[self.pairs.strict]))
             interval = f"[{score.episode_low:.1%}, {score.episode_high:.1%}] over {count} episodes drawn anew"
+            if score.episode_low == score.episode_high:  # a bootstrap of what never differs claims certainty
+                interval = f"{score.rate:.1%} in every one of {count} episodes"
             enough = all(paired.enough for paired in against.values())
             told.append(f"{what}: agent, strict {interval}{''.join(beside) if enough else ', too few to tell more'}.")
         return told + [f"{name}: without {floor}, because {reason}" for floor, reason in self.omitted.items()]

@@ -149,6 +149,10 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
         )
     episodes = Episodes.open(file)
     check_fits(episodes, model.spec.image_size, model.spec.statistics.action_dim)
+    learnt, found = experiment.get("world"), episodes.provenance.world
+    if None not in (learnt, found) and learnt != found:
+        cure = "Pass episodes of the run's world with --data FILE"
+        raise ValueError(f"{file}: expected episodes of world '{learnt}', as {path} learnt it, got some of '{found}'. {cure}.")
     same = _same_stream(training.provenance, asdict(episodes.provenance))
     if same is None and training.counts == (len(episodes), episodes.steps) and _same_file(episodes.path, training.path):
         same = True
@@ -156,7 +160,7 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
     heldout = everything if same is False else tuple(i for i in everything if i not in training.episodes)
     if same is None and not heldout:
         heldout = everything
-    world = episodes.provenance.world or experiment.get("world")
+    world = found or learnt
     recipe = f"{world}-paper" if "imported" in experiment else str(experiment.get("recipe", ""))
     return Run(path, experiment, model, episodes, heldout, same, _planning_of(recipe))
 

@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lewm"
 FLOORS = (
     ("contracts", "registry", "provenance"),
-    ("files", "devices", "latents", "nn", "losses", "data", "windows", "stats", "rendering", "rasters", "pushing", "dialects"),
+    ("files", "devices", "latents", "nn", "losses", "data", "windows", "stats", "rendering", "rasters", "pushing", "dialects",
+     "single"),
     ("models", "envs", "objectives", "solvers", "formats", "recording"),
     ("planning", "checkpoints", "collection", "conversion", "tasks"),
     ("training", "evaluation"),
@@ -20,7 +21,7 @@ FLOORS = (
     ("quickstart", "doctor", "runs", "console"),
     ("commands",),
     ("cli",),
-)
+)  # fmt: skip
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 PLUGINS = ("models", "envs", "objectives", "solvers", "formats", "analyses")
 FIRST_TO_NAME_PLUGINS = FLOOR_OF["recipes"]

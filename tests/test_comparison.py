@@ -112,11 +112,11 @@ def test_each_seed_is_played_as_if_it_were_alone_and_told_by_its_number(good):
 def test_remarks_say_what_the_agent_is_better_than(good, aimless):
     remarks = good.remarks()
     assert len(remarks) == 4  # two tasks, two criteria
-    assert remarks[0].startswith("offset 25: agent, strict [100.0%, 100.0%] over 12 episodes drawn anew; significantly better")
+    assert remarks[0].startswith("offset 25: agent, strict 100.0% in every one of 12 episodes; significantly better")
     assert remarks[0].endswith("than do-nothing, random.")
     assert remarks[1].startswith("offset 25, exact: agent")
     few = play(protocols=[Protocol(episodes=5)], world=PointWorld(20))
-    assert "episodes drawn anew, too few to tell more." in few.remarks()[0]
+    assert "episodes, too few to tell more." in few.remarks()[0]
     walker = play(AIMLESS, protocols=[Protocol(episodes=40)], floors=("straight-line", "swim"))
     assert "worse than straight-line." in walker.remarks()[0]
     assert (
@@ -266,6 +266,17 @@ def test_a_pool_of_runs_each_on_its_own_episodes(small_run, other_run, tmp_path,
     assert [len(each["tasks"][0]["seeds"]) for each in told["runs"]] == [2, 2]
     assert sum(line.startswith("| offset 25, 2 seeds | agent |") for line in lines) == 2
     assert sum(line.startswith("| offset 25 | agent | 2 |") for line in lines) == 1
+
+
+def test_runs_in_different_looks_are_not_pooled(small_run, other_run, tmp_path, capsys):
+    data = tmp_path / "blue.h5"
+    assert (
+        main(["collect", "two-room", "--out", str(data), "--image-size=32", "--episodes=16", "--look=agent_color=0000ff"]) == 0
+    )
+    experiment = checkpoints.read_json(other_run / checkpoints.EXPERIMENT)
+    checkpoints.write_json(other_run / checkpoints.EXPERIMENT, {**experiment, "data_path": str(data)})
+    assert main(["evaluate", str(small_run), str(other_run), "--pool", *QUICK]) == 2
+    assert "got two-room (agent_color=0000ff), two-room (published). Evaluate" in capsys.readouterr().err
 
 
 def test_how_many_environments_are_stepped_together_suits_the_world(small_run, monkeypatch):

@@ -107,6 +107,16 @@ def test_every_layout_is_described_and_verified(layout, tmp_path):
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_what_holds_no_actions_by_their_name_is_described_all_the_same(tmp_path):
+    source = recordings.hdf5(tmp_path / "a.h5", MADE)
+    with h5py.File(source, "r+") as file:
+        file.move("action", "commands")
+    told = describe(source)
+    assert "commands" in told["columns"]
+    assert told["actions"] == {}
+    assert "got no action among" in told["missing"]["training"][0]
+
+
 def test_every_format_is_recognised_by_itself_alone(tmp_path):
     for number, layout in enumerate(LAYOUTS):
         (tmp_path / str(number)).mkdir()
@@ -128,7 +138,8 @@ def test_archives_are_unpacked_beside_the_target_and_tidied_away(name, tmp_path)
         assert (len(converted), converted.image_size) == (3, 24)
         assert json.loads(converted.provenance.options)["source"] == name
     assert [path.name for path in out.parent.iterdir()] == ["out.h5"]
-    assert describe(archive)["steps"] == 20
+    told = describe(archive)
+    assert (told["steps"], told["path"]) == (20, str(archive))
 
 
 def test_a_folder_with_one_archive_as_repositories_hold_them(tmp_path):

@@ -195,7 +195,7 @@ HDF5 = {
         replace("ep_offset", lambda rows: rows + 1),
         "a.h5: expected episodes end to end, got an index with gaps",
     ),
-    "no actions": (replace("action", lambda rows: None), "unknown column of .*a.h5 'action'"),
+    "no actions": (replace("action", lambda rows: None), "a.h5: expected a column of actions, got none among state"),
     "no pictures": (replace("pixels", lambda rows: None), "a.h5: expected one column of pictures, got none"),
     "float pictures": (
         replace("pixels", lambda rows: rows / 255.0),
@@ -233,7 +233,7 @@ LANCE = {
         lance_table(lambda t: t.drop_columns(["step_idx"])),
         "t.lance: expected the columns episode_idx, .*got no step_idx",
     ),
-    "no action": (lance_table(lambda t: t.drop_columns(["action"])), "unknown column of .*t.lance 'action'"),
+    "no action": (lance_table(lambda t: t.drop_columns(["action"])), "t.lance: expected a column of actions, got none among state"),
     "out of order": (
         lance_table(lambda t: pa.concat_tables([t[:3], t[5:], t[3:5]])),
         "got episodes that are interrupted by others",

@@ -59,6 +59,10 @@ LEROBOT = {
         then(lerobot(), lambda p: (p / "meta/episodes.jsonl").unlink()),
         "episodes.jsonl: expected the list of episodes",
     ),
+    "torn index": (
+        then(lerobot(), lambda p: half(p / "meta" / "episodes.jsonl")),
+        "meta: expected an index of episodes, got a damaged one",
+    ),
     "wrong total": (then(lerobot(), lambda p: put(p, "total_episodes", 7)), "lr: expected 7 episodes, got 3 in"),
     "no table": (then(lerobot(), lambda p: (p / DATA2).unlink()), f"{DATA2}: expected a table, got no such file"),
     "torn table": (

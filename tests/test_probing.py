@@ -5,11 +5,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from point_world import PointEpisodes, PointModel
+from point_world import FRAMESKIP, SIZE, STATISTICS, PointEpisodes, PointModel, draw
 
 from lewm.analyses.probing import STRENGTHS, Probe, Probing, fit_probe
+from lewm.contracts import DataSpec
+from lewm.models.lewm import LeWMConfig
 
 PROBING = Probing(fit_frames=300, test_frames=200, draws=100)
+SMALL = {
+    "encoder_width": 16,
+    "encoder_depth": 1,
+    "encoder_heads": 2,
+    "predictor_width": 16,
+    "predictor_depth": 1,
+    "latent_dim": 12,
+}
 FIT, TEST = (1, 3, 5, 7, 9, 11), (2, 6, 10)
 
 
@@ -159,3 +169,41 @@ def test_training_mode_and_shared_episodes_are_refused():
 def test_penalties_reach_from_none_to_all():
     assert min(STRENGTHS) < 1e-6
     assert max(STRENGTHS) >= 10
+
+
+class TurningEpisodes(PointEpisodes):
+    """A point on a circle: its picture shows cosine and sine, its state is the angle, and the square of a number drawn apart."""
+
+    state_names = ("heading", "speed", "energy")
+    provenance = SimpleNamespace(state_units=("rad", "m/s", "J"))
+
+    def states(self, i):
+        generator = np.random.default_rng(i)
+        speed = generator.normal(size=self.length)
+        return np.stack([generator.uniform(-9, 9, self.length), speed, speed**2 / 2], axis=1).astype(np.float32)
+
+    def rows(self, column, indices):
+        states = np.concatenate([self.states(i) for i in range(self.count)])[indices]
+        return draw(0.5 + 0.4 * np.stack([np.cos(states[:, 0]), np.sin(states[:, 0])], axis=1))
+
+
+def test_an_angle_is_read_as_cosine_and_sine_with_its_error_in_degrees():
+    values = PROBING.run(PointModel(), TurningEpisodes(), FIT, TEST).values
+    assert list(values["variables"]) == ["cos heading", "sin heading", "speed", "energy"]
+    assert values["variables"]["sin heading"]["r"] > 0.9999
+    assert values["angles"] == {"heading": pytest.approx(0, abs=0.1)}
+
+
+def test_the_control_from_other_variables_sees_what_the_data_give_away_and_no_more():
+    config = LeWMConfig(**SMALL, patch_size=2)
+    model = config.build(DataSpec(SIZE, FRAMESKIP, STATISTICS)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    probing = Probing(fit_frames=400, test_frames=200, draws=20, controls=True)
+    result = probing.run(model, TurningEpisodes(), FIT, TEST)
+    r = {name: score["controls"]["other variables"]["r"] for name, score in result.values["variables"].items()}
+    assert r["energy"] > 0.99  # half the square of the speed
+    assert abs(r["speed"]) < 0.3  # the energy does not say its sign
+    assert abs(r["cos heading"]) < 0.3  # and the sine of the same angle is no other variable
+    assert all(np.isfinite(s["controls"]["random encoder"]["r"]) for s in result.values["variables"].values())
+    assert all((model.state_dict()[name] == value).all() for name, value in before.items())
+    assert probing.run(model, TurningEpisodes(), FIT, TEST).values == result.values  # its random weights are seeded

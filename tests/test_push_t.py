@@ -255,7 +255,8 @@ def test_small_motion_is_in_the_picture(size):
 
 def test_the_agent_is_where_its_state_says():
     states = anywhere(30, 320)
-    world = PushT.batched(1, image_size=64, look="tiny", bar_color="ffffff", stem_color="ffffff", wall_color="ffffff")
+    plain = {"bar_color": "ffffff", "stem_color": "ffffff", "wall_color": "ffffff", "halo": 0}
+    world = PushT.batched(1, image_size=64, look="tiny", **plain)
     pictures = world.render(states)
     ink = 255.0 - pictures[..., 0]
     middles = (np.arange(64) + 0.5) * 5

@@ -58,6 +58,16 @@ def test_another_policy_is_other_data(small_run, tmp_path):
     assert (opened.own_data, opened.heldout) == (False, (0, 1, 2, 3))
 
 
+def test_episodes_of_another_world_are_refused(small_run, small_data, tmp_path):
+    shutil.copy(small_data, tmp_path / "e.h5")
+    with h5py.File(tmp_path / "e.h5", "r+") as file:
+        file.attrs["world"] = "push-t"
+    with pytest.raises(
+        ValueError, match="e.h5: expected episodes of world 'two-room', as .* learnt it, got some of 'push-t'. Pass"
+    ):
+        open_run(small_run, tmp_path / "e.h5")
+
+
 @pytest.mark.parametrize("silent", [(), ("seed",), ("policy", "look")])
 def test_of_unknown_origin_the_numbers_of_training_are_left_out(silent, small_run, small_data, trained, tmp_path, capsys):
     path = without_origin(small_data, tmp_path / "e.h5", *silent)

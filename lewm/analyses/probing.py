@@ -28,6 +28,9 @@ STRENGTHS = tuple(10.0**exponent for exponent in range(-8, 3))
 
 INNER_FOLDS = 5
 
+MOST_MULTIPLIED = 16
+"""State variables that are multiplied with each other for the control; the products of more would outnumber the frames."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -277,7 +280,9 @@ def _with_random_weights(model: Any, seed: int) -> Any:
 
 
 def _quadratic(x: np.ndarray) -> np.ndarray:
-    """(F, n) -> (F, n + n (n+1) / 2): the columns, their squares and products."""
+    """(F, n) -> (F, n + n (n+1) / 2): the columns, their squares and products; of very many columns, the columns alone."""
+    if x.shape[1] > MOST_MULTIPLIED:
+        return x
     products = [x[:, i] * x[:, j] for i, j in combinations_with_replacement(range(x.shape[1]), 2)]
     return np.column_stack([x, *products])
 

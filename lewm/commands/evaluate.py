@@ -74,6 +74,9 @@ def run(
     opened = [open_run(run, data, device)]
     opened += [open_run(path, opened[0].episodes.path if same_pairs else data, device) for path in others]
     heldout = [_held_out_of_all(opened)] * len(opened) if same_pairs else [each.heldout for each in opened]
+    if pool and len(worlds := {(each.world_name, each.episodes.provenance.look) for each in opened}) > 1:
+        got = ", ".join(sorted(f"{world} ({look or 'published'})" for world, look in worlds))
+        raise ValueError(f"expected --pool with runs of one recipe, got {got}. Evaluate them apart.")
     configs = [planning.apply(each.planning) for each in opened]
     protocols = standard_protocols(episodes, seed)[: None if full else 1]
     labels = string.ascii_uppercase[: len(paths)] if others else [""]
@@ -93,10 +96,11 @@ def run(
 
     told: list[dict[str, Any]] = []
     for label, each, config, unseen, suite in zip(labels, opened, configs, heldout, suites, strict=True):
-        where = f"{each.path} on {len(unseen)} episodes {ORIGINS[each.own_data]} ({each.episodes.path})"
+        look = each.episodes.provenance.look or "published"
+        where = f"{each.path} on {len(unseen)} episodes {ORIGINS[each.own_data]} ({each.episodes.path}, look {look})"
         _show(COLUMNS, suite.rows(), f"{label}: {where}" if label else where, suite.remarks(), markdown)
-        about = {"run": str(each.path), "data": str(each.episodes.path), "own_data": each.own_data, "settings": repr(config)}
-        told.append({**about, **suite.to_json()})
+        about = {"run": str(each.path), "data": str(each.episodes.path), "world": each.world_name, "look": look}
+        told.append({**about, "own_data": each.own_data, "settings": repr(config), **suite.to_json()})
     summary: dict[str, Any] = {}
     if same_pairs:
         summary["comparisons"] = _compare(labels, suites, markdown)

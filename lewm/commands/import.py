@@ -26,7 +26,8 @@ def run(
     """Make a run of published weights, which every command that takes a run then accepts.
 
     Published weights lack the statistics that normalise actions. Give the data that they were trained on: the statistics are
-    those of all its rows, as published. Or give the numbers.
+    those of all its rows, as published. Or give the numbers. A statistics.json beside the weights, as `lewm export` writes it,
+    goes before the data.
 
     Args:
         checkpoint: folder with weights.pt and config.json, or the .pt file itself, or hf:user/name to fetch both from the hub.

@@ -126,7 +126,9 @@ def _list_recipes() -> None:
 
 
 def _check(path: Path, of_recipe: str, stated: str | None, image_size: int) -> str | None:
-    """Refuse episodes that this training could not use, before anything is begun; else say of which world they are, if known."""
+    """Refuse episodes that this training could not use, before anything is begun; else say of which world they are."""
+    if stated is not None:
+        stated = registry.choose("env", stated.replace("_", "-"), registry.names("envs"))
     with Episodes.open(path) as episodes:
         found = episodes.provenance.world
         wanted = stated or of_recipe

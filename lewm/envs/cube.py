@@ -28,6 +28,7 @@ import numpy as np
 from lewm.contracts import EnvSpec, Policy
 from lewm.registry import choose
 from lewm.rendering import LOOKS, find_backend, once_per_thread, open_scene
+from lewm.single import Single
 
 __all__ = ["Cube", "CubeWorld"]
 
@@ -298,66 +299,18 @@ class _Expert:
         return np.clip(oracle.select_action(None, info) + generator.normal(0, self.noise[i]), -1, 1)
 
 
-class Cube(gymnasium.Env):
+class Cube(Single):
     """One table: a batch of one behind the Gymnasium interface. Options as in `CubeWorld`.
 
     Observation: (h, w, 3) uint8 picture. Action: (5,) float32 in [-1, 1]: motion along x, y and z, of yaw and of the gripper
     (1 closes). Reward: 1.0 on a step that ends with the block within 0.04 m of its goal, which also terminates the episode,
-    else 0.0. Truncation is the business of a time limit (`env_spec.max_steps`; `gymnasium.make` adds it). `info` holds "state"
-    and "goal", (47,) float32 each, and "success".
+    else 0.0. `info` holds "state" and "goal", (47,) float32 each, and "success".
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium declares it an instance variable)
+    world_class = CubeWorld
     policies: ClassVar[tuple[str, ...]] = CubeWorld.policies
     looks: ClassVar[tuple[str, ...]] = LOOKS
-
-    def __init__(self, image_size: int = 224, render_mode: str | None = "rgb_array", look: str = "published") -> None:
-        self.world = CubeWorld(1, image_size, look)
-        self.env_spec = self.world.spec
-        self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (5,), np.float32)
-
-    @classmethod
-    def batched(cls, num_envs: int, **options: Any) -> CubeWorld:
-        """B environments as one `contracts.World`; environment i with seed s equals a single one with seed s."""
-        return CubeWorld(num_envs, **options)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Draw start and goal from `seed`; `options` may fix them with "state" and "goal", (47,) each."""
-        super().reset(seed=seed)
-        self.world.reset([int(self.np_random.integers(2**63)) if seed is None else seed])
-        setters = {"state": self.set_state, "goal": self.set_goal}
-        for key, value in (options or {}).items():
-            setters[choose("reset option of cube", key, setters)](value)
-        return self.render(), self._info()
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.world.step(np.asarray(action)[None])
-        info = self._info()
-        return self.render(), float(info["success"]), info["success"], False, info
-
-    def render(self) -> np.ndarray:  # type: ignore[override]
-        """(h, w, 3) uint8 picture of the current state."""
-        return self.world.render()[0]
-
-    def render_state(self, state: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 picture of another state, such as a goal; the environment stays as it is."""
-        return self.world.render(np.asarray(state)[None])[0]
-
-    def set_state(self, state: np.ndarray) -> None:
-        self.world.set_states(np.asarray(state)[None])
-
-    def set_goal(self, state: np.ndarray) -> None:
-        self.world.set_goals(np.asarray(state)[None])
-
-    def policy(self, name: str, seed: int) -> Policy:
-        """As `CubeWorld.policy`, for one environment: each call returns one (5,) action."""
-        act = self.world.policy(name, [seed])
-        return lambda: act()[0]
-
-    def _info(self) -> dict[str, Any]:
-        return {"state": self.world.states[0], "goal": self.world.goals[0], "success": bool(self.world.success()[0])}
 
 
 gymnasium.register("lewm/Cube-v1", entry_point="lewm.envs.cube:Cube", max_episode_steps=MAX_STEPS)

@@ -33,6 +33,7 @@ from lewm.contracts import EnvSpec, Policy
 from lewm.pushing import AGENT_RADIUS, BAR, GRAVITY_CENTRE, STEM, gravity_centre
 from lewm.rasters import Box, Disc, Part, paint, rgb
 from lewm.registry import choose
+from lewm.single import Single
 
 __all__ = ["PushT", "PushTWorld"]
 
@@ -52,6 +53,7 @@ LOOKS: dict[str, dict[str, Any]] = {
         "stem_color": "ffd200",
         "goal_color": "none",
         "outline": 0.0,
+        "halo": 30.0,
         "table": 320.0,
     },
 }
@@ -68,6 +70,7 @@ class Factors:
     wall_color: str = "d3d3d3"
     floor_color: str = "ffffff"
     outline: float = 2.0  # half width of the darker rim; 0 draws flat colours
+    halo: float = 0.0  # radius of a paler disc around the agent, drawn under the block, so that it is not overlooked
     table: float = 512.0  # side of the table; agent and block keep their size
 
     def __post_init__(self) -> None:
@@ -78,7 +81,7 @@ class Factors:
                     raise ValueError(f"{name} must be six hexadecimal digits such as 0000ff for blue, got '{value}'.")
                 object.__setattr__(self, name, digits)
             else:
-                low, high = {"outline": (0, 10), "table": (256, 4096)}[name]
+                low, high = {"outline": (0, 10), "halo": (0, 100), "table": (256, 4096)}[name]
                 if not re.fullmatch(r"[0-9]+(\.[0-9]*)?", str(value)) or not low <= float(value) <= high:
                     raise ValueError(f"{name} must be a number of units from {low} to {high}, got '{value}'.")
                 object.__setattr__(self, name, float(value))
@@ -280,6 +283,8 @@ class _Painter:
     def __init__(self, factors: Factors, image_size: int) -> None:
         rim, self.extent = factors.outline, factors.table
         self.block = _tee(factors.bar_color, factors.stem_color, rim)
+        pale = bytes((int(ink) + int(floor)) // 2 for ink, floor in zip(rgb(factors.agent_color), rgb(factors.floor_color)))
+        self.halo = [Part(Disc(factors.halo), pale.hex())] if factors.halo else []
         self.agent = [Part(Disc(AGENT_RADIUS - rim), factors.agent_color, rim)]
         self.empty = np.empty((1, image_size, image_size, 3), np.uint8)
         self.empty[:] = rgb(factors.floor_color)
@@ -294,77 +299,26 @@ class _Painter:
 
     def __call__(self, states: np.ndarray) -> np.ndarray:
         pictures = np.repeat(self.empty, len(states), axis=0)
+        agents = np.pad(states[:, :2], ((0, 0), (0, 1)))
+        if self.halo:
+            paint(pictures, agents, self.halo, self.extent)
         paint(pictures, _block_poses(states), self.block, self.extent)
-        paint(pictures, np.pad(states[:, :2], ((0, 0), (0, 1))), self.agent, self.extent)
+        paint(pictures, agents, self.agent, self.extent)
         return pictures
 
 
-class PushT(gymnasium.Env):
+class PushT(Single):
     """One Push-T environment: a batch of one behind the Gymnasium interface. Options as in `PushTWorld`.
 
     Observation: (h, w, 3) uint8 picture. Action: (2,) float32 in [-1, 1], the target's place relative to the agent, x right and
     y down, in hundreds of units. Reward: 1.0 on a step that ends in success, which also terminates the episode, else 0.0.
-    Truncation is the business of a time limit (`env_spec.max_steps`; `gymnasium.make` adds one). `info` holds "state" and
-    "goal", (7,) float32 each, "success", and "criteria", which says of each criterion whether it is met.
+    `info` holds "state" and "goal", (7,) float32 each, "success" and "criteria".
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium declares it an instance variable)
+    world_class = PushTWorld
     policies: ClassVar[tuple[str, ...]] = PushTWorld.policies
     looks: ClassVar[tuple[str, ...]] = tuple(LOOKS)  # `Factors.look` names more
-
-    def __init__(self, image_size: int = 224, render_mode: str | None = "rgb_array", **options: Any) -> None:
-        self.world = PushTWorld(1, image_size, **options)
-        self.env_spec = self.world.spec
-        self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
-
-    @classmethod
-    def batched(cls, num_envs: int, **options: Any) -> PushTWorld:
-        """B environments as one `contracts.World`; environment i with seed s equals a single one with seed s."""
-        return PushTWorld(num_envs, **options)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Draw start and goal from `seed`; `options` may fix them with "state" and "goal", (7,) each."""
-        super().reset(seed=seed)
-        self.world.reset([int(self.np_random.integers(2**63)) if seed is None else seed])
-        setters = {"state": self.set_state, "goal": self.set_goal}
-        for key, value in (options or {}).items():
-            setters[choose("reset option of push-t", key, setters)](value)
-        return self.render(), self._info()
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.world.step(np.asarray(action)[None])
-        info = self._info()
-        return self.render(), float(info["success"]), info["success"], False, info
-
-    def render(self) -> np.ndarray:  # type: ignore[override]
-        """(h, w, 3) uint8 picture of the current state."""
-        return self.world.render()[0]
-
-    def render_state(self, state: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 picture of another state, such as a goal; the environment stays as it is."""
-        return self.world.render(np.asarray(state)[None])[0]
-
-    def set_state(self, state: np.ndarray) -> None:
-        self.world.set_states(np.asarray(state)[None])
-
-    def set_goal(self, state: np.ndarray) -> None:
-        self.world.set_goals(np.asarray(state)[None])
-
-    def policy(self, name: str, seed: int) -> Policy:
-        """As `PushTWorld.policy`, for one environment: each call returns one (2,) action."""
-        act = self.world.policy(name, [seed])
-        return lambda: act()[0]
-
-    def _info(self) -> dict[str, Any]:
-        criteria = {name: bool(self.world.success(name)[0]) for name in self.env_spec.criteria}
-        return {
-            "state": self.world.states[0],
-            "goal": self.world.goals[0],
-            "success": criteria["success"],
-            "criteria": criteria,
-        }
 
 
 def _block_poses(states: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import dm_control
 import gymnasium
@@ -26,6 +26,7 @@ import numpy as np
 from lewm.contracts import EnvSpec, Policy
 from lewm.registry import choose
 from lewm.rendering import LOOKS, open_scene
+from lewm.single import Single
 
 __all__ = ["Reacher", "ReacherWorld"]
 
@@ -197,69 +198,18 @@ class _Expert:
         return np.stack([wrapped(ahead[:, 0]), ahead[:, 1]], axis=1)
 
 
-class Reacher(gymnasium.Env):
+class Reacher(Single):
     """One arm: a batch of one behind the Gymnasium interface. Options as in `ReacherWorld`.
 
     Observation: (h, w, 3) uint8 picture. Action: (2,) float32 torques of shoulder and wrist in [-1, 1]. Reward: 1.0 on a step
-    that ends with each joint within 0.05 rad of the goal, which also terminates the episode, else 0.0. Truncation is the
-    business of a time limit (`env_spec.max_steps`; `gymnasium.make` adds it). `info` holds "state" and "goal", (4,) float32
-    each, "success" and "criteria".
+    that ends with each joint within 0.05 rad of the goal, which also terminates the episode, else 0.0. `info` holds "state" and
+    "goal", (4,) float32 each, "success" and "criteria".
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012 (gymnasium declares it an instance variable)
+    world_class = ReacherWorld
     policies: ClassVar[tuple[str, ...]] = ReacherWorld.policies
     looks: ClassVar[tuple[str, ...]] = LOOKS
-
-    def __init__(self, image_size: int = 224, render_mode: str | None = "rgb_array", look: str = "published") -> None:
-        self.world = ReacherWorld(1, image_size, look)
-        self.env_spec = self.world.spec
-        self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
-
-    @classmethod
-    def batched(cls, num_envs: int, **options: Any) -> ReacherWorld:
-        """B environments as one `contracts.World`; environment i with seed s equals a single one with seed s."""
-        return ReacherWorld(num_envs, **options)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Draw start and goal from `seed`; `options` may fix them with "state" and "goal", (4,) each."""
-        super().reset(seed=seed)
-        self.world.reset([int(self.np_random.integers(2**63)) if seed is None else seed])
-        setters = {"state": self.set_state, "goal": self.set_goal}
-        for key, value in (options or {}).items():
-            setters[choose("reset option of reacher", key, setters)](value)
-        return self.render(), self._info()
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.world.step(np.asarray(action)[None])
-        info = self._info()
-        return self.render(), float(info["success"]), info["success"], False, info
-
-    def render(self) -> np.ndarray:  # type: ignore[override]
-        """(h, w, 3) uint8 picture of the current state."""
-        return self.world.render()[0]
-
-    def render_state(self, state: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 picture of another state, such as a goal; the environment stays as it is."""
-        return self.world.render(np.asarray(state)[None])[0]
-
-    def set_state(self, state: np.ndarray) -> None:
-        self.world.set_states(np.asarray(state)[None])
-
-    def set_goal(self, state: np.ndarray) -> None:
-        self.world.set_goals(np.asarray(state)[None])
-
-    def policy(self, name: str, seed: int) -> Policy:
-        """As `ReacherWorld.policy`, for one environment: each call returns one (2,) action."""
-        act = self.world.policy(name, [seed])
-        return lambda: act()[0]
-
-    def _info(self) -> dict[str, Any]:
-        criteria = {name: bool(self.world.success(name)[0]) for name in self.env_spec.criteria}
-        return {
-            "state": self.world.states[0], "goal": self.world.goals[0], "success": criteria["success"], "criteria": criteria
-        }  # fmt: skip
 
 
 def _poses(generator: np.random.Generator, count: int) -> np.ndarray:

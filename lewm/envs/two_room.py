@@ -26,6 +26,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lewm.contracts import EnvSpec, Policy
 from lewm.registry import choose
+from lewm.single import Single
 
 __all__ = ["TwoRoom", "TwoRoomWorld"]
 
@@ -304,68 +305,21 @@ class _Expert:
         return self.actions.astype(np.float32)
 
 
-class TwoRoom(gymnasium.Env):
+class TwoRoom(Single):
     """One Two-Room environment: a batch of one behind the Gymnasium interface. Options as in `TwoRoomWorld`.
 
     Observation: (h, w, 3) uint8 picture. Action: (2,) float32 in [-1, 1], x right and y down, times `speed` px. Reward: 1.0 on
-    a step that ends within 16 px of the goal, which also terminates the episode, else 0.0. Truncation is the business of a time
-    limit (`env_spec.max_steps`; `gymnasium.make` adds it). `info` holds "state" and "goal", (2,) float32 each, and "success".
+    a step that ends within 16 px of the goal, which also terminates the episode, else 0.0. `info` holds "state" and "goal",
+    (2,) float32 each, and "success".
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium declares it an instance variable)
+    world_class = TwoRoomWorld
     policies: ClassVar[tuple[str, ...]] = TwoRoomWorld.policies
     looks: ClassVar[tuple[str, ...]] = ("published",)  # `Factors.look` names more
 
-    def __init__(self, image_size: int = WORLD_PX, render_mode: str | None = "rgb_array", **options: Any) -> None:
-        self.world = TwoRoomWorld(1, image_size, **options)
-        self.env_spec = self.world.spec
-        self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
-
-    @classmethod
-    def batched(cls, num_envs: int, **options: Any) -> TwoRoomWorld:
-        """B environments as one `contracts.World`; environment i with seed s equals a single one with seed s."""
-        return TwoRoomWorld(num_envs, **options)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Draw start and goal from `seed`; `options` may fix them with "state" and "goal", (2,) each."""
-        super().reset(seed=seed)
-        self.world.reset([int(self.np_random.integers(2**63)) if seed is None else seed])
-        setters = {"state": self.set_state, "goal": self.set_goal}
-        for key, value in (options or {}).items():
-            setters[choose("reset option of two-room", key, setters)](value)
-        return self.render(), self._info()
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.world.step(np.asarray(action)[None])
-        info = self._info()
-        return self.render(), float(info["success"]), info["success"], False, info
-
-    def render(self) -> np.ndarray:  # type: ignore[override]
-        """(h, w, 3) uint8 picture of the current state."""
-        return self.world.render()[0]
-
-    def render_state(self, state: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 picture of another state, such as a goal; the environment stays as it is."""
-        return self.world.render(np.asarray(state)[None])[0]
-
-    def set_state(self, state: np.ndarray) -> None:
-        self.world.set_states(np.asarray(state)[None])
-
-    def set_goal(self, state: np.ndarray) -> None:
-        self.world.set_goals(np.asarray(state)[None])
-
-    def policy(self, name: str, seed: int) -> Policy:
-        """As `TwoRoomWorld.policy`, for one environment: each call returns one (2,) action."""
-        act = self.world.policy(name, [seed])
-        return lambda: act()[0]
-
-    def regions(self, states: np.ndarray) -> np.ndarray:
+    def regions(self, states: np.ndarray) -> np.ndarray | None:
         return self.world.regions(states)
-
-    def _info(self) -> dict[str, Any]:
-        return {"state": self.world.states[0], "goal": self.world.goals[0], "success": bool(self.world.success()[0])}
 
 
 def _time(distance: np.ndarray, speed: np.ndarray) -> np.ndarray:

@@ -84,7 +84,7 @@ class HDF5:
 
     @property
     def actions(self) -> tuple[str, ...]:
-        return ("action",)
+        return ("action",) if "action" in self.columns else ()
 
     @property
     def states(self) -> tuple[str, ...]:

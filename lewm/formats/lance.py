@@ -86,7 +86,7 @@ class Lance:
 
     @property
     def actions(self) -> tuple[str, ...]:
-        return ("action",)
+        return ("action",) if "action" in self.columns else ()
 
     @property
     def states(self) -> tuple[str, ...]:

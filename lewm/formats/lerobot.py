@@ -73,9 +73,9 @@ class LeRobot:
         self._packed = version.lstrip("v").startswith("3")
         try:
             self._entries = self._index_of_version_3() if self._packed else self._index_of_version_2()
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"{path / 'meta'}: expected an index of episodes, got one without {error}. Fetch it again."
+                f"{path / 'meta'}: expected an index of episodes, got a damaged one ({error!r}). Fetch it again."
             ) from None
         self.lengths = np.array([entry.length for entry in self._entries], np.int64)
         if len(self._entries) != self._info.get("total_episodes", len(self._entries)) or not self._entries:
@@ -98,7 +98,7 @@ class LeRobot:
 
     @property
     def actions(self) -> tuple[str, ...]:
-        return ("action",)
+        return ("action",) if "action" in self.columns else ()
 
     @property
     def states(self) -> tuple[str, ...]:
