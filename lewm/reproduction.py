@@ -101,7 +101,8 @@ def reproduce(
         "alarm": metrics[-1].get("alarm", ""),
         "seed": seed,
         "short": short,
-        "command": f"lewm reproduce {name} --out {shlex.quote(str(out))} --seed {seed}{' --short' if short else ''}",
+        "command": f"lewm reproduce {name} --out {shlex.quote(str(out))} --seed {seed} "
+        + ("--short" if short else f"--pairs {pairs}"),
         "seconds": book.seconds,
     }
     write_atomically(out / "result.md", _markdown(result, evaluation).encode())

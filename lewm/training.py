@@ -60,6 +60,7 @@ class TrainingConfig:
         warmup: share of the updates with linearly growing learning rate.
         weight_decay, clip: of AdamW, and the largest norm of the gradient.
         holdout: share of the episodes that is never trained on.
+        holdout_seed: draws which; None takes `seed`. Runs with one of these on one file can be compared on the same episodes.
         precision: "32-true", "bf16-mixed", or "auto": bf16 where it is faster than float32 (measured).
         accelerator, devices: as in Fabric.
         reading: "resident" (all pixels in memory), "streamed" (worker processes) or "auto" (resident where it fits).
@@ -80,6 +81,7 @@ class TrainingConfig:
     weight_decay: float = 1e-3
     clip: float = 1.0
     holdout: float = 0.1
+    holdout_seed: int | None = None
     precision: str = "auto"
     accelerator: str = "auto"
     devices: int = 1
@@ -156,7 +158,7 @@ def train(
         KeyboardInterrupt: Ctrl-C, after the update in progress is finished and saved.
     """
     episodes = Episodes.open(data)
-    chosen = split(len(episodes.lengths), config.holdout, config.seed)
+    chosen = split(len(episodes.lengths), config.holdout, config.seed if config.holdout_seed is None else config.holdout_seed)
     stats = statistics(episodes, chosen.train, seed=config.seed)
     fabric, precision = _fabric(config, run)
     windows = open_windows(

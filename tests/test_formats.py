@@ -233,7 +233,10 @@ LANCE = {
         lance_table(lambda t: t.drop_columns(["step_idx"])),
         "t.lance: expected the columns episode_idx, .*got no step_idx",
     ),
-    "no action": (lance_table(lambda t: t.drop_columns(["action"])), "t.lance: expected a column of actions, got none among state"),
+    "no action": (
+        lance_table(lambda t: t.drop_columns(["action"])),
+        "t.lance: expected a column of actions, got none among state",
+    ),
     "out of order": (
         lance_table(lambda t: pa.concat_tables([t[:3], t[5:], t[3:5]])),
         "got episodes that are interrupted by others",

@@ -172,7 +172,7 @@ def test_penalties_reach_from_none_to_all():
 
 
 class TurningEpisodes(PointEpisodes):
-    """A point on a circle: its picture shows cosine and sine, its state is the angle, and the square of a number drawn apart."""
+    """A point on a circle, whose picture shows cosine and sine of its angle; and a number drawn apart, with its square."""
 
     state_names = ("heading", "speed", "energy")
     provenance = SimpleNamespace(state_units=("rad", "m/s", "J"))

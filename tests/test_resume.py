@@ -209,3 +209,14 @@ def test_how_it_is_read_and_logged_may_change_on_the_way(small_data, tmp_path):
     run = tmp_path / "run"
     assert main([*train_command(small_data, run), "--training.updates=30"]) == 0
     assert main([*train_command(small_data, run), "--training.log-every=7", "--training.reading=streamed"]) == 0
+
+
+def test_two_seeds_may_share_what_they_hold_out(small_data, small_run, tmp_path):
+    def split(run):
+        return checkpoints.read_json(run / checkpoints.EXPERIMENT)["split"]
+
+    few = ("--training.updates=1", "--training.seed=1")
+    assert main(train_command(small_data, tmp_path / "own", *few)) == 0
+    assert main(train_command(small_data, tmp_path / "shared", *few, "--training.holdout-seed=0")) == 0
+    assert split(tmp_path / "shared") == split(small_run) != split(tmp_path / "own")
+    assert weights(tmp_path / "shared") != weights(small_run)

@@ -63,7 +63,7 @@ def test_episodes_of_another_world_are_refused(small_run, small_data, tmp_path):
     with h5py.File(tmp_path / "e.h5", "r+") as file:
         file.attrs["world"] = "push-t"
     with pytest.raises(
-        ValueError, match="e.h5: expected episodes of world 'two-room', as .* learnt it, got some of 'push-t'. Pass"
+        ValueError, match=r"e\.h5: expected episodes of world 'two-room', as .* learnt it, got some of 'push-t'. Pass"
     ):
         open_run(small_run, tmp_path / "e.h5")
 

@@ -208,7 +208,7 @@ class LeRobot:
             got = f"{round((end - start) * self._fps)} of {start} to {end} s at {self._fps:g} a second"
             raise ValueError(f"{path}: expected {length} frames for episode {i}'s {length} rows, got {got}. Fetch it again.")
         try:
-            with av.open(str(path)) as video:
+            with av.open(str(path), options={"protocol_whitelist": "file"}) as video:
                 stream = video.streams.video[0]
                 stream.thread_type = "AUTO"
                 if start:

@@ -85,7 +85,7 @@ class Videos:
     def pictures(self, i: int, camera: str) -> Iterator[np.ndarray]:
         path, count = self._videos[i], 0
         try:
-            with av.open(str(path)) as video:
+            with av.open(str(path), options={"protocol_whitelist": "file"}) as video:
                 stream = video.streams.video[0]
                 stream.thread_type = "AUTO"
                 for frame in video.decode(stream):
@@ -179,7 +179,7 @@ def _parsed(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 def _count(path: Path) -> int:
     """How many frames a video has, as it says itself or, where it does not say, counted without decoding them."""
     try:
-        with av.open(str(path)) as video:
+        with av.open(str(path), options={"protocol_whitelist": "file"}) as video:
             stream = video.streams.video[0]
             return stream.frames or sum(1 for packet in video.demux(stream) if packet.size)
     except (av.FFmpegError, IndexError) as error:
