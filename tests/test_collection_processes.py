@@ -68,7 +68,7 @@ LONG_COLLECTION = """
 import sys
 from lewm.cli import main
 if __name__ == "__main__":
-    sys.exit(main(["collect", "two-room", "--out", sys.argv[1], "--episodes=100000", "--processes=2", "--together=1"]))
+    sys.exit(main(["collect", "two-room", "--out", sys.argv[1], "--episodes=100", "--processes=2", "--together=1"]))
 """
 
 
@@ -78,7 +78,9 @@ def test_ctrl_c_of_the_whole_group_is_one_message_and_no_ending_leaves_a_process
     """A terminal sends Ctrl-C to the recording processes too; a killed collection takes them along."""
     (tmp_path / "long.py").write_text(LONG_COLLECTION)
     command = [sys.executable, str(tmp_path / "long.py"), str(tmp_path / "a.h5")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    # A background job of a shell is born deaf to Ctrl-C, and so would be what it starts.
+    hearing = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **hearing) as process:
         partial = tmp_path / "a.h5.partial"
         wait_for(lambda: partial.exists() and partial.stat().st_size > 1 << 25)
         if ending == signal.SIGINT:
