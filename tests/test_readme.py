@@ -20,6 +20,7 @@ PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG
 SHELLS = ("sh", "bash", "shell", "console", "")
 
 SMALLER = {
+    "reproduce": {"--short": ""},
     "collect": {"--episodes": "24"},
     "train": {"--training.updates": "20", "--training.recalibration": "2"},
     "evaluate": {"--episodes": "8", "--planning.iterations": "1"},
