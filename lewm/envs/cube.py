@@ -28,7 +28,7 @@ import numpy as np
 from lewm.contracts import EnvSpec, Policy
 from lewm.registry import choose
 from lewm.rendering import LOOKS, find_backend, once_per_thread, open_scene
-from lewm.single import Single
+from lewm.single import Single, finite_rows, generators
 
 __all__ = ["Cube", "CubeWorld"]
 
@@ -237,18 +237,10 @@ class CubeWorld:
         """None: a table has no regions."""
 
     def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"expected {self.num_envs} seeds, one per environment, got {len(seeds)}.")
-        stream = ("reset", *self.policies).index(purpose)  # one seed may serve world and policy: their draws stay independent
-        return [np.random.default_rng([stream, int(seed)]) for seed in seeds]
+        return generators(("reset", *self.policies), purpose, seeds, self.num_envs)
 
     def _rows(self, what: str, values: np.ndarray, rows: int | None = None) -> np.ndarray:
-        values = np.asarray(values, np.float32)
-        width = len(STATE_NAMES)
-        if values.ndim != 2 or values.shape[1] != width or rows not in (None, len(values)) or not np.isfinite(values).all():
-            expected = f"finite rows of shape ({rows or 'n'}, {width}), in the order of `spec.state_names`"
-            raise ValueError(f"{what} must be {expected}, got {values.shape} {values.tolist()!s:.80}.")
-        return values
+        return finite_rows(what, values, self.spec.state_names, rows)
 
 
 class _Expert:

@@ -33,7 +33,7 @@ from lewm.contracts import EnvSpec, Policy
 from lewm.pushing import AGENT_RADIUS, BAR, GRAVITY_CENTRE, STEM, gravity_centre
 from lewm.rasters import Box, Disc, Part, paint, rgb
 from lewm.registry import choose
-from lewm.single import Single
+from lewm.single import Single, finite_rows, generators
 
 __all__ = ["PushT", "PushTWorld"]
 
@@ -265,16 +265,10 @@ class PushTWorld:
         """Push-T has none."""
 
     def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"expected {self.num_envs} seeds, one per environment, got {len(seeds)}.")
-        stream = ("reset", *self.policies).index(purpose)  # one seed may serve world and policy: their draws stay independent
-        return [np.random.default_rng([stream, int(seed)]) for seed in seeds]
+        return generators(("reset", *self.policies), purpose, seeds, self.num_envs)
 
     def _checked(self, what: str, values: np.ndarray, rows: int | None = None) -> np.ndarray:
-        values = np.asarray(values, np.float32)
-        if values.ndim != 2 or values.shape[1] != 7 or rows not in (None, len(values)) or not np.isfinite(values).all():
-            raise ValueError(f"{what} must be finite rows of shape ({rows or 'n'}, 7), got {values.tolist()!s:.80}.")
-        return _wrapped(values)
+        return _wrapped(finite_rows(what, values, self.spec.state_names, rows))
 
 
 class _Painter:

@@ -26,7 +26,7 @@ import numpy as np
 from lewm.contracts import EnvSpec, Policy
 from lewm.registry import choose
 from lewm.rendering import LOOKS, open_scene
-from lewm.single import Single
+from lewm.single import Single, finite_rows, generators
 
 __all__ = ["Reacher", "ReacherWorld"]
 
@@ -147,17 +147,10 @@ class ReacherWorld:
         """None: the arm's world has no regions."""
 
     def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"expected {self.num_envs} seeds, one per environment, got {len(seeds)}.")
-        stream = ("reset", *self.policies).index(purpose)  # one seed may serve world and policy: their draws stay independent
-        return [np.random.default_rng([stream, int(seed)]) for seed in seeds]
+        return generators(("reset", *self.policies), purpose, seeds, self.num_envs)
 
     def _rows(self, what: str, values: np.ndarray, rows: int | None = None) -> np.ndarray:
-        values = np.asarray(values, np.float32)
-        if values.ndim != 2 or values.shape[1] != 4 or rows not in (None, len(values)) or not np.isfinite(values).all():
-            expected = f"finite rows ({', '.join(STATE_NAMES)}) of shape ({rows or 'n'}, 4)"
-            raise ValueError(f"{what} must be {expected}, got {values.tolist()!s:.80}.")
-        return values
+        return finite_rows(what, values, self.spec.state_names, rows)
 
 
 class _Expert:

@@ -26,7 +26,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lewm.contracts import EnvSpec, Policy
 from lewm.registry import choose
-from lewm.single import Single
+from lewm.single import Single, finite_rows, generators
 
 __all__ = ["TwoRoom", "TwoRoomWorld"]
 
@@ -252,16 +252,10 @@ class TwoRoomWorld:
         return steps / np.maximum(np.abs(steps).max(axis=1, keepdims=True), 1)  # as fast as the box allows without turning
 
     def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"expected {self.num_envs} seeds, one per environment, got {len(seeds)}.")
-        stream = ("reset", *self.policies).index(purpose)  # one seed may serve world and policy: their draws stay independent
-        return [np.random.default_rng([stream, int(seed)]) for seed in seeds]
+        return generators(("reset", *self.policies), purpose, seeds, self.num_envs)
 
     def _positions(self, what: str, values: np.ndarray, rows: int | None = None) -> np.ndarray:
-        values = np.asarray(values, np.float32)
-        if values.ndim != 2 or values.shape[1] != 2 or rows not in (None, len(values)) or not np.isfinite(values).all():
-            raise ValueError(f"{what} must be finite (x, y) rows of shape ({rows or 'n'}, 2), got {values.tolist()!s:.80}.")
-        return values
+        return finite_rows(what, values, self.spec.state_names, rows)
 
 
 class _Expert:
