@@ -162,8 +162,8 @@ def push_t_tiny() -> Experiment:
         ),
         planning=PlanningConfig(L2(), CEM(num_candidates=100, num_elites=10, num_iterations=5)),
         hardware="2 CPU cores",
-        cost="a quarter to half an hour on one core",
-        expected="success 35%, block pose 50% (offset 25, strict, 200 held-out pairs, one seed; random 4% and 22%)",
+        cost="a quarter of an hour on one core",
+        expected="success 35 to 47%, block pose 50 to 61% (offset 25, strict, 200 held-out pairs, three seeds; random 1 to 4, 14 to 23%)",
         source="ours; see LOG.md",
     )
 
