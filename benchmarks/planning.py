@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lewm import recipes
 from lewm.collection import open_world
 from lewm.contracts import DataSpec, EnvSpec, Statistics
 from lewm.models.lewm import LeWM, LeWMConfig
@@ -25,7 +24,7 @@ from lewm.solvers.cem import CEM
 
 ENVIRONMENTS = 50
 SEARCHES = {
-    "of two-room-tiny": recipes.load("two-room-tiny").planning,
+    "100 x 4, actions held": PlanningConfig(L2(), CEM(num_candidates=100, num_elites=10, num_iterations=4), hold_actions=True),
     "32 x 3, actions held": PlanningConfig(L2(), CEM(num_candidates=32, num_elites=4, num_iterations=3), hold_actions=True),
 }
 

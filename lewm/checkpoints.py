@@ -5,21 +5,24 @@
       experiment.json    the whole experiment, the data's provenance, the split, versions
       metrics.jsonl      one line per logged update
       checkpoints/000600/{weights.safetensors, optimiser.safetensors, progress.json}
+      heads/temporal/{weights.safetensors, head.json}
 
 A checkpoint is one folder that appears by a rename once all of it is on disk, so that a reader finds the last whole one
-whatever happened to the writer. Weights are safetensors and models are looked up by registered name: loading a run from a
-stranger executes nothing that it brings.
+whatever happened to the writer; so is a head. Weights are safetensors, models and heads are looked up by registered name:
+loading a run from a stranger executes nothing that it brings.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,10 @@ from torch import Tensor, nn
 from lewm import registry
 from lewm.contracts import DataSpec, Statistics
 from lewm.files import sync, write_atomically
+from lewm.latents import device_of
 
 MODEL, EXPERIMENT, METRICS, CHECKPOINTS = "model.json", "experiment.json", "metrics.jsonl", "checkpoints"
+HEADS, HEAD = "heads", "head.json"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -153,23 +158,13 @@ def save(
     if not (run / MODEL).exists():
         write_json(run / MODEL, describe_model(model))
     final = run / CHECKPOINTS / f"{update:08d}"
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with _whole_folder(final) as partial:
         _write_tensors(
             {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, partial / "weights.safetensors"
         )
         if optimiser is not None:
             _write_tensors(_flatten(optimiser.state_dict()["state"]), partial / "optimiser.safetensors")
         write_json(partial / "progress.json", {"update": update, **(progress or {})})
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if final.exists():
-        shutil.rmtree(final)
-    partial.replace(final)
-    sync(final.parent)
     for other in final.parent.iterdir():
         if other != final:
             shutil.rmtree(other, ignore_errors=True)
@@ -195,6 +190,53 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Any:
         raise ValueError(f"{run} holds no checkpoint yet: expected one in {run / CHECKPOINTS}. Let `lewm train` write it.")
     restore_weights(model, checkpoint / "weights.safetensors")
     return model.to(device).eval()
+
+
+def save_head(run: Path, name: str, head: Any, record: Mapping[str, Any]) -> Path:
+    """Store a fitted head in a run, in place of an older one of its name; the world model's files stay as they are.
+
+    Args:
+        run: with a checkpoint. To its newest weights the head is bound: to others, latents mean something else.
+        name: the head's plug-in.
+        head: with its `config`.
+        record: what else to keep, JSON-ready.
+    """
+    final = run / HEADS / name
+    with _whole_folder(final) as partial:
+        _write_tensors(
+            {name: tensor.contiguous() for name, tensor in head.state_dict().items()}, partial / "weights.safetensors"
+        )
+        described = {"head": name, "config": dataclasses.asdict(head.config), "world_model": _digest_of_newest(run)}
+        write_json(partial / HEAD, {**described, **record})
+    return final
+
+
+def head_names(run: Path) -> list[str]:
+    """The heads of a run, sorted. One that was fitted to other weights than the newest does not count."""
+    found = sorted(file.parent.name for file in (run / HEADS).glob(f"[a-z]*/{HEAD}"))
+    digest = _digest_of_newest(run) if found else ""
+    return [name for name in found if read_json(run / HEADS / name / HEAD).get("world_model") == digest]
+
+
+def load_head(run: Path, name: str, model: Any) -> Any:
+    """Load a head of a run, frozen, in evaluation mode, on the device of `model`, the run's world model.
+
+    Raises:
+        ValueError: there is no such head, it was fitted to other weights, or its files are damaged or do not fit.
+    """
+    if name not in head_names(run):
+        got = "one of other weights" if (run / HEADS / name / HEAD).exists() else "none"
+        raise ValueError(f"{run}: expected a head '{name}' fitted to its newest weights, got {got}. Run: lewm fit {run} {name}")
+    source = run / HEADS / name / HEAD
+    description = read_json(source)
+    if description.get("head") != name:
+        raise ValueError(f"{source} describes another head, '{description.get('head')}'. Run: lewm fit {run} {name}")
+    try:
+        head = registry.load("heads", name)(**description["config"]).build(model.latent_dim, model.spec.block_dim)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{source} describes no head this version knows: {error!r}. Run: lewm fit {run} {name}") from None
+    restore_weights(head, run / HEADS / name / "weights.safetensors")
+    return head.to(device_of(model)).eval().requires_grad_(False)
 
 
 def restore(run: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
@@ -226,6 +268,34 @@ def restore_weights(model: nn.Module, path: Path) -> None:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise ValueError(f"{path} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep the two together.")
     model.load_state_dict(tensors)
+
+
+@contextmanager
+def _whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the name `final` once it is whole; an error leaves nothing of it."""
+    partial, old = (final.with_name(f".{final.name}.{suffix}") for suffix in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if final.exists():  # no folder replaces another in one step, and half of one must never bear the name
+        shutil.rmtree(old, ignore_errors=True)
+        final.replace(old)
+    partial.replace(final)
+    sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _digest_of_newest(run: Path) -> str:
+    """Of the newest weights: what was fitted to these fits no others."""
+    checkpoint = latest(run)
+    if checkpoint is None:
+        raise ValueError(f"{run} holds no checkpoint yet: expected one in {run / CHECKPOINTS}. Let `lewm train` write it.")
+    with (checkpoint / "weights.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -117,6 +117,25 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Hindsight:
+    """What was done, seen from where it led: the data that heads are fitted to. All of it is latents of a frozen model.
+
+    Attributes:
+        now: (B, D) latents of frames.
+        goal: (B, D) latents of frames of the same episodes, later or the same.
+        steps: (B,) float32 env steps from `now` to `goal`, 0 or more.
+        blocks: (B, H, A) normalised action blocks that were executed from `now` on, 0 where they are not known.
+        known: (B, H) bool, blocks that the episode holds and that began before the goal.
+    """
+
+    now: Tensor
+    goal: Tensor
+    steps: Tensor
+    blocks: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True)
 class Losses:
     """Named terms of one training objective, each a scalar tensor, their weights, and numbers worth watching.
 
@@ -181,6 +200,9 @@ class Result:
 Cost = Callable[[Tensor], Tensor]
 """(B, N, H, A) candidate action blocks -> (B, N) costs, lower is better; NaN marks a diverged rollout."""
 
+Unroll = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A rollout: (B, k, D) context, (B, k-1, A) past blocks, (B, N, H, A) blocks -> (B, N, H, D), as `WorldModel.rollout`."""
+
 Policy = Callable[[], np.ndarray]
 """Look at its world's current state and goal, return (B, a) float32 env actions."""
 
@@ -206,6 +228,19 @@ class WorldModel(Protocol):
         ...
 
 
+@runtime_checkable
+class Head(Protocol):
+    """A small network on frozen latents, fitted after the world model and stored beside it; an `nn.Module`.
+
+    One file in `heads/`, whose config gives one with `.build(latent_dim, block_dim)`. A solver or an objective that needs heads
+    has a field for each, None until `runs` fills it, and names them in a class variable `heads`: {field: head}.
+    """
+
+    def loss(self, batch: Hindsight) -> Losses:
+        """What fitting minimises."""
+        ...
+
+
 class Objective(Protocol):
     """What a plan is for. Frozen dataclass, one file in `objectives/`."""
 
@@ -224,6 +259,15 @@ class Solver(Protocol):
 
     def solve(self, cost: Cost, start: Plan, box: Box, generators: Sequence[Generator]) -> Plan:
         """Improve `start`. One generator per environment: what shares a batch never changes a plan."""
+        ...
+
+
+@runtime_checkable
+class Proposing(Protocol):
+    """A solver that says itself where its search starts, because it has learnt what was done in such a situation."""
+
+    def propose(self, now: Tensor, goal: Tensor, elapsed: Tensor, horizon: int) -> Tensor:
+        """(B, D) current and (B, D) goal latents, (B,) env steps since the goal was set -> (B, H, A) normalised blocks."""
         ...
 
 

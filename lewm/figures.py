@@ -20,7 +20,7 @@ from lewm.contracts import Result
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["THEME", "latent_panels", "loss_panels", "probe_panels", "success_panel"]
+__all__ = ["THEME", "latent_panels", "loss_panels", "pareto_panel", "probe_panels", "success_panel"]
 
 THEME = {"ink": "#1d2329", "muted": "#5d6875", "line": "#d9dde2", "accent": "#0b6bb8", "floor": "#9aa5b1", "warm": "#c2610c"}
 """CSS variable -> light colour, and the stand-in for it while matplotlib draws. No two may be equal."""
@@ -92,6 +92,42 @@ def success_panel(title: str, scores: Mapping[str, Mapping[str, float]]) -> str:
         axes.spines["bottom"].set_visible(False)
 
     return _panel(title, draw, height=2.4)
+
+
+def pareto_panel(title: str, points: Mapping[str, tuple[float, float, float, float]], front: Sequence[int]) -> str:
+    """Success of planners against their milliseconds per plan; those on the Pareto front are joined and named.
+
+    Args:
+        points: name -> milliseconds, rate, low and high end of its 95% interval.
+        front: places of those on the front among `points`, quickest first.
+    """
+    names, values = list(points), np.array(list(points.values()), float)
+    values[:, 1:] *= 100
+
+    def draw(axes: Axes) -> None:
+        for place, (ms, rate, low, high) in enumerate(values):
+            colour = THEME["accent" if place in front else "floor"]
+            axes.plot([ms, ms], [low, high], color=colour, linewidth=1.2)
+            axes.plot(ms, rate, marker="o", markersize=5, color=colour, linestyle="")
+        axes.plot(values[front, 0], values[front, 1], color=THEME["accent"], linewidth=1.0, drawstyle="steps-post")
+        for rank, place in enumerate(front, 1):
+            axes.annotate(
+                str(rank),
+                (values[place, 0], values[place, 1]),
+                (5, 5),
+                textcoords="offset points",
+                color=THEME["ink"],
+                fontweight="bold",
+            )
+        axes.set_xscale("log")
+        axes.set_xlabel("ms per plan")
+        axes.set_ylim(min(values[:, 2].min() - 3, 95), 101)
+        axes.set_ylabel("success, %")
+        axes.grid(axis="y", color=THEME["line"], linewidth=0.8)
+        key = "\n".join(f"{rank} {names[place]}" for rank, place in enumerate(front, 1))
+        axes.text(0, -0.3, key, transform=axes.transAxes, va="top", fontsize=9, color=THEME["ink"])
+
+    return _panel(title, draw, height=3.0 + 0.16 * len(front))
 
 
 def latent_panels(probing: Result) -> list[str]:

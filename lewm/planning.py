@@ -1,29 +1,25 @@
 """Receding-horizon control in latent space: an `Agent` turns what it sees and a goal picture into actions.
 
-It knows roles only. `model.encode` gives the context and the goal, `model.rollout` and `objective.cost` make a cost of action
-sequences, `solver.solve` searches it, and the first blocks of the plan are executed before the next replan.
+It knows roles only. `model.encode` gives the context and the goal, `scoring` makes a cost of action sequences from the model's
+rollout and the objective, `solver.solve` searches it, and the first blocks of the plan are executed before the next replan.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import Box, EnvSpec, Objective, Plan, Solver, WorldModel
+from lewm.contracts import Box, EnvSpec, Objective, Plan, Proposing, Solver, WorldModel
 from lewm.latents import device_of, encode, require_evaluation_mode
+from lewm.scoring import OutOfTime, PlanCost, Scored, Scorer, Situation
 
-SEQUENCES_AT_ONCE = 2048
-"""Action sequences rolled out together; more are taken environment by environment. Bounds memory: a full-size predictor keeps
-about 100 kB per sequence. On a CPU it is also faster, because the activations of 2048 sequences still fit the caches."""
-
-TRACED_CANDIDATES = 32
-"""How many of the cheapest candidates of a scoring round a trace keeps."""
+__all__ = ["Agent", "Effort", "History", "PlanningConfig", "Replan", "Scored"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +33,11 @@ class PlanningConfig:
         receding: blocks executed before replanning; the paper executes the whole plan.
         hold_actions: search over (H, a) and hold each action for the `frameskip` steps of its block. A smaller search, and
             enough where fine control within a block is not needed.
-        warm_start: begin from the part of the previous plan that was not executed, followed by zeros.
+        warm_start: begin from the part of the previous plan that was not executed, followed by zeros; a solver that proposes
+            where to begin (`contracts.Proposing`) is asked instead.
         initial_std: of the search at its start, in normalised units. Source: 1 in the paper.
+        precision: of the rollouts that rank candidates; in another one than "float32" the cheapest are scored again in
+            float32, and are what plans are chosen from. The model's engine knows the names.
     """
 
     objective: Objective
@@ -48,6 +47,7 @@ class PlanningConfig:
     hold_actions: bool = False
     warm_start: bool = False
     initial_std: float = 1.0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if not 1 <= self.receding <= self.horizon:
@@ -64,16 +64,18 @@ class Effort:
 
     Attributes:
         plans: one per environment and replan.
-        predictor_calls: sequences scored x horizon: how many single latents were predicted.
+        predictor_calls: sequences rolled out x horizon: how many single latents were predicted.
         seconds: wall time of all replans together, encoding included.
+        cut_short: plans whose search was stopped by a deadline.
     """
 
     plans: int = 0
     predictor_calls: int = 0
     seconds: float = 0.0
+    cut_short: int = 0
 
     def __add__(self, other: Effort) -> Effort:
-        return Effort(self.plans + other.plans, self.predictor_calls + other.predictor_calls, self.seconds + other.seconds)
+        return Effort(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def seconds_per_plan(self) -> float:
@@ -86,32 +88,18 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One round of a search: what the solver asked the cost for, and what it was told.
-
-    Attributes:
-        costs: (b, N) of all candidates, in the solver's order.
-        actions: (b, n, H, A) blocks of the n cheapest, cheapest first, normalised units; n is at most `TRACED_CANDIDATES`.
-        ends: (b, n, D) latents in which those n are predicted to end.
-    """
-
-    costs: np.ndarray
-    actions: np.ndarray
-    ends: np.ndarray
-
-
-@dataclass(frozen=True)
 class Replan:
     """One replan of b environments, for pictures.
 
     Attributes:
         step: env step, since the episodes began, at which it was made.
         environments: (b,) which environments of the batch it holds, ascending.
-        rounds: one per call of the cost, in order; CEM's last one scores its final mean alone.
+        rounds: one per call of the cost, in order; CEM's last one scores its final mean alone. None where nothing was scored.
         plan: (b, H, A) blocks of the plan, normalised units.
         actions: (b, H * frameskip, a) the same, clipped, in env units; only the first `receding` blocks are executed.
         now, goal: (b, D) latents of the current observation and of the goal.
         latents: (b, H, D) predicted latents along the plan; index h is the latent after block h.
+        cut_short: whether a deadline stopped the search.
     """
 
     step: int
@@ -122,6 +110,7 @@ class Replan:
     now: np.ndarray
     goal: np.ndarray
     latents: np.ndarray
+    cut_short: bool = False
 
     def of(self, environment: int) -> Replan | None:
         """The same for one environment, all with b = 1; None if it was not among those planned for."""
@@ -129,8 +118,8 @@ class Replan:
         if not len(row):
             return None
         rounds = tuple(Scored(r.costs[row], r.actions[row], r.ends[row]) for r in self.rounds)
-        arrays = (x[row] for x in (self.plan, self.actions, self.now, self.goal, self.latents))
-        return Replan(self.step, self.environments[row], rounds, *arrays)
+        arrays = {name: getattr(self, name)[row] for name in ("environments", "plan", "actions", "now", "goal", "latents")}
+        return replace(self, rounds=rounds, **arrays)
 
 
 class History:
@@ -180,13 +169,22 @@ class Agent:
         seeds: one per environment; their number is B.
         trace: keep a `Replan` of every replan in `trace`. It costs memory, and one more rollout per replan that `effort`
             does not count.
+        clock: seconds since some moment; what deadlines and efforts are measured by.
+
+    The model is rolled out by its `engine`, where it has one, made from the weights as they are now.
 
     Raises:
-        ValueError: the model is in training mode, or does not fit the world.
+        ValueError: the model is in training mode, or does not fit the world; or it has no engine of the precision asked for.
     """
 
     def __init__(
-        self, model: WorldModel, config: PlanningConfig, env_spec: EnvSpec, seeds: Sequence[int], trace: bool = False
+        self,
+        model: WorldModel,
+        config: PlanningConfig,
+        env_spec: EnvSpec,
+        seeds: Sequence[int],
+        trace: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         require_evaluation_mode(model)
         spec = model.spec
@@ -211,7 +209,8 @@ class Agent:
                 for x in (self._low, self._high)
             )
         )
-        self._tracing = trace
+        self._tracing, self._clock = trace, clock
+        self._scorer = _scorer(model, config)
         self.reset(seeds)
 
     def reset(self, seeds: Sequence[int] | None = None) -> None:
@@ -229,6 +228,7 @@ class Agent:
         self._previous: Tensor | None = None
         self._goal_pixels: np.ndarray | None = None
         self._goal_latents = torch.empty(0)
+        self._goal_steps = torch.zeros(self.num_envs)
         self.effort = Effort()
         self.trace: list[Replan] = []
 
@@ -241,8 +241,19 @@ class Agent:
         """Does the next `act` begin a block? Only then does it look at `pixels`, so only then need they be rendered."""
         return self._step % self.frameskip == 0
 
+    @property
+    def replans(self) -> bool:
+        """Does the next `act` make a plan? The others only carry one out."""
+        return self._step % self._queue.shape[1] == 0
+
     @torch.no_grad()
-    def act(self, pixels: np.ndarray | None, goal_pixels: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+    def act(
+        self,
+        pixels: np.ndarray | None,
+        goal_pixels: np.ndarray,
+        active: np.ndarray | None = None,
+        deadline_s: float | None = None,
+    ) -> np.ndarray:
         """Return the next action of every environment. To be called at every env step, in step with the world.
 
         At the start of a block (every `frameskip` steps) the observation joins the history; when the executed part of the
@@ -252,6 +263,10 @@ class Agent:
             pixels: (B, h, w, 3) uint8 current observations; None is accepted where `observes` is False.
             goal_pixels: (B, h, w, 3) uint8 pictures of the goals; encoded once per goal.
             active: (B,) bool; environments that are not active are given zero actions at the next replan, and cost nothing.
+            deadline_s: seconds from this call after which the actions should be there. The search stops where another round
+                would end later, whatever the solver, and the cheapest sequences it has asked about become the plan; before
+                its first round that is where it started from. A search that ends in time gives the plan it would give without
+                a deadline. None waits for it.
 
         Returns:
             (B, a) float32 actions in env units, within the action box.
@@ -259,72 +274,72 @@ class Agent:
         Raises:
             ValueError: the model is in training mode, or the pictures are not uint8 (B, h, w, 3) of the model's size.
 
-        Cost: `solver.evaluations` x `horizon` predictor calls per active environment and replan.
+        Cost: `solver.evaluations` x `horizon` predictor calls per active environment and replan; in low precision some more.
         """
+        deadline = None if deadline_s is None else self._clock() + deadline_s
         # no_grad and not inference_mode: a solver that follows gradients may enable them for its own actions.
         require_evaluation_mode(self.model)
         if self.observes:
             self._history.observe(self._checked("pixels", pixels))
-            if self._step % self._queue.shape[1] == 0:
+            if self.replans:
                 chosen = np.ones(self.num_envs, bool) if active is None else np.asarray(active, bool)
-                self._replan(self._checked("goal_pixels", goal_pixels), np.flatnonzero(chosen))
+                self._replan(self._checked("goal_pixels", goal_pixels), np.flatnonzero(chosen), deadline)
             self._history.execute(self._block_about_to_be_executed())
         action = self._queue[:, self._step % self._queue.shape[1]].copy()
         self._step += 1
         return action
 
-    def _replan(self, goal_pixels: np.ndarray, chosen: np.ndarray) -> None:
+    def _replan(self, goal_pixels: np.ndarray, chosen: np.ndarray, deadline: float | None) -> None:
         self._queue = np.broadcast_to(np.clip(0, self._low, self._high), self._queue.shape).astype(np.float32)
         if not len(chosen):
             return
-        began = time.perf_counter()
+        began = self._clock()
         rows = torch.from_numpy(chosen)
-        if self._goal_pixels is None or not np.array_equal(self._goal_pixels, goal_pixels):
-            self._goal_pixels = goal_pixels.copy()
-            self._goal_latents = encode(self.model, torch.from_numpy(self._goal_pixels).permute(0, 3, 1, 2)[:, None])[:, 0]
-        goal = self._goal_latents[rows]
+        self._look_at_goals(goal_pixels)
         context, past = encode(self.model, self._history.pixels[rows]), self._history.past_actions[rows].to(self._device)
+        situation = Situation(context, past, self._goal_latents[rows])
 
-        rounds: list[Scored] = []
-        sequences = 0
-
-        def cost(actions: Tensor) -> Tensor:
-            nonlocal sequences
-            sequences += actions.shape[0] * actions.shape[1]
-            costs, ends = self._score(context, past, self._held(actions), goal)
-            if self._tracing:
-                rounds.append(_scored(costs, self._held(actions), ends))
-            return costs
-
-        start = self._start(rows, context)
-        plan = self.config.solver.solve(cost, start, self._box, [self._generators[i] for i in chosen])
+        cost = PlanCost(self._scorer, situation, self._held, self._tracing, deadline, self._clock)
+        start = self._start(rows, situation)
+        try:
+            plan, cut_short = self.config.solver.solve(cost, start, self._box, [self._generators[i] for i in chosen]), False
+        except OutOfTime:
+            plan, cut_short = cost.best(start), True
+        mean = self._box.clamp(plan.mean)
         if self._previous is None:
-            self._previous = start.mean.new_zeros(self.num_envs, *start.mean.shape[1:])
-        self._previous[rows] = plan.mean
-        blocks = self._held(plan.mean)
+            self._previous = mean.new_zeros(self.num_envs, *mean.shape[1:])
+        self._previous[rows] = mean
+        blocks = self._held(mean)
         actions = self._env_units(blocks)
         self._queue[chosen] = actions[:, : self._queue.shape[1]]
-        calls = sequences * self.config.horizon
-        self.effort += Effort(len(chosen), calls, time.perf_counter() - began)
+        calls = cost.sequences * self.config.horizon
+        self.effort += Effort(len(chosen), calls, self._clock() - began, len(chosen) * cut_short)
         if self._tracing:
-            latents = self.model.rollout(context, past, blocks[:, None])[:, 0]
-            arrays = (x.cpu().numpy() for x in (context[:, -1], goal, latents))
-            self.trace.append(Replan(self._step, chosen, tuple(rounds), blocks.cpu().numpy(), actions, *arrays))
+            latents = self._scorer.rollout(context, past, blocks[:, None])[:, 0]
+            plan_made, now, goal, way = (x.cpu().numpy() for x in (blocks, situation.now, situation.goal, latents))
+            self.trace.append(
+                Replan(self._step, chosen, tuple(cost.rounds), plan_made, actions, now, goal, way, cut_short=cut_short)
+            )
 
-    def _score(self, context: Tensor, past: Tensor, blocks: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N) costs and (B, N, D) end latents of (B, N, H, A) blocks, in fixed portions of environments."""
-        costs, ends = [], []
-        portion = max(1, SEQUENCES_AT_ONCE // blocks.shape[1])
-        for c, p, b, g in zip(*(x.split(portion) for x in (context, past, blocks, goal)), strict=True):
-            rollout = self.model.rollout(c, p, b)
-            costs.append(self.config.objective.cost(rollout, g))
-            ends.append(rollout[:, :, -1])
-        return torch.cat(costs), torch.cat(ends)
+    def _look_at_goals(self, goal_pixels: np.ndarray) -> None:
+        """Encode the goals if one has changed, and note when it did."""
+        changed = np.ones(self.num_envs, bool)
+        if self._goal_pixels is not None:
+            changed = (self._goal_pixels != goal_pixels).reshape(self.num_envs, -1).any(axis=1)
+        if changed.any():
+            self._goal_pixels = goal_pixels.copy()
+            self._goal_latents = encode(self.model, torch.from_numpy(self._goal_pixels).permute(0, 3, 1, 2)[:, None])[:, 0]
+            self._goal_steps[torch.from_numpy(changed)] = self._step
 
-    def _start(self, rows: Tensor, like: Tensor) -> Plan:
-        """The Gaussian that the search begins from: zeros, or what is left of the previous plan."""
-        mean = like.new_zeros(len(rows), self.config.horizon, len(self._box.low))
-        if self.config.warm_start and self._previous is not None:
+    def _start(self, rows: Tensor, situation: Situation) -> Plan:
+        """The Gaussian that the search begins from: what the solver proposes, what is left of the previous plan, or zeros."""
+        mean = situation.goal.new_zeros(len(rows), self.config.horizon, len(self._box.low))
+        if isinstance(self.config.solver, Proposing):
+            elapsed = (self._step - self._goal_steps[rows]).to(self._device)
+            blocks = self.config.solver.propose(situation.now, situation.goal, elapsed, self.config.horizon)
+            held = blocks.unflatten(-1, (self.frameskip, -1)).mean(dim=-2) if self.config.hold_actions else blocks
+            mean = self._box.clamp(held)
+        elif self.config.warm_start and self._previous is not None:
             left = self._previous[rows, self.config.receding :]
             mean[:, : left.shape[1]] = left
         return Plan(mean=mean, std=torch.full_like(mean, self.config.initial_std))
@@ -353,7 +368,14 @@ class Agent:
         return pixels
 
 
-def _scored(costs: Tensor, blocks: Tensor, ends: Tensor) -> Scored:
-    cheapest = torch.where(costs.isnan(), torch.inf, costs).topk(min(TRACED_CANDIDATES, costs.shape[1]), largest=False).indices
-    rows = torch.arange(len(costs), device=costs.device)[:, None]
-    return Scored(costs.cpu().numpy(), blocks[rows, cheapest].cpu().numpy(), ends[rows, cheapest].cpu().numpy())
+def _scorer(model: WorldModel, config: PlanningConfig) -> Scorer:
+    """Rollouts by the model's engine, where it has one; low precision never without float32 beside it."""
+    engine = getattr(model, "engine", None)
+    if config.precision == "float32":
+        return Scorer(model.rollout if engine is None else engine(), config.objective)
+    if engine is None:
+        raise ValueError(
+            f"expected a model with an engine for precision '{config.precision}', got a {type(model).__name__}, which only has "
+            "`rollout`. Plan in float32."
+        )
+    return Scorer(engine(), config.objective, ranking=engine(config.precision))

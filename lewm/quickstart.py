@@ -33,6 +33,7 @@ from lewm.reproduction import (
     Report,
     collect_episodes,
     facts,
+    fit_planning,
     open_recipe_world,
     seeded,
     train_model,
@@ -44,7 +45,7 @@ __all__ = ["Report", "run"]
 
 RECIPE, PUBLISHED = "two-room-tiny", "two-room-paper"
 PAIRS, OTHER_ROOM_PAIRS = 200, 100
-SHORT_EPISODES, SHORT_UPDATES, SHORT_PAIRS = 100, 40, 100
+SHORT_EPISODES, SHORT_UPDATES, SHORT_FIT_UPDATES, SHORT_PAIRS = 100, 40, 200, 100
 
 CLIPS, THROUGH_DOOR_CLIPS = 6, 3
 
@@ -78,6 +79,9 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
         trained = checkpoints.read_json(run_folder / checkpoints.EXPERIMENT)
         split = trained["split"]
         model = checkpoints.load(run_folder, device)
+    with book.timed("fit"):
+        recipe = experiment
+        experiment = dataclasses.replace(recipe, planning=fit_planning(recipe, model, episodes, split, run_folder, report))
     world = open_recipe_world(experiment, experiment.together)
     with book.timed("evaluate"):
         protocol = Protocol.along(episodes=SHORT_PAIRS if short else PAIRS, seed=seed)
@@ -99,7 +103,7 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
             "published": _published(),
             "probe_r": {name: scores["r"] for name, scores in probing.values["variables"].items()},
             "probe": probing.values["variables"],
-            **facts(experiment, model, episodes, trained),
+            **facts(recipe, model, episodes, trained),
             "alarm": metrics[-1].get("alarm", ""),
             "seed": seed,
             "short": short,
@@ -125,7 +129,8 @@ def _experiment(seed: int, short: bool) -> Experiment:
         return recipe
     collection = dataclasses.replace(recipe.collection, episodes=min(SHORT_EPISODES, recipe.collection.episodes))
     training = dataclasses.replace(recipe.training, updates=SHORT_UPDATES)
-    return dataclasses.replace(recipe, collection=collection, training=training)
+    fitting = dataclasses.replace(recipe.fitting, updates=SHORT_FIT_UPDATES)
+    return dataclasses.replace(recipe, collection=collection, training=training, fitting=fitting)
 
 
 def _evaluate(

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lewm.fitting import Fitting
 from lewm.models.lewm import LeWMConfig
 from lewm.objectives.l2 import L2
+from lewm.objectives.temporal import Temporal
 from lewm.planning import PlanningConfig
 from lewm.registry import choose
+from lewm.solvers.amortised import Amortised
 from lewm.solvers.cem import CEM
 from lewm.training import TrainingConfig
 
@@ -39,6 +42,10 @@ class CollectionConfig:
     max_steps: int | None = None
 
 
+WITHOUT_HEADS = PlanningConfig(L2(), CEM(num_candidates=100, num_elites=10, num_iterations=5))
+"""How a run plans whose recipe asks for heads that were not fitted."""
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A recipe's settings. `hardware`, `cost`, `expected` and `source` are words for people.
@@ -46,6 +53,7 @@ class Experiment:
     Attributes:
         look: of the world, by name; numbers of two looks are never mixed.
         together: environments that are stepped and planned together in evaluation; changes the speed and nothing else.
+        fitting: of the heads that the planning asks for, if it does.
     """
 
     recipe: str
@@ -61,6 +69,7 @@ class Experiment:
     source: str
     look: str = "published"
     together: int = 128
+    fitting: Fitting = Fitting()  # noqa: RUF009  frozen
 
     @property
     def options(self) -> dict[str, Any]:
@@ -91,7 +100,8 @@ def two_room_tiny() -> Experiment:
             checkpoint_every=200,
             precision="32-true",
         ),
-        planning=PlanningConfig(L2(), CEM(num_candidates=100, num_elites=10, num_iterations=4), hold_actions=True),
+        planning=PlanningConfig(Temporal(), Amortised(), receding=1),
+        fitting=Fitting(updates=1000),
         hardware="2 CPU cores",
         cost="one minute",
         expected="success 98 to 99.5% (paper's protocol, offset 25, 200 held-out pairs, three seeds)",

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-KINDS = ("models", "envs", "objectives", "solvers", "formats", "analyses")
+KINDS = ("models", "envs", "heads", "objectives", "solvers", "formats", "analyses")
 
 
 def names(kind: str) -> list[str]:

@@ -141,6 +141,7 @@ def _next_steps(result: Mapping[str, Any], folder: str) -> list[tuple[str, str]]
         ("measure it on longer ways too, and on more goals in the other room", f"lewm evaluate {folder}/run --full"),
         ("collect more episodes", f"lewm collect {settings['world']} --out more.h5 {collect}"),
         ("train longer on them", f"lewm train {result['recipe']} --data more.h5 --out longer --training.updates 2000"),
+        ("fit what its planner asks for to the longer run", "lewm fit longer"),
         ("compare the speed of our implementations with plain ones", "lewm bench"),
         ("see what this machine can do, and what is missing", "lewm doctor"),
     ]

@@ -1,9 +1,9 @@
-"""A recipe, carried out: collect its data, train, evaluate beside the floors, probe beside the controls.
+"""A recipe, carried out: collect its data, train, fit its heads, evaluate beside the floors, probe beside the controls.
 
 out/
   reproduction.json  what the folder holds, and how long its stages took
   episodes.h5        collected episodes
-  run/               the trained world model
+  run/               the trained world model, and the heads that its planning needs
   result.json        every number; written last, so that its presence means finished
   result.md          the same as tables
 """
@@ -28,16 +28,28 @@ import lewm
 from lewm import checkpoints, recipes
 from lewm.analyses.probing import Probing
 from lewm.collection import collect, open_world
-from lewm.contracts import World
+from lewm.contracts import World, WorldModel
 from lewm.data import Episodes
 from lewm.evaluation import Evaluation, evaluate
 from lewm.files import write_atomically
+from lewm.fitting import attach, fit_heads, heads_of
 from lewm.latents import device_of
+from lewm.planning import PlanningConfig
 from lewm.recipes import Experiment
 from lewm.tasks import Protocol
 from lewm.training import Progress, train
 
-__all__ = ["Book", "Report", "collect_episodes", "facts", "open_recipe_world", "reproduce", "seeded", "train_model"]
+__all__ = [
+    "Book",
+    "Report",
+    "collect_episodes",
+    "facts",
+    "fit_planning",
+    "open_recipe_world",
+    "reproduce",
+    "seeded",
+    "train_model",
+]
 
 SHORT_EPISODES, SHORT_UPDATES, SHORT_PAIRS = 40, 20, 20
 
@@ -72,7 +84,9 @@ def reproduce(
     if short:
         collection = dataclasses.replace(experiment.collection, episodes=min(SHORT_EPISODES, experiment.collection.episodes))
         training = dataclasses.replace(experiment.training, updates=SHORT_UPDATES, checkpoint_every=SHORT_UPDATES)
-        experiment, pairs = dataclasses.replace(experiment, collection=collection, training=training), SHORT_PAIRS
+        fitting = dataclasses.replace(experiment.fitting, updates=SHORT_UPDATES)
+        experiment = dataclasses.replace(experiment, collection=collection, training=training, fitting=fitting)
+        pairs = SHORT_PAIRS
     name = experiment.recipe
     book = Book.open(out / "reproduction.json", {"recipe": name, "seed": seed, "pairs": pairs, "short": short})
     if (out / "result.json").exists():
@@ -86,8 +100,10 @@ def reproduce(
         trained = checkpoints.read_json(out / "run" / checkpoints.EXPERIMENT)
         split = trained["split"]
         model = checkpoints.load(out / "run", "cuda" if torch.cuda.is_available() else "cpu")
+        with book.timed("fit"):
+            planning = fit_planning(experiment, model, episodes, split, out / "run", report)
         with book.timed("evaluate"):
-            evaluation = _evaluate(experiment, model, episodes, split["heldout"], pairs, seed, report)
+            evaluation = _evaluate(experiment, planning, model, episodes, split["heldout"], pairs, seed, report)
         with book.timed("probe"):
             report("probe", 0, 1, "", "")
             probing = Probing(seed=seed, controls=True).run(model, episodes, split["train"], split["heldout"])
@@ -111,22 +127,30 @@ def reproduce(
 
 
 def _evaluate(
-    experiment: Experiment, model: Any, episodes: Episodes, heldout: Sequence[int], pairs: int, seed: int, report: Report
+    experiment: Experiment,
+    planning: PlanningConfig,
+    model: Any,
+    episodes: Episodes,
+    heldout: Sequence[int],
+    pairs: int,
+    seed: int,
+    report: Report,
 ) -> Evaluation:
     def attempts(policy: str, done: int, total: int) -> None:
         report("evaluate", done, total, policy, "")
 
     world = open_recipe_world(experiment, min(pairs, experiment.together))
     protocol = Protocol.along(episodes=pairs, seed=seed)
-    return evaluate(model, experiment.planning, world, episodes, heldout, protocol, progress=attempts)
+    return evaluate(model, planning, world, episodes, heldout, protocol, progress=attempts)
 
 
 def seeded(experiment: Experiment, seed: int) -> Experiment:
-    """The recipe with one seed for its data and its training."""
+    """The recipe with one seed for its data, its training and its heads."""
     return dataclasses.replace(
         experiment,
         collection=dataclasses.replace(experiment.collection, seed=seed),
         training=dataclasses.replace(experiment.training, seed=seed),
+        fitting=dataclasses.replace(experiment.fitting, seed=seed),
     )
 
 
@@ -159,6 +183,20 @@ def train_model(experiment: Experiment, data: Path, folder: Path, report: Report
 
     origin = {"recipe": experiment.recipe, "world": experiment.world, "lewm": lewm.__version__}
     return train(experiment.model, experiment.training, data, folder, experiment=origin, report=progress)
+
+
+def fit_planning(
+    experiment: Experiment, model: WorldModel, episodes: Episodes, split: Mapping[str, list[int]], folder: Path, report: Report
+) -> PlanningConfig:
+    """How a recipe plans, with the heads that it asks for: those of the run, or else fitted now and stored there."""
+    wanted = heads_of(experiment.planning)
+    if missing := sorted(wanted - set(checkpoints.head_names(folder))):
+
+        def progress(stage: str, done: int, total: int, note: str) -> None:
+            report(f"fit {stage}" if stage in missing else stage, done, total, note, "")
+
+        fit_heads(folder, model, episodes, split["train"], split["heldout"], missing, experiment.fitting, progress)
+    return attach(experiment.planning, {name: checkpoints.load_head(folder, name, model) for name in wanted})
 
 
 def open_recipe_world(experiment: Experiment, num_envs: int) -> World:

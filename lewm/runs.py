@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import nn
 
 from lewm import checkpoints, recipes, registry
 from lewm.collection import open_world
 from lewm.contracts import World, WorldModel
 from lewm.data import Episodes, check_fits
+from lewm.fitting import attach, heads_of
 from lewm.planning import PlanningConfig
 
 __all__ = ["PlanningChanges", "Run", "open_run"]
@@ -28,11 +31,15 @@ class Run:
         model: from the newest checkpoint, in evaluation mode.
         episodes: an opened episode file.
         heldout: those of its episodes that this model was not trained on; of unknown origin, those with other numbers than
-            the episodes that it was trained on, or all where there are no such, or where those numbers are unknown too.
+            the episodes that it was trained on, or all where there are no such, or where those numbers are unknown too. What
+            its heads were fitted to counts as trained on.
         own_data: whether the file holds the very stream of episodes that the run was trained on; None where that is unknown,
             as it is of every imported run.
         planning: as the run's recipe has it, or the paper's recipe of an imported run's world; the paper's defaults where
-            there is no such recipe here.
+            there is no such recipe here. What needs heads has them, where the run does.
+        heads: small networks that were fitted to the model's latents, by name, frozen.
+        lacks: heads that the recipe's way to plan asks for and the run does not have; `planning` is then a search that does
+            without, and whoever shows results says so.
     """
 
     path: Path
@@ -42,6 +49,18 @@ class Run:
     heldout: tuple[int, ...]
     own_data: bool | None
     planning: PlanningConfig
+    heads: Mapping[str, nn.Module] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
+
+    @property
+    def remark(self) -> str:
+        """Why this run does not plan as its recipe says, and the remedy; "" if it does."""
+        if not self.lacks:
+            return ""
+        return (
+            f"{self.path} has no {' and '.join(repr(name) for name in self.lacks)}, with which its recipe plans, so this is a "
+            f"plain search. For the recipe's planner: lewm fit {self.path}"
+        )
 
     def world(self, num_envs: int) -> World:
         """Open the world that the episodes are of, in their look and size.
@@ -80,29 +99,42 @@ class PlanningChanges:
     Attributes:
         solver: the search, by name. Another one than the recipe's begins from its own defaults.
         objective: what a plan is for, by name; likewise.
+        search: with which a solver that proposes a plan improves on it, by name; likewise.
+        guarded: the search starts cold and competes with the proposal.
+        countdown: env steps in which a proposal is to reach the goal; without it they are estimated.
         candidates: action sequences scored per iteration.
         elites: how many of the cheapest shape the next iteration.
         iterations: of the search.
+        stop_spread: std of the search below which it is over.
         intermediate: weight of the distance to the goal before the end of the plan.
         horizon: length of a plan in action blocks.
         receding: blocks that are executed before the next plan.
         hold_actions: hold each action for its whole block.
         warm_start: begin from what is left of the previous plan.
+        precision: of the rollouts that rank candidates.
     """
 
     solver: str | None = None
     objective: str | None = None
+    search: str | None = None
+    guarded: bool | None = None
+    countdown: int | None = None
     candidates: int | None = None
     elites: int | None = None
     iterations: int | None = None
+    stop_spread: float | None = None
     intermediate: float | None = None
     horizon: int | None = None
     receding: int | None = None
     hold_actions: bool | None = None
     warm_start: bool | None = None
+    precision: str | None = None
 
-    def apply(self, config: PlanningConfig) -> PlanningConfig:
+    def apply(self, config: PlanningConfig, heads: Mapping[str, nn.Module] = MappingProxyType({})) -> PlanningConfig:
         """Return the changed settings.
+
+        Args:
+            heads: of the run, for a solver or an objective that is chosen here and needs them.
 
         Raises:
             ValueError: unknown names, values out of range, or a setting that this solver and objective do not have.
@@ -111,9 +143,15 @@ class PlanningChanges:
             "solver": _chosen("solvers", self.solver, config.solver),
             "objective": _chosen("objectives", self.objective, config.objective),
         }
-        changes: dict[str, dict[str, Any]] = {"solver": {}, "objective": {}, "planning": {}}
+        present = getattr(parts["solver"], "search", None)
+        if search := _chosen("solvers", self.search, present):
+            if not hasattr(parts["solver"], "search"):
+                got = _plugin_name(parts["solver"])
+                raise ValueError(f"expected a solver that takes a search, got '{got}'. Leave --planning.search out.")
+            parts["search"] = search  # what the solver itself does not have is meant for its search
+        changes: dict[str, dict[str, Any]] = {"planning": {}, **{kind: {} for kind in parts}}
         for name, value in vars(self).items():
-            if value is None or name in parts:
+            if value is None or name in ("solver", "objective", "search"):
                 continue
             owners = {**parts, "planning": config}
             found = [(owner, f.name) for owner, part in owners.items() for f in fields(part) if f.name in (name, f"num_{name}")]
@@ -123,8 +161,11 @@ class PlanningChanges:
             owner, setting = found[0]
             changes[owner][setting] = value
         # One `replace` per part: settings that must fit each other, such as candidates and elites, are checked together.
-        made = {kind: replace(part, **changes[kind]) for kind, part in parts.items()}
-        return replace(config, **made, **changes["planning"])
+        made = {kind: replace(part, **changes[kind]) for kind, part in parts.items() if kind != "solver"}
+        if search:
+            changes["solver"]["search"] = made.pop("search")
+        made["solver"] = replace(parts["solver"], **changes["solver"])
+        return attach(replace(config, **made, **changes["planning"]), heads)
 
 
 def open_run(path: Path | str, data: Path | str | None = None, device: str = "auto") -> Run:
@@ -153,16 +194,19 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
     if None not in (learnt, found) and learnt != found:
         cure = "Pass episodes of the run's world with --data FILE"
         raise ValueError(f"{file}: expected episodes of world '{learnt}', as {path} learnt it, got some of '{found}'. {cure}.")
-    same = _same_stream(training.provenance, asdict(episodes.provenance))
-    if same is None and training.counts == (len(episodes), episodes.steps) and _same_file(episodes.path, training.path):
-        same = True
+    same = _same_data(training, episodes)
     everything = tuple(range(len(episodes)))
-    heldout = everything if same is False else tuple(i for i in everything if i not in training.episodes)
+    heads = {name: checkpoints.load_head(path, name, model) for name in checkpoints.head_names(path)}
+    trained = training.episodes if same is not False else frozenset()
+    fitted = [_episodes_of_head(path / checkpoints.HEADS / name / checkpoints.HEAD, episodes) for name in heads]
+    heldout = tuple(i for i in everything if i not in trained.union(*fitted))
     if same is None and not heldout:
         heldout = everything
     world = found or learnt
     recipe = f"{world}-paper" if "imported" in experiment else str(experiment.get("recipe", ""))
-    return Run(path, experiment, model, episodes, heldout, same, _planning_of(recipe))
+    planning = attach(_planning_of(recipe), heads)
+    lacks = tuple(sorted(heads_of(planning)))
+    return Run(path, experiment, model, episodes, heldout, same, recipes.WITHOUT_HEADS if lacks else planning, heads, lacks)
 
 
 @dataclass(frozen=True)
@@ -193,6 +237,20 @@ def _training_of(experiment: Mapping[str, Any], source: Path) -> _Training:
     except (KeyError, TypeError, ValueError) as error:
         expected = "the split and the data that a training records"
         raise ValueError(f"{source} is damaged: expected {expected}, got {error!r}. Restore it, or train again.") from None
+
+
+def _same_data(training: _Training, episodes: Episodes) -> bool | None:
+    """Does a file hold the stream of episodes that something was trained on? None where that is unknown."""
+    same = _same_stream(training.provenance, asdict(episodes.provenance))
+    if same is None and training.counts == (len(episodes), episodes.steps) and _same_file(episodes.path, training.path):
+        return True
+    return same
+
+
+def _episodes_of_head(source: Path, episodes: Episodes) -> frozenset[int]:
+    """Those of a file that a head was, or may have been, fitted to."""
+    training = _training_of(checkpoints.read_json(source).get("fitted_to", {}), source)
+    return frozenset() if _same_data(training, episodes) is False else training.episodes
 
 
 def _same_file(path: Path, other: Path | None) -> bool:

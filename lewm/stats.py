@@ -6,7 +6,7 @@ episode are not independent, so what is resampled is always the episode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
 from statistics import NormalDist
@@ -172,6 +172,18 @@ def paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> Paired:
 def p_value(p: float) -> str:
     """As people write it: three decimals, or that it is smaller."""
     return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
+def pareto_front(costs: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other point equals or beats in both numbers, lower being better, by the first number.
+
+    Of equal points the first counts.
+    """
+    front: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (*costs[i], i)):
+        if not front or costs[i][1] < costs[front[-1]][1]:
+            front.append(i)
+    return front
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:

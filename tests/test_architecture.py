@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "lewm"
 FLOORS = (
     ("contracts", "registry", "provenance"),
     ("files", "devices", "latents", "nn", "losses", "data", "windows", "stats", "rendering", "rasters", "pushing", "dialects",
-     "single"),
-    ("models", "envs", "objectives", "solvers", "formats", "recording"),
+     "single", "unrolling", "searching", "scoring"),
+    ("models", "envs", "heads", "objectives", "solvers", "formats", "recording"),
     ("planning", "checkpoints", "collection", "conversion", "tasks"),
-    ("training", "evaluation"),
+    ("training", "evaluation", "fitting", "realtime"),
     ("analyses", "figures", "animation", "comparison"),
     ("recipes", "report", "published"),
     ("reproduction",),
@@ -23,7 +23,7 @@ FLOORS = (
     ("cli",),
 )  # fmt: skip
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-PLUGINS = ("models", "envs", "objectives", "solvers", "formats", "analyses")
+PLUGINS = ("models", "envs", "heads", "objectives", "solvers", "formats", "analyses")
 FIRST_TO_NAME_PLUGINS = FLOOR_OF["recipes"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 

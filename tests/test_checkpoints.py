@@ -9,6 +9,7 @@ import torch
 
 from lewm import checkpoints
 from lewm.contracts import DataSpec, Statistics
+from lewm.heads.temporal import TemporalConfig
 from lewm.models.lewm import LeWMConfig
 
 CONFIG = LeWMConfig(
@@ -98,3 +99,72 @@ def test_the_log_is_cut_back_to_where_training_goes_on(tmp_path):
     checkpoints.Log(tmp_path, 20).write({"update": 21})
     lines = [json.loads(line)["update"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [10, 20, 21]
+
+
+HEAD = TemporalConfig(hidden_dim=8, metric_dim=4, oneway_dim=4)
+
+
+def with_head(run):
+    own, head = model(), HEAD.build(CONFIG.latent_dim, 10)
+    checkpoints.save(run, 1, own)
+    checkpoints.save_head(run, "temporal", head, {"metrics": {"loss": 0.5}})
+    return own, head
+
+
+def test_a_head_comes_back_frozen_and_bit_for_bit(tmp_path):
+    assert checkpoints.head_names(tmp_path) == []
+    own, head = with_head(tmp_path)
+    assert checkpoints.head_names(tmp_path) == ["temporal"]
+    other = checkpoints.load_head(tmp_path, "temporal", own)
+    assert other.config == HEAD
+    assert not other.training
+    for mine, theirs in zip(head.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert not theirs.requires_grad
+    assert checkpoints.read_json(tmp_path / "heads" / "temporal" / "head.json")["metrics"] == {"loss": 0.5}
+    again = HEAD.build(CONFIG.latent_dim, 10)
+    checkpoints.save_head(tmp_path, "temporal", again, {})
+    replaced = next(checkpoints.load_head(tmp_path, "temporal", own).parameters())
+    assert torch.equal(replaced, next(again.parameters()))
+    assert [file.name for file in (tmp_path / "heads").iterdir()] == ["temporal"]
+
+
+def test_a_head_of_other_weights_does_not_count(tmp_path):
+    with_head(tmp_path)
+    new = model()
+    checkpoints.save(tmp_path, 2, new)
+    assert checkpoints.head_names(tmp_path) == []
+    with pytest.raises(ValueError, match=r"expected a head 'temporal' .* got one of other weights. Run: lewm fit .* temporal"):
+        checkpoints.load_head(tmp_path, "temporal", new)
+    with pytest.raises(ValueError, match=r"got none\. Run: lewm fit"):
+        checkpoints.load_head(tmp_path, "amortised", new)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"config": {"width": 3}}, "describes no head this version knows"),
+        ({"config": {"hidden_dim": 9}}, "does not fit"),
+        ({"head": "amortised"}, "describes another head"),
+    ],
+)
+def test_a_head_whose_description_is_wrong_names_its_file(change, said, tmp_path):
+    own, _ = with_head(tmp_path)
+    file = tmp_path / "heads" / "temporal" / "head.json"
+    checkpoints.write_json(file, {**checkpoints.read_json(file), **change})
+    with pytest.raises(ValueError, match=rf"temporal/.*{said}"):
+        checkpoints.load_head(tmp_path, "temporal", own)
+
+
+def test_an_interrupted_fitting_leaves_the_head_that_was_there(tmp_path, monkeypatch):
+    own, head = with_head(tmp_path)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "write_json", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save_head(tmp_path, "temporal", HEAD.build(CONFIG.latent_dim, 10), {})
+    kept = next(checkpoints.load_head(tmp_path, "temporal", own).parameters())
+    assert torch.equal(kept, next(head.parameters()))
+    assert [file.name for file in (tmp_path / "heads").iterdir()] == ["temporal"]

@@ -1,4 +1,6 @@
-"""What every solver owes (`contracts.Solver`), and known answers for CEM."""
+"""What every solver owes (`contracts.Solver`). Known answers, solver by solver, are in `test_solvers.py`."""
+
+import dataclasses
 
 import pytest
 import torch
@@ -9,7 +11,24 @@ from lewm.solvers.cem import CEM
 
 B, H, A = 3, 2, 2
 BOX = Box(low=torch.tensor([-2.0, -1.0]), high=torch.tensor([2.0, 1.0]))
-every_solver = pytest.mark.parametrize("name", registry.names("solvers"))
+NAMES = registry.names("solvers")
+every_solver = pytest.mark.parametrize("name", NAMES)
+
+
+NEEDED = {"amortised": {"search": CEM(), "spread": 1.0}}
+"""What a solver cannot search without, by name."""
+
+
+def make(name, **settings):
+    """A solver as its defaults have it, and with what it needs."""
+    return registry.load("solvers", name)(**NEEDED.get(name, {}), **settings)
+
+
+def stops(name):
+    return any(field.name == "stop_spread" for field in dataclasses.fields(registry.load("solvers", name)))
+
+
+every_solver_that_stops = pytest.mark.parametrize("name", [name for name in NAMES if stops(name)])
 
 
 def start(b=B, mean=0.0, std=1.0):
@@ -20,8 +39,8 @@ def generators(seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def solve(name, cost, plan=None, seeds=range(B)):
-    return registry.load("solvers", name)().solve(cost, plan or start(), BOX, generators(seeds))
+def solve(name, cost, plan=None, seeds=range(B), **settings):
+    return make(name, **settings).solve(cost, plan or start(), BOX, generators(seeds))
 
 
 def quadratic(target):
@@ -34,6 +53,21 @@ def walls(actions):
     return torch.minimum((x - 1).square(), (x + 1).square()) + 0.1 * actions[..., 1].square().sum(-1)
 
 
+def ripples(actions):
+    return torch.sin(9 * actions).sum((-1, -2))
+
+
+class Counted:
+    """A cost that keeps how many candidates each call scored."""
+
+    def __init__(self, cost):
+        self.cost, self.calls = cost, []
+
+    def __call__(self, actions):
+        self.calls.append(actions.shape[1])
+        return self.cost(actions)
+
+
 @every_solver
 def test_finds_a_known_minimum(name):
     target = torch.tensor([[1.5, -0.5], [-1.0, 0.8]])
@@ -41,9 +75,7 @@ def test_finds_a_known_minimum(name):
 
 
 @every_solver
-@pytest.mark.parametrize(
-    "cost", [quadratic(0.7), walls, lambda a: torch.sin(9 * a).sum((-1, -2))], ids=["bowl", "walls", "ripples"]
-)
+@pytest.mark.parametrize("cost", [quadratic(0.7), walls, ripples], ids=["bowl", "walls", "ripples"])
 @pytest.mark.parametrize("mean", [0.0, 0.7, 1.0, 5.0])
 def test_is_never_worse_than_its_start(name, cost, mean):
     def of(plan):
@@ -96,7 +128,7 @@ def test_never_prefers_nan(name):
 @every_solver
 @pytest.mark.parametrize("hopeless", [torch.nan, torch.inf])
 def test_survives_when_every_rollout_diverges(name, hopeless):
-    plan = solve(name, lambda actions: torch.full(actions.shape[:2], hopeless), start(mean=0.3))
+    plan = solve(name, lambda actions: actions.sum((-1, -2)) * 0 + hopeless, start(mean=0.3))
     assert torch.equal(plan.mean, start(mean=0.3).mean)
     assert plan.std.isfinite().all()
 
@@ -111,23 +143,35 @@ def test_one_diverging_environment_does_not_disturb_the_others(name):
 
 
 @every_solver
-def test_scores_exactly_what_it_declares(name):
-    scored = []
-
+def test_a_start_that_diverges_is_left_behind(name):
     def cost(actions):
-        scored.append(actions.shape[1])
-        return quadratic(0.0)(actions)
+        return torch.where(actions[..., 0, 0].abs() < 0.01, torch.nan, quadratic(0.5)(actions))
 
-    solve(name, cost)
-    assert sum(scored) == registry.load("solvers", name)().evaluations
+    assert (cost(solve(name, cost).mean[:, None]) < 0.5).all()  # NaN at the start itself
 
 
 @every_solver
-def test_leaves_its_arguments_alone(name):
+def test_scores_exactly_what_it_declares(name):
+    cost = Counted(quadratic(0.0))
+    solve(name, cost)
+    assert sum(cost.calls) == make(name).evaluations
+
+
+@every_solver
+def test_leaves_its_arguments_and_the_model_alone(name):
+    model = torch.nn.Linear(A, A)
     plan = start(mean=0.5)
-    solve(name, quadratic(0.0), plan)
+    solve(name, lambda actions: model(actions).square().sum((-1, -2)), plan)
     assert torch.equal(plan.mean, start(mean=0.5).mean)
     assert torch.equal(plan.std, start().std)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@every_solver
+def test_returns_a_plan_without_gradients(name):
+    plan = solve(name, quadratic(0.0))
+    assert not plan.mean.requires_grad
+    assert not plan.std.requires_grad
 
 
 @every_solver
@@ -136,73 +180,42 @@ def test_wants_one_generator_per_environment(name):
         solve(name, walls, seeds=range(2))
 
 
-# ------------------------------------------------------------------------------------------------------------- CEM
+# -------------------------------------------------------------------------------------------------- stopping early
+
+SPREAD = 0.03
 
 
-def plain_cem(solver, cost, plan, seeds):
-    """The method written out for one environment after the other, candidates sorted, without any guard."""
-    means, stds = [], []
-    for b, generator in enumerate(generators(seeds)):
-        mean, std = plan.mean[b], plan.std[b]
-        for _ in range(solver.num_iterations):
-            noise = torch.randn(solver.num_candidates, H, A, generator=generator)
-            candidates = [BOX.clamp(mean + std * sample) for sample in noise]
-            candidates[0] = mean
-            elites = sorted(candidates, key=lambda c: float(cost(c[None, None])))[: solver.num_elites]
-            mean, std = torch.stack(elites).mean(0), torch.stack(elites).std(0)
-        means.append(mean)
-        stds.append(std)
-    return torch.stack(means), torch.stack(stds)
+@every_solver_that_stops
+def test_stops_when_the_spread_is_small_and_not_before(name):
+    cost = Counted(quadratic(0.3))
+    plan = solve(name, cost, stop_spread=SPREAD)
+    declared = make(name, stop_spread=SPREAD).evaluations
+    assert declared == make(name).evaluations
+    assert declared / 30 < sum(cost.calls) < declared
+    assert (plan.mean - 0.3).abs().max() < 0.2
+    never = solve(name, quadratic(0.3), stop_spread=1e-30)
+    assert torch.equal(never.mean, solve(name, quadratic(0.3)).mean)
 
 
-def test_cem_equals_its_plain_twin():
-    solver = CEM(num_candidates=40, num_elites=6, num_iterations=4)
-    cost = quadratic(torch.tensor([[0.9, -0.3], [0.1, 0.2]]))
-    plan = solver.solve(cost, start(), BOX, generators(range(B)))
-    mean, std = plain_cem(solver, cost, start(), range(B))
-    torch.testing.assert_close(plan.mean, mean)
-    torch.testing.assert_close(plan.std, std)
+@every_solver_that_stops
+def test_stopping_early_never_lets_a_batch_change_a_plan(name):
+    """Nor the next plan: a finished environment leaves its generator alone while others go on."""
+    widths, targets = torch.tensor([0.04, 0.3, 1.0, 2.0]), torch.tensor([0.0, -0.3, 0.5, 0.9])[:, None, None, None]
+    wide = Plan(mean=torch.zeros(4, H, A), std=widths[:, None, None].expand(4, H, A))
+    shared, rounds = generators(range(4)), []
+    together = make(name, stop_spread=SPREAD).solve(quadratic(targets), wide, BOX, shared)
+    for i in range(4):
+        cost, (own,) = Counted(quadratic(targets[i])), generators([i])
+        alone = make(name, stop_spread=SPREAD).solve(cost, Plan(wide.mean[i : i + 1], wide.std[i : i + 1]), BOX, [own])
+        assert torch.equal(alone.mean[0], together.mean[i])
+        assert torch.equal(alone.std[0], together.std[i])
+        assert torch.equal(own.get_state(), shared[i].get_state())
+        rounds.append(len(cost.calls))
+    assert len(set(rounds)) > 1, "all finished in the same round: the test compares nothing"
 
 
-def test_cem_lets_the_incumbent_compete_as_candidate_0():
-    firsts = []
-
-    def cost(actions):
-        firsts.append(actions[:, 0])
-        return quadratic(0.3)(actions)
-
-    plan = CEM(20, 4, 3).solve(cost, start(mean=0.1), BOX, generators(range(B)))
-    assert torch.equal(firsts[0], start(mean=0.1).mean)
-    assert torch.equal(firsts[-1], plan.mean)  # the last call scores the final mean alone
-    assert len(firsts) == 4
-
-
-def test_cem_returns_the_best_candidate_where_the_elite_mean_is_worse_than_the_start():
-    def cost(actions):  # 0 at both -1 and 1, with the start in reach of both; the elites of both sides average to 0
-        return (actions[..., 0, 0].abs() - 1).square()
-
-    solver, begin = CEM(400, 40, 1), start(mean=0.4)
-    elite_mean, _ = plain_cem(solver, cost, begin, range(B))
-    worse = cost(elite_mean[:, None])[:, 0] > cost(begin.mean[:, None])[:, 0]
-    assert worse.any()
-    assert not worse.all()
-    plan = solver.solve(cost, begin, BOX, generators(range(B)))
-    torch.testing.assert_close(plan.mean[~worse], elite_mean[~worse])
-    assert (cost(plan.mean[:, None])[worse] < 0.001).all()  # neither the start nor the average
-
-
-def test_cem_keeps_its_spread_where_too_few_rollouts_survive():
-    def cost(actions):  # only the incumbent survives
-        costs = torch.full(actions.shape[:2], torch.nan)
-        costs[:, 0] = 1.0
-        return costs
-
-    plan = CEM(20, 4, 3).solve(cost, start(mean=0.1), BOX, generators(range(B)))
-    torch.testing.assert_close(plan.mean, start(mean=0.1).mean)
-    assert torch.equal(plan.std, start().std)
-
-
-@pytest.mark.parametrize("sizes", [(300, 1, 30), (10, 11, 30), (10, 5, 0)])
-def test_cem_refuses_sizes_that_make_no_search(sizes):
+@every_solver_that_stops
+@pytest.mark.parametrize("setting", [{"stop_spread": -0.1}, {"num_iterations": 0}, {"num_candidates": 0}])
+def test_refuses_sizes_that_make_no_search(name, setting):
     with pytest.raises(ValueError, match="must"):
-        CEM(*sizes)
+        make(name, **setting)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from point_world import FRAMESKIP, SIZE, SPEED, STATISTICS, PointModel, PointWorld, draw, read
 
-from lewm.contracts import Plan
+from lewm.contracts import Box, Plan
 from lewm.objectives.l2 import L2
-from lewm.planning import TRACED_CANDIDATES, Agent, PlanningConfig
+from lewm.planning import Agent, PlanningConfig
+from lewm.scoring import TRACED_CANDIDATES
 from lewm.solvers.cem import CEM
 
 SPEC = PointWorld(1).spec
@@ -72,7 +73,7 @@ def test_a_batch_never_changes_a_plan(warm_start):
 def test_portions_never_change_a_plan(monkeypatch):
     whole, _ = control(Agent(PointModel(), SMALL, SPEC, range(5)), STARTS, GOALS, steps=30)
     model = PointModel()
-    monkeypatch.setattr("lewm.planning.SEQUENCES_AT_ONCE", 130)
+    monkeypatch.setattr("lewm.scoring.SEQUENCES_AT_ONCE", 130)
     monkeypatch.setattr("lewm.latents.FRAMES_AT_ONCE", 2)
     parts, _ = control(Agent(model, SMALL, SPEC, range(5)), STARTS, GOALS, steps=30)
     np.testing.assert_array_equal(parts, whole)
@@ -136,18 +137,21 @@ def test_the_search_box_is_the_action_box_in_normalised_units():
 
 
 def test_holding_actions_equals_a_free_search_with_tied_noise():
-    class Tied(CEM):
-        """Draws noise for one step of a block and repeats it for the others."""
+    class Tied(Scripted):
+        """Searches one step of each block, and repeats it for the others."""
 
-        def _noise(self, generators, mean):
-            return super()._noise(generators, mean[..., :2]).repeat(1, 1, 1, FRAMESKIP)
+        def solve(self, cost, start, box, generators):
+            def of_block(actions):
+                return cost(actions.repeat(1, 1, 1, FRAMESKIP))
+
+            narrow = Plan(start.mean[..., :2], start.std[..., :2])
+            plan = SMALL.solver.solve(of_block, narrow, Box(box.low[:2], box.high[:2]), generators)
+            return Plan(plan.mean.repeat(1, 1, FRAMESKIP), start.std)
 
     held = dataclasses.replace(SMALL, hold_actions=True)
-    free = dataclasses.replace(SMALL, solver=Tied(64, 8, 6))
-    starts = {
-        config: control(Agent(PointModel(), config, SPEC, range(5)), STARTS, GOALS, steps=50)[0] for config in (held, free)
-    }
-    np.testing.assert_allclose(starts[held], starts[free], atol=1e-6)
+    free = dataclasses.replace(SMALL, solver=Tied(torch.empty(0)))
+    tied, loose = (control(Agent(PointModel(), config, SPEC, range(5)), STARTS, GOALS, steps=50)[0] for config in (held, free))
+    np.testing.assert_allclose(tied, loose, atol=1e-6)
 
 
 def test_a_warm_start_is_what_is_left_of_the_last_plan():
@@ -255,6 +259,115 @@ def test_observations_are_copied():
         agent.act(pixels, draw(GOALS[:1]))
         pixels[:] = 0
     assert read(model.encoded[-1])[0, 0].tolist() == pytest.approx(STARTS[0].tolist(), abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------ engines
+
+
+class WithEngine(PointModel):
+    """Its engine is the exact rollout, rounded in low precision; `rollout` itself must not be asked."""
+
+    def __init__(self, context=1):
+        super().__init__(context)
+        self.built, self.unrolled = [], []
+
+    def rollout(self, context, past_actions, actions):
+        raise AssertionError("there is an engine")
+
+    def engine(self, precision="float32"):
+        self.built.append(precision)
+
+        def unroll(context, past_actions, actions):
+            self.unrolled.append((precision, len(actions) * actions.shape[1]))
+            latents = PointModel.rollout(self, context, past_actions, actions)
+            return latents if precision == "float32" else (40 * latents).round() / 40
+
+        return unroll
+
+
+def test_an_engine_is_built_once_and_used_for_everything():
+    plain, _ = control(Agent(PointModel(3), SMALL, SPEC, range(5)), STARTS, GOALS, steps=30)
+    model = WithEngine(3)
+    agent = Agent(model, SMALL, SPEC, range(5), trace=True)
+    fast, _ = control(agent, STARTS, GOALS, steps=30)
+    np.testing.assert_array_equal(fast, plain)
+    assert model.built == ["float32"]
+    assert len(model.unrolled) == 2 * (6 + 1 + 1)  # of each plan six rounds, its mean, its trace
+
+
+def test_low_precision_ranks_and_float32_decides():
+    model = WithEngine()
+    agent = Agent(model, dataclasses.replace(SMALL, precision="int8"), SPEC, range(5), trace=True)
+    states, _ = control(agent, STARTS, GOALS, steps=50)
+    assert np.linalg.norm(states[-1] - GOALS, axis=1).max() < 0.03
+    assert model.built == ["float32", "int8"]
+    assert model.unrolled[:3] == [("int8", 5 * 64), ("float32", 5 * (8 + 1)), ("int8", 5 * 64)]
+    assert agent.effort.predictor_calls_per_plan == (6 * (64 + 9) + 1) * 5
+    first = agent.trace[0]
+    for scored in first.rounds:  # what is told of the cheapest is what the float32 model says
+        ends = PointModel().rollout(
+            torch.from_numpy(first.now)[:, None], torch.zeros(5, 0, 10), torch.from_numpy(scored.actions)
+        )
+        exact = L2().cost(ends, torch.from_numpy(first.goal))[:, :8]
+        np.testing.assert_allclose(np.sort(scored.costs, axis=1)[:, :8], exact, atol=1e-6)
+
+
+def test_low_precision_without_an_engine_is_refused():
+    with pytest.raises(ValueError, match="engine for precision 'int8', got a PointModel"):
+        Agent(PointModel(), dataclasses.replace(SMALL, precision="int8"), SPEC, [0])
+
+
+# ---------------------------------------------------------------------------------------------------------- proposals
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposer(Scripted):
+    """Starts from what it proposes, which is its mean, and keeps what it was asked."""
+
+    asked: list = dataclasses.field(default_factory=list)
+
+    def propose(self, now, goal, elapsed, horizon):
+        self.asked.append((now, goal, elapsed.tolist(), horizon))
+        return self.mean.expand(len(now), -1, -1)
+
+    def solve(self, cost, start, box, generators):
+        self.starts.append(start)
+        return start
+
+
+def test_a_proposal_is_where_the_search_starts():
+    solver = Proposer(torch.linspace(-9, 9, 50).reshape(5, 10))
+    agent = Agent(PointModel(), PlanningConfig(L2(), solver, receding=2, warm_start=True), SPEC, range(3))
+    control(agent, STARTS[:3], GOALS[:3], steps=20, active=np.array([True, False, True]))
+    (now, goal, _, horizon), start = solver.asked[0], solver.starts[0]
+    np.testing.assert_allclose(now, STARTS[[0, 2]], atol=1e-4)
+    np.testing.assert_allclose(goal, GOALS[[0, 2]], atol=1e-4)
+    assert horizon == 5
+    assert torch.equal(start.mean, agent._box.clamp(solver.mean).expand(2, -1, -1))
+    assert torch.equal(start.mean, solver.starts[1].mean)  # and not what is left of the first plan
+    assert (start.std == 1).all()
+    assert agent.effort.predictor_calls == 0
+
+
+def test_a_proposal_is_averaged_over_the_steps_that_hold_one_action():
+    blocks = torch.linspace(-1, 1, 50).reshape(5, 10)
+    solver = Proposer(blocks)
+    Agent(PointModel(), PlanningConfig(L2(), solver, hold_actions=True), SPEC, [0]).act(draw(STARTS[:1]), draw(GOALS[:1]))
+    torch.testing.assert_close(solver.starts[0].mean[0], blocks.reshape(5, FRAMESKIP, 2).mean(1))
+
+
+def test_time_counts_from_when_an_environment_was_given_its_goal():
+    solver = Proposer(torch.zeros(5, 10))
+    agent = Agent(PointModel(), PlanningConfig(L2(), solver, receding=1), SPEC, range(2))
+    goals = draw(GOALS[:2])
+    for step in range(4 * FRAMESKIP):
+        if step == 2 * FRAMESKIP - 1:  # taken up at the next replan
+            goals = draw(GOALS[[0, 2]])
+        agent.act(draw(STARTS[:2]), goals)
+    assert [elapsed for _, _, elapsed, _ in solver.asked] == [[0, 0], [5, 5], [10, 0], [15, 5]]
+    agent.reset()
+    agent.act(draw(STARTS[:2]), goals)
+    assert solver.asked[-1][2] == [0, 0]
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input

@@ -81,5 +81,5 @@ def test_an_interrupted_reproduction_goes_on(tmp_path, monkeypatch):
     trained = checkpoints.latest(tmp_path / "run")
     result = reproduction.reproduce("two-room-tiny", tmp_path, short=True)
     assert checkpoints.latest(tmp_path / "run") == trained
-    assert set(result["seconds"]) == {"collect", "train", "evaluate", "probe", "total"}
+    assert set(result["seconds"]) == {"collect", "train", "fit", "evaluate", "probe", "total"}
     assert "| random |" in (tmp_path / "result.md").read_text()

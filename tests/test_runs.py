@@ -6,11 +6,17 @@ import shutil
 import h5py
 import pytest
 
-from lewm import checkpoints, recipes
+from lewm import checkpoints
 from lewm.cli import main
 from lewm.data import Provenance
+from lewm.objectives.l2 import L2
 from lewm.planning import PlanningConfig
 from lewm.runs import PlanningChanges, open_run
+from lewm.solvers.cem import CEM
+
+PLANNING = PlanningConfig(L2(), CEM(num_candidates=100, num_elites=10, num_iterations=4), hold_actions=True)
+SEARCH = ("--planning.solver=cem", "--planning.objective=l2", "--planning.iterations=1")
+"""Which needs no heads."""
 
 
 def collected(path, *more):
@@ -74,7 +80,7 @@ def test_of_unknown_origin_the_numbers_of_training_are_left_out(silent, small_ru
     opened = open_run(small_run, path)
     assert opened.own_data is None
     assert set(opened.heldout) == set(range(16)) - trained
-    assert main(["evaluate", str(small_run), "--data", str(path), "--episodes=2", "--planning.iterations=1"]) == 0
+    assert main(["evaluate", str(small_run), "--data", str(path), "--episodes=2", *SEARCH]) == 0
     assert "on 3 episodes perhaps seen in its training, origin unknown" in capsys.readouterr().out
 
 
@@ -105,7 +111,7 @@ def test_the_very_file_of_a_training_is_its_own_though_it_says_nothing(small_run
 
 
 def test_changes_to_planning():
-    recipe = recipes.load("two-room-tiny").planning
+    recipe = PLANNING
     changed = PlanningChanges(candidates=64, elites=8, intermediate=0.5, receding=2, hold_actions=False).apply(recipe)
     assert (changed.solver.num_candidates, changed.solver.num_elites, changed.solver.num_iterations) == (64, 8, 4)
     assert (changed.objective.intermediate, changed.receding, changed.hold_actions) == (0.5, 2, False)
@@ -118,3 +124,32 @@ def test_changes_to_planning():
 
     with pytest.raises(ValueError, match="has a setting 'candidates'"):
         PlanningChanges(candidates=3).apply(PlanningConfig(recipe.objective, Simple()))
+
+
+def test_settings_reach_the_search_inside_of_a_solver():
+    recipe = PLANNING
+    changed = PlanningChanges(solver="amortised", search="icem", candidates=64, elites=8, guarded=True).apply(recipe)
+    assert (changed.solver.guarded, type(changed.solver.search).__name__) == (True, "ICEM")
+    assert (changed.solver.search.num_candidates, changed.solver.search.num_elites) == (64, 8)
+    again = PlanningChanges(iterations=2, guarded=False, countdown=25).apply(changed)
+    assert (again.solver.search.num_iterations, again.solver.search.num_candidates) == (2, 64)
+    assert (again.solver.guarded, again.solver.countdown) == (False, 25)
+    with pytest.raises(ValueError, match="expected a solver that takes a search, got 'cem'"):
+        PlanningChanges(solver="cem", search="icem").apply(recipe)
+    with pytest.raises(ValueError, match="neither solver 'amortised' nor objective 'l2' has a setting 'candidates'"):
+        PlanningChanges(solver="amortised", candidates=64).apply(recipe)
+
+
+def test_what_a_head_was_fitted_to_is_not_held_out(small_run, small_data, trained, tmp_path):
+    """Of its own data a run's heads see what training saw; of other data, half, and the other half is left to test on."""
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    other = collected(tmp_path / "other.h5", "--episodes=6", "--seed=1")
+    assert main(["fit", str(run), "temporal", "--updates=2"]) == 0
+    assert set(open_run(run).heldout) == set(range(16)) - trained
+    assert open_run(run, other).heldout == tuple(range(6))
+    assert main(["fit", str(run), "temporal", "--updates=2", "--data", str(other)]) == 0
+    opened = open_run(run, other)
+    assert opened.heldout == (3, 4, 5)
+    assert opened.for_probes == ([0, 1, 2], [3, 4, 5])
+    assert set(open_run(run).heldout) == set(range(16)) - trained

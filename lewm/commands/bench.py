@@ -20,20 +20,43 @@ def main(words: Sequence[str]) -> None:
     tyro.cli(run, args=words, prog="lewm bench")
 
 
-def run(names: Positional[tuple[str, ...]] = (), quick: bool = False, json: Path | None = None) -> None:
+def run(
+    names: Positional[tuple[str, ...]] = (),
+    quick: bool = False,
+    json: Path | None = None,
+    runs: tuple[Path, ...] = (),
+    pairs: int = 400,
+    only: tuple[str, ...] = (),
+    out: Path | None = None,
+) -> None:
     """Compare the speed of our implementations with plain ones, each pair in one process. A ratio above 1 speaks for ours.
+
+    `lewm bench plan --runs RUN` compares planners on trained models: success on the same pairs, time, cost reached.
 
     Args:
         names: of benchmarks; all of them by default.
         quick: shorter, and less sure of its numbers.
         json: write the numbers there.
+        runs: for "plan": run folders with their heads (`lewm fit RUN`).
+        pairs: for "plan": strict start/goal pairs per task.
+        only: for "plan": planners whose names hold one of these words, beside the paper's search.
+        out: for "plan": folder for its numbers and figures.
     """
     known = {module.name.replace("_", "-"): module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
     chosen = [choose("benchmark", name.replace("_", "-"), known) for name in names]
+    if runs and chosen != ["plan"]:
+        raise ValueError(
+            f"expected --runs with the benchmark 'plan' alone, got {', '.join(chosen) or 'all'}. Use: lewm bench plan."
+        )
     results = []
     for name in chosen or known:
         module = importlib.import_module(f"{benchmarks.__name__}.{known[name]}")
-        if hasattr(module, "run"):
+        if runs:
+            with console.Bars() as bars:
+                result = module.run(quick, runs, pairs, only, out, progress=bars.update)
+            results.append(result)
+            console.table(result["columns"], result["rows"], 2, title=f"{result['name']}: {result['what']}")
+        elif hasattr(module, "run"):
             results.append(module.run(quick=quick))
             rows = [[console.number(row[column]) for column in COLUMNS] for row in results[-1]["rows"]]
             console.table(COLUMNS, rows, title=f"{results[-1]['name']}: {results[-1].get('what', '')}")

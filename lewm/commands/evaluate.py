@@ -77,9 +77,12 @@ def run(
     if pool and len(worlds := {(each.world_name, each.episodes.provenance.look) for each in opened}) > 1:
         got = ", ".join(sorted(f"{world} ({look or 'published'})" for world, look in worlds))
         raise ValueError(f"expected --pool with runs of one recipe, got {got}. Evaluate them apart.")
-    configs = [planning.apply(each.planning) for each in opened]
+    configs = [planning.apply(each.planning, each.heads) for each in opened]
     protocols = standard_protocols(episodes, seed)[: None if full else 1]
     labels = string.ascii_uppercase[: len(paths)] if others else [""]
+    for each, config in zip(opened, configs, strict=True):
+        if each.remark and config == each.planning:
+            console.say(each.remark)
     suites: list[Suite] = []
     with console.Bars() as bars:
         for label, each, config, unseen in zip(labels, opened, configs, heldout, strict=True):

@@ -1,0 +1,244 @@
+"""Planners side by side: what a plan costs, and what it is worth, on the same start/goal pairs of the same trained model.
+
+    lewm bench plan --runs RUN [RUN ...] --pairs 400 --out FOLDER
+
+Every planner plays the same strict pairs in one process, in batches of one size; the first is the paper's search, which the
+others are divided by. Three things are measured apart, because they are different questions: milliseconds per plan while
+`TOGETHER` environments are planned for in one batch, milliseconds for one environment alone (the planners take turns), and the
+model's own cost that the plans reach, whatever the world then makes of it. Heads must have been fitted (`lewm fit RUN`).
+
+Without runs, full-size and tiny models of random weights are timed only: see `lewm bench engine`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lewm.checkpoints import write_json
+from lewm.evaluation import AGENT, Evaluation, evaluate
+from lewm.figures import pareto_panel
+from lewm.files import write_atomically
+from lewm.fitting import attach
+from lewm.objectives.l2 import L2
+from lewm.objectives.temporal import Temporal
+from lewm.planning import Agent, PlanningConfig
+from lewm.runs import Run, open_run
+from lewm.solvers.amortised import Amortised
+from lewm.solvers.cem import CEM
+from lewm.solvers.gradient import Gradient
+from lewm.solvers.icem import ICEM
+from lewm.solvers.mppi import MPPI
+from lewm.solvers.predictive_sampling import PredictiveSampling
+from lewm.stats import p_value, pareto_front
+from lewm.tasks import Protocol, Unavailable, draw_pairs
+
+__all__ = ["COLUMNS", "Planner", "planners", "run"]
+
+COLUMNS = ("planner", "task", "success, strict", "p", "ms, batch", "ms, alone", "faster", "calls", "L2 reached")
+"""p: McNemar against the paper's search on the same pairs. faster: its milliseconds in a batch over ours. calls: of the
+predictor per plan. L2 reached: latent L2 from the ends of the first plans to the goals, as a share of that from the starts."""
+
+PAPER = "paper's CEM 300 x 30, L2"
+TOGETHER, COMPARED, TURNS = 64, 64, 7
+"""Environments of a batch, first plans that are compared by cost, and turns of the latency measurement."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """A way to plan under its name."""
+
+    name: str
+    planning: PlanningConfig
+
+
+def planners(horizon: int = 5) -> tuple[Planner, ...]:
+    """The table's rows: the paper's search, cheaper ones at equal compute, other objectives, amortised ones; without heads."""
+    small, short = CEM(64, 8, 5), CEM(64, 8, 3)
+    l2, temporal, dense = L2(), Temporal(), Temporal(intermediate=0.5)
+
+    def way(name: str, objective: Any, solver: Any, **settings: Any) -> Planner:
+        return Planner(name, PlanningConfig(objective, solver, horizon=horizon, **settings))
+
+    return (
+        way(PAPER, l2, CEM(300, 30, 30)),
+        way("CEM 64 x 5, L2", l2, small),
+        way("CEM 64 x 5, L2, int8", l2, small, precision="int8"),
+        way("CEM 64 x 5, L2, held", l2, small, hold_actions=True),
+        way("iCEM 64 x 5, L2", l2, ICEM(64, 8, 5)),
+        way("MPPI 64 x 5, L2", l2, MPPI(64, 8, 5)),
+        way("predictive sampling 64 x 5, L2", l2, PredictiveSampling(64, 5)),
+        way("gradient 8 x 15, L2", l2, Gradient(8, 15)),
+        way("MPPI 64 x 5, temporal", temporal, MPPI(64, 8, 5)),
+        way("CEM 64 x 5, temporal", temporal, small),
+        way("CEM 64 x 5, temporal, 2 of 5 blocks", dense, small, receding=2),
+        way("CEM 64 x 3 held, temporal, 2 of 5 blocks", dense, short, receding=2, hold_actions=True),
+        way("amortised", l2, Amortised()),
+        way("amortised, 2 of 5 blocks", l2, Amortised(), receding=2),
+        way("amortised, 1 of 5 blocks", l2, Amortised(), receding=1),
+        way("amortised + CEM 64 x 3, temporal, 2 of 5", dense, Amortised(search=short), receding=2),
+        way("guarded by CEM 64 x 3, temporal, 2 of 5", dense, Amortised(search=short, guarded=True), receding=2),
+        way("guarded by CEM 64 x 3, L2, 2 of 5", l2, Amortised(search=short, guarded=True), receding=2),
+        way("guarded by MPPI 64 x 3, L2", l2, Amortised(search=MPPI(64, 8, 3), guarded=True)),
+        way("amortised + MPPI 64 x 3, L2", l2, Amortised(search=MPPI(64, 8, 3))),
+    )
+
+
+def run(
+    quick: bool = False,
+    runs: Sequence[Path] = (),
+    pairs: int = 400,
+    only: Sequence[str] = (),
+    out: Path | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Compare all planners on each run.
+
+    Args:
+        quick: 40 pairs of the paper's task only.
+        runs: folders of trained models with their heads.
+        pairs: strict ones per task.
+        only: planners whose names hold one of these words; the paper's search always plays.
+        out: folder for plan.json and a figure per run.
+        seed: of pairs and searches.
+        progress: called with what is played, and how far it is.
+
+    Returns:
+        `columns` and `rows` of text, and `results` with every number.
+
+    Raises:
+        ValueError: a run without its heads, or damaged.
+    """
+    rows: list[list[str]] = []
+    results: list[dict[str, Any]] = []
+    for path in runs:
+        opened = open_run(path)
+        chosen = [p for p in planners() if p.name == PAPER or not only or any(word in p.name for word in only)]
+        chosen = [replace(p, planning=attach(p.planning, opened.heads)) for p in chosen]
+        found = _compare(opened, chosen, 40 if quick else pairs, quick, seed, progress)
+        rows += [[f"{path.name}: {row['planner']}" if len(runs) > 1 else row["planner"], *_cells(row)] for row in found]
+        results.append({"run": str(path), "world": opened.world_name, "rows": found})
+        if out is not None:
+            for task in dict.fromkeys(row["task"] for row in found):
+                points = {r["planner"]: (r["ms_batch"], r["rate"], r["low"], r["high"]) for r in found if r["task"] == task}
+                front = pareto_front([(ms, -rate) for ms, rate, *_ in points.values()])
+                svg = pareto_panel(f"{opened.world_name}, {task}", points, front)
+                write_atomically(out / f"plan-{opened.world_name}-{task.replace(' ', '-')}.svg", svg.encode())
+    result = {
+        "name": "plan",
+        "what": f"{TOGETHER} environments in a batch, {torch.get_num_threads()} threads, seed {seed}",
+        "columns": COLUMNS,
+        "rows": rows,
+        "results": results,
+    }
+    if out is not None:
+        write_json(out / "plan.json", {name: result[name] for name in ("what", "results")})
+    return result
+
+
+def _compare(
+    opened: Run, chosen: Sequence[Planner], pairs: int, quick: bool, seed: int, progress: Callable[[str, int, int], None]
+) -> list[dict[str, Any]]:
+    protocols = [Protocol.along(25, pairs, seed)]
+    if not quick:
+        protocols += [Protocol.along(75, pairs, seed), Protocol.to_other_room(pairs, seed)]
+    world = opened.world(TOGETHER)
+    alone = _alone(opened, chosen, seed)
+    rows: list[dict[str, Any]] = []
+    for protocol in protocols:
+        played: dict[str, Evaluation] = {}
+        try:
+            reached = _reached(opened, chosen, protocol)
+        except Unavailable:
+            continue
+        for planner in chosen:
+
+            def report(what: str, done: int, total: int, name: str = planner.name) -> None:
+                progress(f"{what.partition(',')[0]}: {name}", done, total)
+
+            like = next(iter(played.values()), None)
+            played[planner.name] = evaluate(
+                opened.model, planner.planning, world, opened.episodes, opened.heldout, protocol, (), report, like
+            )
+        for planner in chosen:
+            mine, paper = played[planner.name], played[PAPER]
+            score = mine.score(AGENT, strict=True)
+            seconds, calls = mine.effort.seconds_per_plan, mine.effort.predictor_calls_per_plan
+            rows.append(
+                {
+                    "planner": planner.name,
+                    "task": protocol.name,
+                    "pairs": score.episodes,
+                    "rate": score.rate,
+                    "low": score.low,
+                    "high": score.high,
+                    "episode_low": score.episode_low,
+                    "episode_high": score.episode_high,
+                    "others": {c: mine.score(AGENT, True, c).rate for c in mine.others},
+                    "p": None if planner.name == PAPER else paper.against(mine).p,
+                    "ms_batch": 1e3 * seconds,
+                    "ms_alone": alone[planner.name],
+                    "faster": paper.effort.seconds_per_plan / seconds,
+                    "calls": calls,
+                    "plans": mine.effort.plans,
+                    "reached": reached[planner.name],
+                }
+            )
+    return rows
+
+
+def _alone(opened: Run, chosen: Sequence[Planner], seed: int) -> dict[str, float]:
+    """Median milliseconds of a plan for one environment, picture included; the planners take turns."""
+    world = opened.world(1)
+    pixels, goals = world.render(), world.render(world.goals)
+    times: dict[str, list[float]] = {planner.name: [] for planner in chosen}
+    agents = [Agent(opened.model, planner.planning, world.spec, [seed]) for planner in chosen]
+    for turn in range(TURNS + 1):
+        for planner, agent in zip(chosen, agents, strict=True):
+            if planner.name == PAPER and turn > 2:
+                continue  # by far the slowest: two turns are enough for a ratio of hundreds
+            agent.reset()
+            began = time.perf_counter()
+            agent.act(pixels, goals)
+            times[planner.name].append(1e3 * (time.perf_counter() - began))
+    return {name: statistics.median(values[1:]) for name, values in times.items()}  # the first warms up
+
+
+def _reached(opened: Run, chosen: Sequence[Planner], protocol: Protocol) -> dict[str, float]:
+    """Latent L2 from the predicted ends of the first plans to the goals, by that from the starts; means over pairs."""
+    world = opened.world(COMPARED)
+    pairs = draw_pairs(opened.episodes, opened.heldout, world, protocol)
+    pairs = pairs[pairs.strict][:COMPARED]
+    world = opened.world(len(pairs))
+    now, goals = (opened.episodes.rows("pixels", rows) for rows in (pairs.start_rows, pairs.goal_rows))
+    shares = {}
+    for planner in chosen:
+        agent = Agent(opened.model, planner.planning, world.spec, pairs.seeds(len(pairs), protocol.seed), trace=True)
+        agent.act(now, goals)
+        replan = agent.trace[0]
+        start, end = (np.square(z - replan.goal).sum(axis=-1) for z in (replan.now, replan.latents[:, -1]))
+        shares[planner.name] = float(end.mean() / start.mean())
+    return shares
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    rate = f"{row['rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
+    p = "-" if row["p"] is None else p_value(row["p"])
+    return [
+        row["task"], rate, p, f"{row['ms_batch']:.3g}", f"{row['ms_alone']:.3g}", f"{row['faster']:.3g}x",
+        f"{row['calls']:.0f}", f"{row['reached']:.3f}",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(runs=[Path(word) for word in sys.argv[1:]]), indent=2, default=str))

@@ -1,0 +1,1 @@
+"""Small networks on frozen latents: one file each."""
