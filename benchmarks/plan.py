@@ -16,8 +16,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,33 +63,29 @@ class Planner:
 
 def planners(horizon: int = 5) -> tuple[Planner, ...]:
     """The table's rows: the paper's search, cheaper ones at equal compute, other objectives, amortised ones; without heads."""
-    small, short = CEM(64, 8, 5), CEM(64, 8, 3)
-    l2, temporal, dense = L2(), Temporal(), Temporal(intermediate=0.5)
+    l2, steady, quick = L2(), Temporal(intermediate=0.5), MPPI(32, 6, 3)
 
     def way(name: str, objective: Any, solver: Any, **settings: Any) -> Planner:
         return Planner(name, PlanningConfig(objective, solver, horizon=horizon, **settings))
 
     return (
         way(PAPER, l2, CEM(300, 30, 30)),
-        way("CEM 64 x 5, L2", l2, small),
-        way("CEM 64 x 5, L2, int8", l2, small, precision="int8"),
-        way("CEM 64 x 5, L2, held", l2, small, hold_actions=True),
+        way("CEM 64 x 5, L2", l2, CEM(64, 8, 5)),
+        way("CEM 64 x 5, L2, int8", l2, CEM(64, 8, 5), precision="int8"),
+        way("CEM 64 x 5, L2, held", l2, CEM(64, 8, 5), hold_actions=True),
         way("iCEM 64 x 5, L2", l2, ICEM(64, 8, 5)),
         way("MPPI 64 x 5, L2", l2, MPPI(64, 8, 5)),
         way("predictive sampling 64 x 5, L2", l2, PredictiveSampling(64, 5)),
         way("gradient 8 x 15, L2", l2, Gradient(8, 15)),
-        way("MPPI 64 x 5, temporal", temporal, MPPI(64, 8, 5)),
-        way("CEM 64 x 5, temporal", temporal, small),
-        way("CEM 64 x 5, temporal, 2 of 5 blocks", dense, small, receding=2),
-        way("CEM 64 x 3 held, temporal, 2 of 5 blocks", dense, short, receding=2, hold_actions=True),
+        way("CEM 64 x 5, temporal", Temporal(), CEM(64, 8, 5)),
+        way("MPPI 64 x 5, temporal", Temporal(), MPPI(64, 8, 5)),
+        way("CEM 64 x 5, temporal + .5, 2 of 5", steady, CEM(64, 8, 5), receding=2),
         way("amortised", l2, Amortised()),
-        way("amortised, 2 of 5 blocks", l2, Amortised(), receding=2),
-        way("amortised, 1 of 5 blocks", l2, Amortised(), receding=1),
-        way("amortised + CEM 64 x 3, temporal, 2 of 5", dense, Amortised(search=short), receding=2),
-        way("guarded by CEM 64 x 3, temporal, 2 of 5", dense, Amortised(search=short, guarded=True), receding=2),
-        way("guarded by CEM 64 x 3, L2, 2 of 5", l2, Amortised(search=short, guarded=True), receding=2),
-        way("guarded by MPPI 64 x 3, L2", l2, Amortised(search=MPPI(64, 8, 3), guarded=True)),
-        way("amortised + MPPI 64 x 3, L2", l2, Amortised(search=MPPI(64, 8, 3))),
+        way("amortised, 2 of 5", l2, Amortised(), receding=2),
+        way("amortised, 1 of 5", l2, Amortised(), receding=1),
+        way("amortised + MPPI 32 x 3, temporal + .5, 1 of 5", steady, Amortised(search=quick), receding=1),
+        way("amortised + MPPI 32 x 3, L2 + .5, 1 of 5", L2(intermediate=0.5), Amortised(search=quick), receding=1),
+        way("guarded by MPPI 32 x 3, temporal + .5, 1 of 5", steady, Amortised(search=quick, guarded=True), receding=1),
     )
 
 
@@ -99,6 +95,7 @@ def run(
     pairs: int = 400,
     only: Sequence[str] = (),
     out: Path | None = None,
+    offsets: Sequence[int] = (25, 75),
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
@@ -109,7 +106,8 @@ def run(
         runs: folders of trained models with their heads.
         pairs: strict ones per task.
         only: planners whose names hold one of these words; the paper's search always plays.
-        out: folder for plan.json and a figure per run.
+        out: folder for plan.json and a figure per run and task.
+        offsets: env steps to the goals, a task each; where the world has rooms, goals in the other one are a task more.
         seed: of pairs and searches.
         progress: called with what is played, and how far it is.
 
@@ -121,42 +119,38 @@ def run(
     """
     rows: list[list[str]] = []
     results: list[dict[str, Any]] = []
+    what = f"{TOGETHER} environments in a batch, {torch.get_num_threads()} threads, seed {seed}"
     for path in runs:
         opened = open_run(path)
         chosen = [p for p in planners() if p.name == PAPER or not only or any(word in p.name for word in only)]
         chosen = [replace(p, planning=attach(p.planning, opened.heads)) for p in chosen]
-        found = _compare(opened, chosen, 40 if quick else pairs, quick, seed, progress)
-        rows += [[f"{path.name}: {row['planner']}" if len(runs) > 1 else row["planner"], *_cells(row)] for row in found]
+        protocols = [Protocol.along(offset, 40 if quick else pairs, seed) for offset in offsets[: 1 if quick else None]]
+        if not quick:
+            protocols.append(Protocol.to_other_room(pairs, seed))
+        found: list[dict[str, Any]] = []
         results.append({"run": str(path), "world": opened.world_name, "rows": found})
+        for row in _compare(opened, chosen, protocols, progress):
+            found.append(row)
+            rows.append([f"{path.name}: {row['planner']}" if len(runs) > 1 else row["planner"], *_cells(row)])
+            if out is not None:  # after every planner, because the next may take half an hour
+                write_json(out / "plan.json", {"what": what, "results": results})
         if out is not None:
             for task in dict.fromkeys(row["task"] for row in found):
                 points = {r["planner"]: (r["ms_batch"], r["rate"], r["low"], r["high"]) for r in found if r["task"] == task}
                 front = pareto_front([(ms, -rate) for ms, rate, *_ in points.values()])
                 svg = pareto_panel(f"{opened.world_name}, {task}", points, front)
                 write_atomically(out / f"plan-{opened.world_name}-{task.replace(' ', '-')}.svg", svg.encode())
-    result = {
-        "name": "plan",
-        "what": f"{TOGETHER} environments in a batch, {torch.get_num_threads()} threads, seed {seed}",
-        "columns": COLUMNS,
-        "rows": rows,
-        "results": results,
-    }
-    if out is not None:
-        write_json(out / "plan.json", {name: result[name] for name in ("what", "results")})
-    return result
+    return {"name": "plan", "what": what, "columns": COLUMNS, "rows": rows, "results": results}
 
 
 def _compare(
-    opened: Run, chosen: Sequence[Planner], pairs: int, quick: bool, seed: int, progress: Callable[[str, int, int], None]
-) -> list[dict[str, Any]]:
-    protocols = [Protocol.along(25, pairs, seed)]
-    if not quick:
-        protocols += [Protocol.along(75, pairs, seed), Protocol.to_other_room(pairs, seed)]
+    opened: Run, chosen: Sequence[Planner], protocols: Sequence[Protocol], progress: Callable[[str, int, int], None]
+) -> Iterator[dict[str, Any]]:
+    """Play every task with every planner, the paper's search first, and tell of each as soon as it has played."""
     world = opened.world(TOGETHER)
-    alone = _alone(opened, chosen, seed)
-    rows: list[dict[str, Any]] = []
+    alone = _alone(opened, chosen)
     for protocol in protocols:
-        played: dict[str, Evaluation] = {}
+        paper: Evaluation | None = None
         try:
             reached = _reached(opened, chosen, protocol)
         except Unavailable:
@@ -166,43 +160,36 @@ def _compare(
             def report(what: str, done: int, total: int, name: str = planner.name) -> None:
                 progress(f"{what.partition(',')[0]}: {name}", done, total)
 
-            like = next(iter(played.values()), None)
-            played[planner.name] = evaluate(
-                opened.model, planner.planning, world, opened.episodes, opened.heldout, protocol, (), report, like
-            )
-        for planner in chosen:
-            mine, paper = played[planner.name], played[PAPER]
-            score = mine.score(AGENT, strict=True)
-            seconds, calls = mine.effort.seconds_per_plan, mine.effort.predictor_calls_per_plan
-            rows.append(
-                {
-                    "planner": planner.name,
-                    "task": protocol.name,
-                    "pairs": score.episodes,
-                    "rate": score.rate,
-                    "low": score.low,
-                    "high": score.high,
-                    "episode_low": score.episode_low,
-                    "episode_high": score.episode_high,
-                    "others": {c: mine.score(AGENT, True, c).rate for c in mine.others},
-                    "p": None if planner.name == PAPER else paper.against(mine).p,
-                    "ms_batch": 1e3 * seconds,
-                    "ms_alone": alone[planner.name],
-                    "faster": paper.effort.seconds_per_plan / seconds,
-                    "calls": calls,
-                    "plans": mine.effort.plans,
-                    "reached": reached[planner.name],
-                }
-            )
-    return rows
+            played = (opened.model, planner.planning, world, opened.episodes, opened.heldout, protocol, (), report)
+            mine = evaluate(*played, like=paper)
+            paper = paper or mine
+            score, seconds = mine.score(AGENT, strict=True), mine.effort.seconds_per_plan
+            yield {
+                "planner": planner.name,
+                "task": protocol.name,
+                "pairs": score.episodes,
+                "rate": score.rate,
+                "low": score.low,
+                "high": score.high,
+                "episode_low": score.episode_low,
+                "episode_high": score.episode_high,
+                "others": {c: asdict(mine.score(AGENT, True, c)) for c in mine.others},
+                "p": None if mine is paper else paper.against(mine).p,
+                "ms_batch": 1e3 * seconds,
+                "ms_alone": alone[planner.name],
+                "faster": paper.effort.seconds_per_plan / seconds,
+                "calls": mine.effort.predictor_calls_per_plan,
+                "plans": mine.effort.plans,
+                "reached": reached[planner.name],
+            }
 
 
-def _alone(opened: Run, chosen: Sequence[Planner], seed: int) -> dict[str, float]:
+def _alone(opened: Run, chosen: Sequence[Planner]) -> dict[str, float]:
     """Median milliseconds of a plan for one environment, picture included; the planners take turns."""
     world = opened.world(1)
     pixels, goals = world.render(), world.render(world.goals)
     times: dict[str, list[float]] = {planner.name: [] for planner in chosen}
-    agents = [Agent(opened.model, planner.planning, world.spec, [seed]) for planner in chosen]
+    agents = [Agent(opened.model, planner.planning, world.spec, [0]) for planner in chosen]
     for turn in range(TURNS + 1):
         for planner, agent in zip(chosen, agents, strict=True):
             if planner.name == PAPER and turn > 2:

@@ -18,6 +18,7 @@ from lewm.planning import PlanningConfig
 from lewm.registry import choose
 from lewm.solvers.amortised import Amortised
 from lewm.solvers.cem import CEM
+from lewm.solvers.mppi import MPPI
 from lewm.training import TrainingConfig
 
 
@@ -170,7 +171,7 @@ def push_t_tiny() -> Experiment:
             checkpoint_every=500,
             precision="32-true",
         ),
-        planning=PlanningConfig(L2(), CEM(num_candidates=100, num_elites=10, num_iterations=5)),
+        planning=PlanningConfig(Temporal(intermediate=0.5), Amortised(search=MPPI(32, 6, 3)), receding=1),
         hardware="2 CPU cores",
         cost="a quarter of an hour on one core",
         expected="success 35 to 47%, block pose 50 to 61% (offset 25, strict, 200 held-out pairs, 3 seeds; random to 4, 23%)",
@@ -257,7 +258,7 @@ def cube_tiny() -> Experiment:
             checkpoint_every=500,
             precision="32-true",
         ),
-        planning=PlanningConfig(L2(), CEM(num_candidates=300, num_elites=30, num_iterations=10)),
+        planning=PlanningConfig(Temporal(), Amortised(), receding=2),
         hardware="2 CPU cores",
         cost="five minutes of rendering, a quarter of an hour of training on one core, some minutes of evaluation",
         expected="success 11% (offset 25, strict, 200 held-out pairs, one seed; random 9%: no difference shown)",

@@ -25,6 +25,7 @@ FLOOR_NAMES = {"straight_line": "straight line*", "random": "random", "do_nothin
 STAGES = {
     "collect": "collect episodes",
     "train": "train the world model",
+    "fit": "fit what the planner asks for",
     "evaluate": "evaluate agent and floors",
     "probe": "probe the latents",
     "report": "draw this report",
@@ -90,6 +91,8 @@ def render(
     return templates.get_template("report.html.j2").render(
         result=result,
         settings=result["settings"],
+        searches="num_candidates" in result["settings"]["planning"]["solver"],
+        folder=folder,
         theme=THEME,
         successes=_successes(result),
         other_room=_other_room(result),

@@ -147,7 +147,7 @@ class PlanningChanges:
         if search := _chosen("solvers", self.search, present):
             if not hasattr(parts["solver"], "search"):
                 got = _plugin_name(parts["solver"])
-                raise ValueError(f"expected a solver that takes a search, got '{got}'. Leave --planning.search out.")
+                raise ValueError(f"expected a solver that takes a search, got '{got}'. Leave --search out.")
             parts["search"] = search  # what the solver itself does not have is meant for its search
         changes: dict[str, dict[str, Any]] = {"planning": {}, **{kind: {} for kind in parts}}
         for name, value in vars(self).items():
@@ -157,7 +157,7 @@ class PlanningChanges:
             found = [(owner, f.name) for owner, part in owners.items() for f in fields(part) if f.name in (name, f"num_{name}")]
             if not found:
                 kinds = " nor ".join(f"{kind} '{_plugin_name(part)}'" for kind, part in parts.items())
-                raise ValueError(f"neither {kinds} has a setting '{name}'. Leave --planning.{name} out, or choose others.")
+                raise ValueError(f"neither {kinds} has a setting '{name}'. Leave --{name} out, or choose others.")
             owner, setting = found[0]
             changes[owner][setting] = value
         # One `replace` per part: settings that must fit each other, such as candidates and elites, are checked together.

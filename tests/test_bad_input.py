@@ -68,7 +68,7 @@ def test_misspelt_names_are_answered_with_the_nearest(words, meant, refused, tmp
 
 @pytest.mark.parametrize(("flag", "meant"), [("solver=cme", "'cem'"), ("objective=l1", "'l2'")])
 def test_misspelt_solvers_and_objectives(flag, meant, refused, small_run):
-    refused(["evaluate", small_run, f"--planning.{flag}"], "Did you mean", meant)
+    refused(["evaluate", small_run, f"--{flag}"], "Did you mean", meant)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_foreign_attributes_are_no_obstacle_to_training(small_data, tmp_path):
     with h5py.File(path, "r+") as file:
         file.attrs["version"], file.attrs["state_units"] = np.bytes_("1.0"), np.array([b"px"])
     assert main(train_command(path, tmp_path / "run", "--training.updates=1")) == 0
-    assert main(["plan", str(tmp_path / "run"), "--out", str(tmp_path / "plan.gif"), "--planning.iterations=1"]) == 0
+    assert main(["plan", str(tmp_path / "run"), "--out", str(tmp_path / "plan.gif"), "--iterations=1"]) == 0
 
 
 @pytest.mark.parametrize(("command", "side"), [("evaluate", "heldout"), ("plan", "heldout"), ("plan", "train")])
@@ -191,7 +191,7 @@ def test_states_that_are_no_numbers(command, side, refused, small_data, small_ru
     shutil.copy(small_data, "episodes.h5")
     with h5py.File("episodes.h5", "r+") as file:
         file["state"][101 * episode + 3] = np.nan
-    words = [command, small_run, "--data", "episodes.h5", "--episodes=2", "--planning.iterations=1"]
+    words = [command, small_run, "--data", "episodes.h5", "--episodes=2", "--iterations=1"]
     refused(words, f"episodes.h5: expected finite states, got [nan, nan] at step 3 of episode {episode}", "Cut or drop")
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,17 +28,12 @@ ROOT = Path(lewm.__file__).parent
 # ------------------------------------------------------------------------------------------------------------ the door
 
 
-def test_help_lists_every_command_and_costs_next_to_nothing():
+def test_help_lists_every_command_and_imports_next_to_nothing():
     heavy = "{'torch', 'numpy', 'tyro', 'rich'} & set(sys.modules)"
     code = f"import sys; from lewm.cli import main; main(['--help']); sys.exit(bool({heavy}))"
-    times = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-        times.append(time.perf_counter() - begun)
-        assert done.returncode == 0, "something heavy was imported"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, "something heavy was imported"
     assert all(re.search(rf"^  {name} +\w", done.stdout, re.MULTILINE) for name in COMMANDS)
-    assert min(times) < 0.5
 
 
 def test_every_command_is_a_file_and_every_file_a_command():
@@ -126,7 +120,7 @@ def test_an_extra_that_is_missing_is_named(monkeypatch, capsys, small_run, tmp_p
         raise ImportError("MP4 needs the package 'av'. Install it with: pip install 'lewm[video]'")
 
     monkeypatch.setattr("lewm.commands.plan.save_animation", missing)
-    assert main(["plan", str(small_run), "--out", str(tmp_path / "plan.mp4"), "--planning.iterations=1"]) == 2
+    assert main(["plan", str(small_run), "--out", str(tmp_path / "plan.mp4"), "--iterations=1"]) == 2
     assert "pip install 'lewm[video]'" in capsys.readouterr().err
 
 
@@ -251,7 +245,7 @@ def test_two_processes_train_and_one_speaks(small_data, tmp_path):
 
 # ------------------------------------------------------------------------------------------------- evaluate and plan
 
-QUICK = ["--planning.candidates=20", "--planning.elites=4", "--planning.iterations=2"]
+QUICK = ["--candidates=20", "--elites=4", "--iterations=2"]
 
 
 def test_evaluate_shows_a_table_and_writes_the_same_numbers(small_run, tmp_path, capsys):
@@ -267,7 +261,7 @@ def test_evaluate_shows_a_table_and_writes_the_same_numbers(small_run, tmp_path,
 
 
 def test_full_evaluation_as_markdown(small_run, capsys):
-    words = ["--full", "--markdown", "--planning.horizon=2", "--planning.receding=1", "--planning.hold-actions=False"]
+    words = ["--full", "--markdown", "--horizon=2", "--receding=1", "--hold-actions=False"]
     assert main(["evaluate", str(small_run), "--episodes=4", "--together=4", *QUICK, *words]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [row.split(" | ")[0][2:] for row in rows[2::4]] == ["offset 25", "offset 50", "offset 75", "other room"]

@@ -220,7 +220,7 @@ def test_runs_are_summed_up_by_their_mean_least_and_most(good, aimless):
 
 # -------------------------------------------------------------------------------------------------- the command line
 
-QUICK = ["--episodes=8", "--planning.candidates=20", "--planning.elites=4", "--planning.iterations=2"]
+QUICK = ["--episodes=8", "--candidates=20", "--elites=4", "--iterations=2"]
 
 
 @pytest.fixture

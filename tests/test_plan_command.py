@@ -7,7 +7,7 @@ import pytest
 
 from lewm.cli import main
 
-QUICK = ["--planning.candidates=20", "--planning.elites=4", "--planning.iterations=2"]
+QUICK = ["--candidates=20", "--elites=4", "--iterations=2"]
 
 
 def test_realtime_shows_how_late_actions_were(small_run, tmp_path, monkeypatch, capsys):

@@ -21,7 +21,7 @@ from lewm.runs import open_run
 
 CONFIG = CONFIGS["small"]
 MEAN, STD = (0.3, -0.1), (0.5, 2.0)
-TINY_SEARCH = ["--planning.candidates=8", "--planning.elites=2", "--planning.iterations=1"]
+TINY_SEARCH = ["--candidates=8", "--elites=2", "--iterations=1"]
 
 
 def edited(config=CONFIG, **fields):

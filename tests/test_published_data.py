@@ -53,7 +53,7 @@ def test_it_trains_and_is_evaluated_in_its_world(published, tmp_path, capsys):
     run, result = tmp_path / "run", tmp_path / "result.json"
     small = ["--image-size", str(SIZE), "--training.updates", "2", "--training.batch-size", "4", "--training.holdout", "0.5"]
     assert main(["train", "push-t-tiny", "--data", str(published), "--out", str(run), "--world", "push-t", *small]) == 0
-    planning = ["--planning.candidates", "8", "--planning.elites", "2", "--planning.iterations", "1"]
+    planning = ["--candidates", "8", "--elites", "2", "--iterations", "1"]
     assert main(["evaluate", str(run), "--episodes", "5", *planning, "--json", str(result)]) == 0, capsys.readouterr().err
     (task,) = json.loads(result.read_text())["tasks"]
     assert task["strict"]["agent"]["episodes"] == 5

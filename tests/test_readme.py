@@ -23,8 +23,8 @@ SMALLER = {
     "reproduce": {"--short": ""},
     "collect": {"--episodes": "24"},
     "train": {"--training.updates": "20", "--training.recalibration": "2"},
-    "evaluate": {"--episodes": "8", "--planning.iterations": "1"},
-    "plan": {"--planning.iterations": "1"},
+    "evaluate": {"--episodes": "8", "--iterations": "1"},
+    "plan": {"--iterations": "1"},
     "bench": {"--quick": ""},
     "quickstart": {"--short": ""},
 }
@@ -129,7 +129,7 @@ def names(words):
     if words[:1] == ["collect"] and len(words) > 1 and not words[1].startswith("-"):
         yield "envs", words[1]
     for kind in ("solvers", "objectives"):
-        if (value := flag(words, f"--planning.{kind.removesuffix('s')}")) is not None:
+        if (value := flag(words, f"--{kind.removesuffix('s')}")) is not None:
             yield kind, value
 
 
@@ -234,4 +234,4 @@ def test_extraction():
     assert with_flags(collect, {"--episodes": "3"}) == ["collect", "two-room", "--out", "a.h5", "--episodes", "3"]
     assert with_flags(["bench", "--quick"], {"--quick": ""}) == ["bench", "--quick"]
     assert with_flags(["collect", "--episodes=400"], {"--episodes": "3"}) == ["collect", "--episodes", "3"]
-    assert list(names(["evaluate", "run", "--planning.solver=icem"])) == [("solvers", "icem")]
+    assert list(names(["evaluate", "run", "--solver=icem"])) == [("solvers", "icem")]

@@ -15,7 +15,7 @@ from lewm.runs import PlanningChanges, open_run
 from lewm.solvers.cem import CEM
 
 PLANNING = PlanningConfig(L2(), CEM(num_candidates=100, num_elites=10, num_iterations=4), hold_actions=True)
-SEARCH = ("--planning.solver=cem", "--planning.objective=l2", "--planning.iterations=1")
+SEARCH = ("--solver=cem", "--objective=l2", "--iterations=1")
 """Which needs no heads."""
 
 

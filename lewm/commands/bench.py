@@ -27,6 +27,7 @@ def run(
     runs: tuple[Path, ...] = (),
     pairs: int = 400,
     only: tuple[str, ...] = (),
+    offsets: tuple[int, ...] = (25, 75),
     out: Path | None = None,
 ) -> None:
     """Compare the speed of our implementations with plain ones, each pair in one process. A ratio above 1 speaks for ours.
@@ -40,6 +41,7 @@ def run(
         runs: for "plan": run folders with their heads (`lewm fit RUN`).
         pairs: for "plan": strict start/goal pairs per task.
         only: for "plan": planners whose names hold one of these words, beside the paper's search.
+        offsets: for "plan": env steps to the goals, a task each.
         out: for "plan": folder for its numbers and figures.
     """
     known = {module.name.replace("_", "-"): module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
@@ -53,7 +55,7 @@ def run(
         module = importlib.import_module(f"{benchmarks.__name__}.{known[name]}")
         if runs:
             with console.Bars() as bars:
-                result = module.run(quick, runs, pairs, only, out, progress=bars.update)
+                result = module.run(quick, runs, pairs, only, out, offsets, progress=bars.update)
             results.append(result)
             console.table(result["columns"], result["rows"], 2, title=f"{result['name']}: {result['what']}")
         elif hasattr(module, "run"):

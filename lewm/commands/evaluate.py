@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from lewm import console, registry
 from lewm.checkpoints import write_json
@@ -39,7 +39,7 @@ def run(
     seeds: int = 1,
     full: bool = False,
     pool: bool = False,
-    planning: PlanningChanges = PlanningChanges(),  # noqa: B008  frozen
+    planning: OmitArgPrefixes[PlanningChanges] = PlanningChanges(),  # noqa: B008  frozen
     together: int | None = None,
     device: str = "auto",
     markdown: bool = False,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from lewm import console
 from lewm.analyses.probing import Probe, Probing
@@ -34,7 +34,7 @@ def run(
     across: bool = False,
     realtime: float | None = None,
     data: Path | None = None,
-    planning: PlanningChanges = PlanningChanges(),  # noqa: B008  frozen
+    planning: OmitArgPrefixes[PlanningChanges] = PlanningChanges(),  # noqa: B008  frozen
     device: str = "auto",
     json: Path | None = None,
 ) -> None:
