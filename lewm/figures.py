@@ -19,6 +19,7 @@ from lewm.contracts import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 __all__ = ["THEME", "latent_panels", "loss_panels", "pareto_panel", "probe_panels", "success_panel"]
 
@@ -47,7 +48,7 @@ def loss_panels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             axes.plot(updates, values, color=THEME["accent"], linewidth=1.8, marker="o" if len(values) == 1 else None)
             if logarithmic:
                 axes.set_yscale("log")
-                _plain_decades(axes)
+                _plain_decades(axes.yaxis)
             else:
                 axes.set_ylim(bottom=0)
             axes.set_xlabel("update")
@@ -95,7 +96,7 @@ def success_panel(title: str, scores: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def pareto_panel(title: str, points: Mapping[str, tuple[float, float, float, float]], front: Sequence[int]) -> str:
-    """Success of planners against their milliseconds per plan; those on the Pareto front are joined and named.
+    """Success of planners against their milliseconds per plan; the first, and those on the Pareto front, are named.
 
     Args:
         points: name -> milliseconds, rate, low and high end of its 95% interval.
@@ -119,7 +120,17 @@ def pareto_panel(title: str, points: Mapping[str, tuple[float, float, float, flo
                 color=THEME["ink"],
                 fontweight="bold",
             )
+        axes.annotate(
+            names[0],
+            (values[0, 0], values[0, 3]),
+            (0, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+            color=THEME["ink"],
+        )
         axes.set_xscale("log")
+        _plain_decades(axes.xaxis)
         axes.set_xlabel("ms per plan")
         axes.set_ylim(min(values[:, 2].min() - 3, 95), 101)
         axes.set_ylabel("success, %")
@@ -265,14 +276,15 @@ def _shades() -> Any:
     return ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.16, 0.94, 256)))
 
 
-def _plain_decades(axes: Axes) -> None:
+def _plain_decades(axis: Axis) -> None:
     """0.1 rather than 10 to the minus 1, and no more marks than the range needs."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+    low, high = axis.get_view_interval()
+    steps = (1, 2, 5) if high < 200 * low else (1,)
+    axis.set_major_locator(LogLocator(subs=steps) if high > 5 * low else MaxNLocator(5))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _label(name: str, unit: str) -> str:

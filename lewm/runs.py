@@ -97,7 +97,8 @@ class PlanningChanges:
     """Changes to the planning of the run's recipe; what is not given stays.
 
     Attributes:
-        solver: the search, by name. Another one than the recipe's begins from its own defaults.
+        solver: the search, by name. Another one than the recipe's begins from its own defaults, and is planned with as in the
+            paper: five blocks, all of them executed.
         objective: what a plan is for, by name; likewise.
         search: with which a solver that proposes a plan improves on it, by name; likewise.
         guarded: the search starts cold and competes with the proposal.
@@ -139,6 +140,8 @@ class PlanningChanges:
         Raises:
             ValueError: unknown names, values out of range, or a setting that this solver and objective do not have.
         """
+        if self.solver is not None and self.solver.replace("_", "-") != _plugin_name(config.solver):
+            config = PlanningConfig(config.objective, config.solver)  # how often to replan suited the other one
         parts = {
             "solver": _chosen("solvers", self.solver, config.solver),
             "objective": _chosen("objectives", self.objective, config.objective),

@@ -6,7 +6,7 @@ import shutil
 import h5py
 import pytest
 
-from lewm import checkpoints
+from lewm import checkpoints, recipes
 from lewm.cli import main
 from lewm.data import Provenance
 from lewm.objectives.l2 import L2
@@ -153,3 +153,12 @@ def test_what_a_head_was_fitted_to_is_not_held_out(small_run, small_data, traine
     assert opened.heldout == (3, 4, 5)
     assert opened.for_probes == ([0, 1, 2], [3, 4, 5])
     assert set(open_run(run).heldout) == set(range(16)) - trained
+
+
+def test_another_solver_is_planned_with_as_in_the_paper():
+    recipe = recipes.load("two-room-tiny").planning
+    assert recipe.receding == 1
+    paper = PlanningChanges(solver="cem", objective="l2").apply(recipe)
+    assert paper == PlanningConfig(L2(), CEM(300, 30, 30))
+    assert PlanningChanges(solver="cem", receding=2).apply(recipe).receding == 2
+    assert PlanningChanges(objective="l2").apply(recipe).receding == 1
