@@ -7,7 +7,7 @@ others are divided by. Three things are measured apart, because they are differe
 `TOGETHER` environments are planned for in one batch, milliseconds for one environment alone (the planners take turns), and the
 model's own cost that the plans reach, whatever the world then makes of it. Heads must have been fitted (`lewm fit RUN`).
 
-Without runs, full-size and tiny models of random weights are timed only: see `lewm bench engine`.
+Without runs, a model of the published size with random weights is planned with for its time only: `lewm bench plan`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ import numpy as np
 import torch
 
 from lewm.checkpoints import write_json
+from lewm.collection import open_world
+from lewm.contracts import DataSpec, Statistics
 from lewm.evaluation import AGENT, Evaluation, evaluate
 from lewm.figures import pareto_panel
 from lewm.files import write_atomically
 from lewm.fitting import attach
+from lewm.models.lewm import LeWMConfig
 from lewm.objectives.l2 import L2
 from lewm.objectives.temporal import Temporal
 from lewm.planning import Agent, PlanningConfig
+from lewm.registry import load, names
 from lewm.runs import Run, open_run
 from lewm.solvers.amortised import Amortised
 from lewm.solvers.cem import CEM
@@ -117,6 +121,8 @@ def run(
     Raises:
         ValueError: a run without its heads, or damaged.
     """
+    if not runs:
+        return _full_size([p for p in planners() if not quick or p.name in ("CEM 64 x 5, L2", "amortised")])
     rows: list[list[str]] = []
     results: list[dict[str, Any]] = []
     what = f"{TOGETHER} environments in a batch, {torch.get_num_threads()} threads, seed {seed}"
@@ -141,6 +147,31 @@ def run(
                 svg = pareto_panel(f"{opened.world_name}, {task}", points, front)
                 write_atomically(out / f"plan-{opened.world_name}-{task.replace(' ', '-')}.svg", svg.encode())
     return {"name": "plan", "what": what, "columns": COLUMNS, "rows": rows, "results": results}
+
+
+def _full_size(chosen: Sequence[Planner]) -> dict[str, Any]:
+    """Time of a plan for one environment with the published model, random weights and heads: time does not depend on them."""
+    torch.manual_seed(0)
+    spec = DataSpec(224, 5, Statistics((0.9,) * 3, (0.2,) * 3, (0.0, 0.0), (0.5, 0.5)))
+    model = LeWMConfig.paper().build(spec).eval()
+    heads = {name: load("heads", name)().build(model.latent_dim, spec.block_dim).eval() for name in names("heads")}
+    world = open_world("two-room", 1, image_size=224)
+    pixels, goals = world.render(), world.render(world.goals)
+    agents = {planner.name: Agent(model, attach(planner.planning, heads), world.spec, [0]) for planner in chosen}
+    milliseconds: dict[str, float] = {}
+    for name, agent in agents.items():
+        for _ in range(1 if name == PAPER else 2):  # the first warms up; the paper's takes half a minute, and needs none
+            agent.reset()
+            began = time.perf_counter()
+            agent.act(pixels, goals)
+            milliseconds[name] = 1e3 * (time.perf_counter() - began)
+    first = next(iter(milliseconds.values()))
+    calls = {name: agent.effort.predictor_calls_per_plan for name, agent in agents.items()}
+    rows = [{"planner": name, "ms_alone": ms, "faster": first / ms, "calls": calls[name]} for name, ms in milliseconds.items()]
+    cells = [[name, f"{ms:.4g}", f"{first / ms:.3g}x", f"{calls[name]:.0f}"] for name, ms in milliseconds.items()]
+    what = f"published size, 224 px, random weights, one environment, {torch.get_num_threads()} threads; time only"
+    columns = ("planner", "ms, alone", "faster", "calls")
+    return {"name": "plan", "what": what, "columns": columns, "rows": cells, "results": [{"rows": rows}]}
 
 
 def _compare(

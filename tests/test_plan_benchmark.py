@@ -1,6 +1,7 @@
 """The table of planners: the same pairs for all, the paper's search first, and what is measured kept as it comes."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -75,6 +76,14 @@ def test_the_command_shows_the_table(fitted, few, capsys):
     assert plan.PAPER in shown
     assert "amortised" in shown
     assert "the same again" not in shown
+
+
+def test_without_runs_the_published_size_is_timed(few, monkeypatch, capsys):
+    monkeypatch.setattr(plan.LeWMConfig, "paper", plan.LeWMConfig.tiny)
+    assert main(["bench", "plan"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"{re.escape(plan.PAPER)} +[\d.]+ +1x +305", shown)
+    assert re.search(r"amortised +[\d.]+ +[\d.]+x +0", shown)
 
 
 def test_runs_are_for_the_table_of_planners(capsys):

@@ -60,8 +60,10 @@ def run(
             console.table(result["columns"], result["rows"], 2, title=f"{result['name']}: {result['what']}")
         elif hasattr(module, "run"):
             results.append(module.run(quick=quick))
-            rows = [[console.number(row[column]) for column in COLUMNS] for row in results[-1]["rows"]]
-            console.table(COLUMNS, rows, title=f"{results[-1]['name']}: {results[-1].get('what', '')}")
+            columns, rows = results[-1].get("columns", COLUMNS), results[-1]["rows"]
+            if columns is COLUMNS:
+                rows = [[console.number(row[column]) for column in COLUMNS] for row in rows]
+            console.table(columns, rows, title=f"{results[-1]['name']}: {results[-1].get('what', '')}")
         elif chosen:
             raise ValueError(f"'{name}' is no comparison of speeds. Run it with: python -m {module.__name__}")
     if json:
