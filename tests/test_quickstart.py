@@ -122,6 +122,9 @@ def test_benchmarks_measure_what_the_quickstart_does():
     assert all(search.solver.evaluations < first.solver.evaluations for search in smaller)
 
 
+FIRST = ("collect", "read", "train", "encode", "fit amortised", "fit temporal")
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     small = {"SHORT_EPISODES": 20, "SHORT_UPDATES": 4, "SHORT_FIT_UPDATES": 4, "SHORT_PAIRS": 20, "CLIPS": 2}
@@ -139,7 +142,7 @@ def close(a, b):
 def test_the_whole_way_and_an_interrupted_one_end_alike(tiny, tmp_path):
     stages = []
     result = quickstart.run(tmp_path / "whole", seed=1, short=True, report=lambda stage, *_: stages.append(stage))
-    assert list(dict.fromkeys(stages)) == ["collect", "read", "train", "evaluate", "floors", "probe", "report"]
+    assert list(dict.fromkeys(stages)) == [*FIRST, "evaluate", "floors", "probe", "report"]
     assert result == json.loads((tmp_path / "whole" / "result.json").read_text())
     for of in (
         result["success"],
@@ -151,7 +154,7 @@ def test_the_whole_way_and_an_interrupted_one_end_alike(tiny, tmp_path):
         assert of["episodes"] == 20
     assert set(result["floors"]) == {"random", "do_nothing", "straight_line"}
     assert set(result["probe_r"]) == {"x", "y"}
-    assert {"collect", "train", "evaluate", "probe", "report", "total"} == set(result["seconds"])
+    assert {"collect", "train", "fit", "evaluate", "probe", "report", "total"} == set(result["seconds"])
     assert {"lewm", "torch", "python", "numpy"} == set(result["versions"])
     page = (tmp_path / "whole" / "report.html").read_text()
     assert len(page) < 4e6
@@ -178,7 +181,7 @@ def test_the_full_one_also_goes_to_the_other_room(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(quickstart, "_experiment", lambda seed, short: small)
     stages = []
     result = quickstart.run(tmp_path, report=lambda stage, *_: stages.append(stage))
-    order = ["collect", "read", "train", "evaluate", "floors", "other room", "its floors", "probe", "report"]
+    order = [*FIRST, "evaluate", "floors", "other room", "its floors", "probe", "report"]
     assert list(dict.fromkeys(stages)) == order
     assert result["other_room"]["protocol"] | {"budget": 100, "across": True} == result["other_room"]["protocol"]
     for scores in (result["other_room"]["agent"], *result["other_room"]["floors"].values()):

@@ -23,8 +23,9 @@ SMALLER = {
     "reproduce": {"--short": ""},
     "collect": {"--episodes": "24"},
     "train": {"--training.updates": "20", "--training.recalibration": "2"},
-    "evaluate": {"--episodes": "8", "--iterations": "1"},
-    "plan": {"--iterations": "1"},
+    "fit": {"--updates": "20"},
+    "evaluate": {"--episodes": "8"},
+    "plan": {"--episodes": "1"},
     "bench": {"--quick": ""},
     "quickstart": {"--short": ""},
 }
@@ -186,7 +187,7 @@ def test_the_pipeline_and_the_programs_run(readme, tmp_path, monkeypatch):
 
 def inputs_exist(words):
     inputs = [flag(words, "--data")]
-    if words[0] in ("evaluate", "plan"):
+    if words[0] in ("evaluate", "fit", "plan"):
         inputs += words[1:2]
     if words[0] == "data":
         inputs += [word for word in words[2:] if not word.startswith("-")]
