@@ -233,7 +233,7 @@ class Head(Protocol):
     """A small network on frozen latents, fitted after the world model and stored beside it; an `nn.Module`.
 
     One file in `heads/`, whose config gives one with `.build(latent_dim, block_dim)`. A solver or an objective that needs heads
-    has a field for each, None until `runs` fills it, and names them in a class variable `heads`: {field: head}.
+    has a field for each, None until `fitting.attach` fills it, and names them in a class variable `heads`: {field: head}.
     """
 
     def loss(self, batch: Hindsight) -> Losses:
