@@ -28,7 +28,7 @@ from lewm.checkpoints import write_json
 from lewm.collection import open_world
 from lewm.contracts import DataSpec, Statistics
 from lewm.evaluation import AGENT, Evaluation, evaluate
-from lewm.figures import pareto_panel
+from lewm.figures.planning import pareto_panel
 from lewm.files import write_atomically
 from lewm.fitting import attach
 from lewm.models.lewm import LeWMConfig
@@ -144,7 +144,7 @@ def run(
             for task in dict.fromkeys(row["task"] for row in found):
                 points = {r["planner"]: (r["ms_batch"], r["rate"], r["low"], r["high"]) for r in found if r["task"] == task}
                 front = pareto_front([(ms, -rate) for ms, rate, *_ in points.values()])
-                svg = pareto_panel(f"{opened.world_name}, {task}", points, front)
+                svg = pareto_panel(f"{opened.world_name}, {task}", points, front).svg
                 write_atomically(out / f"plan-{opened.world_name}-{task.replace(' ', '-')}.svg", svg.encode())
     return {"name": "plan", "what": what, "columns": COLUMNS, "rows": rows, "results": results}
 

@@ -188,11 +188,14 @@ class Result:
         name: the analysis.
         values: JSON-ready scalars and short lists, with intervals as [low, high].
         arrays: name -> array for `figures`; never written to JSON.
+        tables: caption -> rows, each column -> number or text: what a person reads, in the terminal and beside a figure. All
+            rows of a table have the same columns; a caption says how many were measured.
     """
 
     name: str
     values: dict[str, Any]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 # ----------------------------------------------------------------------------------------------------------- roles

@@ -1,8 +1,7 @@
-"""The one loop for small networks on frozen latents, and the hindsight data that they are fitted to.
+"""The one loop for small networks on frozen latents, and the heads that planning asks for.
 
-The frames of some episodes are encoded once; after that the world model is not asked again, let alone changed. In hindsight
-every later frame of an episode was a goal that was reached, so each pair of frames says how long a way took and what was done
-on it. Which pairs form the batch of update u is a pure function of (seed, u).
+The frames of some episodes are encoded once; after that the world model is not asked again, let alone changed. Which pairs of
+them form the batch of update u is a pure function of (seed, u).
 """
 
 from __future__ import annotations
@@ -20,13 +19,14 @@ from torch import Tensor, nn
 
 from lewm import checkpoints, registry
 from lewm.contracts import Hindsight, WorldModel
-from lewm.data import Episodes, check_fits
+from lewm.data import Episodes
 from lewm.devices import deterministic
-from lewm.latents import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
+from lewm.hindsight import MAX_FRAMES, Latents, encode_episodes
+from lewm.latents import device_of
 from lewm.planning import PlanningConfig
-from lewm.stats import pearson
+from lewm.stats import rank_correlation
 
-__all__ = ["Fitting", "Latents", "attach", "encode_episodes", "fit", "fit_heads", "heads_of", "rank_correlation"]
+__all__ = ["Fitting", "attach", "descend", "fit", "fit_heads", "heads_of"]
 
 HELD_OUT_SHARE = 0.2
 """Of the frames that are fitted to: at most how many of the held-out episodes are encoded, to measure on."""
@@ -63,7 +63,7 @@ class Fitting:
     weight_decay: float = 1e-3
     clip: float = 1.0
     reach: int = 100
-    max_frames: int = 50_000
+    max_frames: int = MAX_FRAMES
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,119 +75,41 @@ class Fitting:
             raise ValueError(f"warmup is a share and must be below 1, got {self.warmup}.")
 
 
-@dataclass(frozen=True)
-class Latents:
-    """Frames of some episodes as a frozen model sees them, end to end, and the block that was executed from each.
-
-    Attributes:
-        latents: (F, D).
-        blocks: (F, A) normalised actions of the `frameskip` env steps that follow each frame; 0 where the episode ends before.
-        whole: (F,) bool, whether the episode holds that block.
-        following: (F,) frames of the same episode that come after each.
-        gap: env steps from one frame to the next.
-        frameskip: env steps of a block, a multiple of `gap`.
-    """
-
-    latents: Tensor
-    blocks: Tensor
-    whole: Tensor
-    following: Tensor
-    gap: int
-    frameskip: int
-
-    def __len__(self) -> int:
-        """F."""
-        return len(self.latents)
-
-    def hindsight(self, count: int, reach: int, horizon: int, generator: np.random.Generator) -> Hindsight:
-        """Draw pairs of frames of which the later one was the goal.
-
-        `now` is uniform over all frames. The goal is n frames later, 1 + n being log-uniform and n rounded, up to `reach` env
-        steps; where the episode ends before, its last frame is the goal. So near goals, on which the last steps depend, are as
-        frequent as far ones, and some (9% at reach 100 and gap 1) are `now` itself.
-
-        Args:
-            count: B.
-            horizon: H, blocks to hand out; block h begins h * `frameskip` env steps after `now`.
-        """
-        device, last = self.latents.device, len(self) - 1
-        now = torch.from_numpy(generator.integers(len(self), size=count)).to(device)
-        spread = torch.from_numpy(generator.random(count, np.float32)).to(device)
-        drawn = (spread * math.log1p(max(1, reach // self.gap))).expm1().round().long()
-        offset = drawn.minimum(self.following[now])
-        steps = offset * self.gap
-        block = torch.arange(horizon, device=device)
-        ahead = block * (self.frameskip // self.gap)  # in frames
-        frame = (now[:, None] + ahead).clamp(max=last)
-        known = (ahead <= self.following[now][:, None]) & self.whole[frame] & (block * self.frameskip < steps[:, None])
-        return Hindsight(
-            now=self.latents[now],
-            goal=self.latents[now + offset],
-            steps=steps.float(),
-            blocks=self.blocks[frame] * known[..., None],
-            known=known,
-        )
-
-
-def encode_episodes(
-    model: WorldModel,
-    episodes: Episodes,
-    ids: Sequence[int],
-    max_frames: int = Fitting.max_frames,
-    seed: int = 0,
-    progress: Progress = lambda *_: None,
-) -> Latents:
-    """Encode frames of some episodes with a frozen model, once and for all.
-
-    Every row is taken where there are at most `max_frames`. Of more rows those that are one action block apart are taken, and
-    where there are still too many, whole episodes, drawn at random, until the next would not fit.
+def descend(
+    network: nn.Module,
+    loss: Callable[[int], Tensor],
+    config: Fitting,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> Tensor:
+    """Minimise a loss: AdamW, a short warm-up, then a cosine to nearly 0; the network ends in evaluation mode.
 
     Args:
-        model: in evaluation mode; it stays as it is. The latents stay on its device.
-        ids: of the episodes.
-        seed: of that drawing.
+        loss: update, counted from 0 -> the scalar loss of its batch.
+        config: updates, learning rate, warm-up, weight decay and clip are taken from it.
+        progress: called after each update with (updates done, updates, numbers).
 
-    Raises:
-        ValueError: the model is in training mode, no episode holds two frames, or the file does not fit the model.
-
-    Cost: F frames through the encoder; memory of F x (D + A) numbers.
+    Returns:
+        (updates,) losses.
     """
-    require_evaluation_mode(model)
-    spec = model.spec
-    check_fits(episodes, spec.image_size, spec.statistics.action_dim)
-    if spec.frameskip % episodes.every:
-        raise ValueError(
-            f"{episodes.path}: expected rows that a block of {spec.frameskip} env steps is made of, got one per "
-            f"{episodes.every}. Use the episodes that the run was trained on."
-        )
-    stride = spec.frameskip // episodes.every  # rows of a block
-    apart, chosen = _thinned(episodes, ids, stride, max_frames, seed)
-    device = device_of(model)
-    parts: dict[str, list[np.ndarray]] = {"rows": [], "blocks": [], "whole": [], "following": []}
-    for i in chosen:
-        actions = episodes.actions(i)
-        last = len(actions) - 1  # a row from which no action is taken
-        step = np.arange(0, len(actions), apart)
-        block = step[:, None] + np.arange(stride)
-        whole = block[:, -1] < last
-        parts["rows"].append(episodes.offsets[i] + step)
-        parts["blocks"].append(np.where(whole[:, None], actions[np.minimum(block, last)].reshape(len(step), -1), np.nan))
-        parts["whole"].append(whole)
-        parts["following"].append(np.arange(len(step))[::-1])
-    rows, blocks, whole, following = (np.concatenate(part) for part in parts.values())
-    latents = []
-    for part in np.split(rows, range(FRAMES_AT_ONCE, len(rows), FRAMES_AT_ONCE)):  # so that pixels are never all in memory
-        pixels = torch.from_numpy(episodes.rows("pixels", part)).permute(0, 3, 1, 2)[:, None]
-        latents.append(encode(model, pixels)[:, 0].float())
-        progress("encode", sum(map(len, latents)), len(rows), "")
-    return Latents(
-        latents=torch.cat(latents),
-        blocks=spec.statistics.normalise_actions(torch.from_numpy(blocks)).to(device),  # NaN becomes 0
-        whole=torch.from_numpy(whole).to(device),
-        following=torch.from_numpy(following).to(device),
-        gap=apart * episodes.every,
-        frameskip=spec.frameskip,
+    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    warmup = max(1, round(config.warmup * config.updates))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda done: min((done + 1) / warmup, (1 + math.cos(math.pi * done / config.updates)) / 2)
     )
+    losses: list[Tensor] = []
+    with deterministic(next(network.parameters()).device), torch.enable_grad():
+        network.train()
+        for update in range(config.updates):
+            value = loss(update)
+            optimiser.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+            optimiser.step()
+            schedule.step()
+            losses.append(value.detach())
+            progress(update + 1, config.updates, f"loss {float(losses[-1]):.3g}" if update % 10 == 9 else "")
+    network.eval()
+    return torch.stack(losses)
 
 
 def fit(
@@ -213,27 +135,11 @@ def fit(
         ValueError: the loss is not finite.
     """
     horizon, began = int(getattr(head, "horizon", 0)), time.perf_counter()
-    optimiser = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    warmup = max(1, round(config.warmup * config.updates))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda done: min((done + 1) / warmup, (1 + math.cos(math.pi * done / config.updates)) / 2)
-    )
-    losses: list[Tensor] = []
-    with deterministic(latents.latents.device), torch.enable_grad():
-        head.train()
-        for update, batch in enumerate(_batches(latents, config, horizon, TRAINING, config.updates), 1):
-            loss = head.loss(batch).total
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(head.parameters(), config.clip)
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.detach())
-            progress(update, config.updates, f"loss {float(losses[-1]):.3g}" if update % 10 == 0 else "")
-        head.eval()
+    batches = _batches(latents, config, horizon, TRAINING, config.updates)
+    losses = descend(head, lambda _: head.loss(next(batches)).total, config, progress)
     with torch.no_grad():
         measured = [head.loss(batch) for batch in _batches(heldout, config, horizon, MEASURING, HELD_OUT_BATCHES)]
-    found = {"loss": losses[-max(1, config.updates // 10) :], "heldout_loss": [each.total for each in measured]}
+    found = {"loss": [losses[-max(1, config.updates // 10) :].mean()], "heldout_loss": [each.total for each in measured]}
     found |= {f"heldout_{name}": [each.watch[name] for each in measured] for name in measured[0].watch}
     metrics = {name: float(torch.stack(values).mean()) for name, values in found.items()}
     if not np.isfinite(list(metrics.values())).all():
@@ -303,25 +209,6 @@ def fit_heads(
     return found
 
 
-def _thinned(episodes: Episodes, ids: Sequence[int], stride: int, max_frames: int, seed: int) -> tuple[int, list[int]]:
-    """How many rows apart the frames are, and of which episodes, so that they are at most `max_frames`."""
-    lengths = {int(i): int(episodes.lengths[i]) for i in ids}
-    apart = 1 if sum(lengths.values()) <= max_frames else stride
-    chosen: list[int] = []
-    total = 0
-    for i in np.random.default_rng(seed).permutation(list(lengths)).tolist():
-        total += -(-lengths[i] // apart)
-        if chosen and total > max_frames:
-            break
-        chosen.append(i)
-    if all(lengths[i] <= apart for i in chosen):
-        raise ValueError(
-            f"{episodes.path}: expected an episode of {apart + 1} rows or more to learn ways from, got {len(chosen)} "
-            f"episodes of at most {max((lengths[i] for i in chosen), default=0)}. Give more or longer episodes."
-        )
-    return apart, sorted(chosen)
-
-
 def heads_of(config: PlanningConfig) -> set[str]:
     """Names of the heads that this way to plan asks for and does not have."""
     return {head for part in _parts(config) for name, head in getattr(part, "heads", {}).items() if getattr(part, name) is None}
@@ -358,19 +245,6 @@ def _batches(latents: Latents, config: Fitting, horizon: int, stream: int, count
     for number in range(count):
         generator = np.random.default_rng((config.seed, stream, number))
         yield latents.hindsight(config.batch_size, config.reach, horizon, generator)
-
-
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's correlation of two (F,) arrays: Pearson's of their ranks, equal values sharing their mean rank.
-
-    A search only ever compares costs, so of a cost its ranks are what matters. NaN where one of the arrays is constant.
-    """
-    return pearson(_ranks(first), _ranks(second))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 def _agreement(head: Any, pairs: Iterator[Hindsight]) -> dict[str, float]:

@@ -39,6 +39,7 @@ from lewm.reproduction import (
     train_model,
 )
 from lewm.stats import bootstrap
+from lewm.subject import Subject
 from lewm.tasks import Protocol
 
 __all__ = ["Report", "run"]
@@ -92,7 +93,7 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
             other_room = _evaluate(experiment, model, world, episodes, split["heldout"], protocol, report)
     with book.timed("probe"):
         report("probe", 0, 1, "", "")
-        probing = Probing(seed=seed).run(model, episodes, split["train"], split["heldout"])
+        probing = Probing(seed=seed).run(Subject(model, episodes, split["train"], split["heldout"]))
         report("probe", 1, 1, ", ".join(f"r of {n} {s['r']:.4f}" for n, s in probing.values["variables"].items()), "")
     with book.timed("report"):
         door = _through_door(world, evaluation)

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 
 from lewm.contracts import Result
-from lewm.figures import THEME, latent_panels, loss_panels, probe_panels, success_panel
+from lewm.figures.planning import success_panel
+from lewm.figures.probing import latent_panels, probe_panels
+from lewm.figures.training import loss_panels
+from lewm.panels import THEME, Panel
 
 __all__ = ["Clip", "draw_panels", "render"]
 
@@ -49,7 +52,7 @@ class Clip:
     still: bytes
 
 
-def draw_panels(result: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], probing: Result) -> dict[str, list[str]]:
+def draw_panels(result: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], probing: Result) -> dict[str, list[Panel]]:
     """The figures of the page; arguments as for `render`. Drawn first, because the page shows how long they took."""
     return {
         "success": [success_panel(title, scores) for title, scores in _successes(result).items()],
@@ -64,7 +67,7 @@ def render(
     result: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
     probing: Result,
-    panels: Mapping[str, Sequence[str]],
+    panels: Mapping[str, Sequence[Panel]],
     clips: Sequence[Clip],
     folder: str,
 ) -> str:

@@ -36,6 +36,7 @@ from lewm.fitting import attach, fit_heads, heads_of
 from lewm.latents import device_of
 from lewm.planning import PlanningConfig
 from lewm.recipes import Experiment
+from lewm.subject import Subject
 from lewm.tasks import Protocol
 from lewm.training import Progress, train
 
@@ -106,7 +107,7 @@ def reproduce(
             evaluation = _evaluate(experiment, planning, model, episodes, split["heldout"], pairs, seed, report)
         with book.timed("probe"):
             report("probe", 0, 1, "", "")
-            probing = Probing(seed=seed, controls=True).run(model, episodes, split["train"], split["heldout"])
+            probing = Probing(seed=seed, controls=True).run(Subject(model, episodes, split["train"], split["heldout"]))
             report("probe", 1, 1, "", "")
     metrics = [json.loads(line) for line in (out / "run" / checkpoints.METRICS).read_text().splitlines()]
     result = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from lewm.contracts import World, WorldModel
 from lewm.data import Episodes, check_fits
 from lewm.fitting import attach, heads_of
 from lewm.planning import PlanningConfig
+from lewm.subject import Subject
 
 __all__ = ["PlanningChanges", "Run", "open_run"]
 
@@ -62,16 +64,25 @@ class Run:
             f"plain search. For the recipe's planner: lewm fit {self.path}"
         )
 
-    def world(self, num_envs: int) -> World:
-        """Open the world that the episodes are of, in their look and size.
+    def world(self, num_envs: int, look: str | None = None) -> World:
+        """Open the world that the episodes are of, in their look, or another one, and their size.
 
         Raises:
             ValueError: neither the file nor the run says which world that is, or it is unknown here.
             ImportError: the world needs a package that is missing.
         """
-        look = self.episodes.provenance.look
+        look = look or self.episodes.provenance.look
         options = {} if look in (None, "published") else {"look": look}
         return open_world(self.world_name, num_envs, image_size=self.model.spec.image_size, **options)
+
+    @property
+    def subject(self) -> Subject:
+        """What analyses look at."""
+        metrics = self.path / checkpoints.METRICS
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        opened = self.world if self.experiment.get("world") or self.episodes.provenance.world else None
+        recipe = str(self.experiment.get("recipe", ""))
+        return Subject(self.model, self.episodes, *self.for_probes, opened, tuple(lines), self.planning, self.heads, recipe)
 
     @property
     def world_name(self) -> str:

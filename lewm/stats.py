@@ -13,7 +13,18 @@ from statistics import NormalDist
 
 import numpy as np
 
-__all__ = ["Paired", "bootstrap", "bootstrap_mean", "mcnemar", "p_value", "paired", "pearson", "r2", "wilson"]
+__all__ = [
+    "Paired",
+    "bootstrap",
+    "bootstrap_mean",
+    "mcnemar",
+    "p_value",
+    "paired",
+    "pearson",
+    "r2",
+    "rank_correlation",
+    "wilson",
+]
 
 SIGNIFICANT = 0.05
 """p below which a difference counts as shown."""
@@ -192,6 +203,16 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
     x, y = x - x.mean(), y - y.mean()
     norm = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / norm) if norm > 0 else float("nan")
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's correlation of two (F,) arrays: Pearson's of their ranks, equal values sharing their mean rank.
+
+    A search only ever compares costs, so of a cost its ranks are what matters. NaN where one of the arrays is constant.
+    """
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(first), rankdata(second))
 
 
 def r2(prediction: np.ndarray, target: np.ndarray) -> float:

@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "lewm"
 FLOORS = (
     ("contracts", "registry", "provenance"),
     ("files", "devices", "latents", "nn", "losses", "data", "windows", "stats", "rendering", "rasters", "pushing", "dialects",
-     "single", "unrolling", "searching", "scoring"),
+     "single", "unrolling", "searching", "scoring", "panels"),
     ("models", "envs", "heads", "objectives", "solvers", "formats", "recording"),
-    ("planning", "checkpoints", "collection", "conversion", "tasks"),
-    ("training", "evaluation", "fitting", "realtime"),
+    ("planning", "checkpoints", "collection", "conversion", "tasks", "hindsight", "results"),
+    ("training", "evaluation", "fitting", "realtime", "subject"),
     ("analyses", "figures", "animation", "comparison"),
     ("recipes", "report", "published"),
     ("reproduction",),

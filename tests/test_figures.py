@@ -23,7 +23,10 @@ from lewm.animation import (
 )
 from lewm.contracts import Result
 from lewm.evaluation import Recording
-from lewm.figures import THEME, latent_panels, loss_panels, probe_panels, success_panel
+from lewm.figures.planning import success_panel
+from lewm.figures.probing import latent_panels, probe_panels
+from lewm.figures.training import loss_panels
+from lewm.panels import THEME
 from lewm.planning import Replan, Scored
 
 # ------------------------------------------------------------------------------------------------------------ panels
@@ -49,7 +52,8 @@ SCORES = {"agent": {"rate": 0.9, "low": 0.85, "high": 0.93}, "random": {"rate": 
 
 @pytest.fixture(scope="module")
 def panels():
-    return [*loss_panels(ROWS), success_panel("strict", SCORES), *latent_panels(probing()), *probe_panels(probing())]
+    drawn = [*loss_panels(ROWS), success_panel("strict", SCORES), *latent_panels(probing()), *probe_panels(probing())]
+    return [panel.svg for panel in drawn]
 
 
 def test_panels_are_whole_svg_without_anything_from_outside(panels):
@@ -81,7 +85,8 @@ def test_names_from_data_files_stay_text():
     evil = """x" onload='y'><script>&amp;$\\frac$"""
     found = probing()
     found.values["variables"] = {evil: found.values["variables"]["x"], "y": found.values["variables"]["y"]}
-    for panel in (success_panel(evil, {evil: SCORES["agent"]}), latent_panels(found)[2], probe_panels(found)[0]):
+    for drawn in (success_panel(evil, {evil: SCORES["agent"]}), latent_panels(found)[2], probe_panels(found)[0]):
+        panel = drawn.svg
         root = ElementTree.fromstring(panel)
         assert evil in root.attrib["aria-label"]
         assert "onload" not in root.attrib
@@ -102,7 +107,7 @@ def test_bars_are_as_long_as_their_rates():
         ]
         return [max(x) - min(x) for x in across]
 
-    panel = success_panel("strict", SCORES)
+    panel = success_panel("strict", SCORES).svg
     (agent,), (floor,) = lengths(panel, "accent"), lengths(panel, "floor")
     assert agent / floor == pytest.approx(0.9 / 0.3, rel=1e-3)
     for words in ("agent", "random", "90%", "30%"):
@@ -119,7 +124,7 @@ def test_pyplot_and_its_global_state_are_never_imported():
     code = f"""
 import sys
 from lewm.animation import save_animation
-from lewm.figures import success_panel
+from lewm.figures.planning import success_panel
 assert not {{"matplotlib", "PIL", "av"}} & set(sys.modules)
 {draw}
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules

@@ -12,11 +12,13 @@ from lewm import checkpoints, registry
 from lewm.cli import main
 from lewm.contracts import Losses
 from lewm.data import Provenance
-from lewm.fitting import Fitting, Latents, attach, encode_episodes, fit, fit_heads, rank_correlation
+from lewm.fitting import Fitting, attach, fit, fit_heads
 from lewm.heads.amortised import AmortisedConfig
 from lewm.heads.temporal import TemporalConfig
+from lewm.hindsight import Latents, encode_episodes
 from lewm.planning import PlanningConfig
 from lewm.runs import PlanningChanges, open_run
+from lewm.stats import rank_correlation
 
 
 @dataclass

@@ -10,6 +10,7 @@ from point_world import FRAMESKIP, SIZE, STATISTICS, PointEpisodes, PointModel, 
 from lewm.analyses.probing import STRENGTHS, Probe, Probing, fit_probe
 from lewm.contracts import DataSpec
 from lewm.models.lewm import LeWMConfig
+from lewm.subject import Subject
 
 PROBING = Probing(fit_frames=300, test_frames=200, draws=100)
 SMALL = {
@@ -97,7 +98,7 @@ def test_fitting_refuses_what_cannot_be_split():
 
 def test_an_encoder_that_knows_the_state_is_read_perfectly():
     episodes = NamedEpisodes()
-    result = PROBING.run(PointModel(), episodes, FIT, TEST)
+    result = PROBING.run(Subject(PointModel(), episodes, FIT, TEST))
     assert list(result.values["variables"]) == ["across", "along"]
     for scores, unit in zip(result.values["variables"].values(), ("m", "km"), strict=True):
         assert scores["unit"] == unit
@@ -118,7 +119,7 @@ def test_what_is_held_out_decides_and_noise_is_not_read():
             generator = torch.Generator().manual_seed(int(pixels.long().sum()))
             return torch.randn(*pixels.shape[:2], 40, generator=generator)
 
-    for scores in PROBING.run(Blind(), NamedEpisodes(), FIT, TEST).values["variables"].values():
+    for scores in PROBING.run(Subject(Blind(), NamedEpisodes(), FIT, TEST)).values["variables"].values():
         assert scores["r2"] < 0.1
         assert scores["r_interval"][0] < 0.1
 
@@ -130,13 +131,13 @@ def test_errors_of_known_size_are_reported_in_units():
             generator = torch.Generator().manual_seed(int(pixels.long().sum()))
             return exact + 0.02 * torch.randn(exact.shape, generator=generator)
 
-    for scores in PROBING.run(Shaky(), NamedEpisodes(), FIT, TEST).values["variables"].values():
+    for scores in PROBING.run(Subject(Shaky(), NamedEpisodes(), FIT, TEST)).values["variables"].values():
         assert scores["rmse"] == pytest.approx(0.02, rel=0.25)
         assert scores["rmse_interval"][0] < 0.02 < scores["rmse_interval"][1] * 1.2
 
 
 def test_the_plane_of_two_latents_is_the_latents_turned():
-    result = PROBING.run(PointModel(), NamedEpisodes(), FIT, TEST)
+    result = PROBING.run(Subject(PointModel(), NamedEpisodes(), FIT, TEST))
     latents, plane = result.arrays["latents"], result.arrays["plane"]
     assert result.values["plane_variance"] == pytest.approx(1)
     np.testing.assert_allclose(
@@ -148,10 +149,10 @@ def test_the_plane_of_two_latents_is_the_latents_turned():
 
 def test_the_seed_decides_and_the_model_is_untouched():
     model, few = PointModel(), Probing(fit_frames=50, test_frames=40, draws=20, seed=3)
-    first, second = (few.run(model, NamedEpisodes(), FIT, TEST) for _ in range(2))
+    first, second = (few.run(Subject(model, NamedEpisodes(), FIT, TEST)) for _ in range(2))
     assert first.values == second.values
     np.testing.assert_array_equal(first.arrays["states"], second.arrays["states"])
-    other = Probing(fit_frames=50, test_frames=40, draws=20, seed=4).run(model, NamedEpisodes(), FIT, TEST)
+    other = Probing(fit_frames=50, test_frames=40, draws=20, seed=4).run(Subject(model, NamedEpisodes(), FIT, TEST))
     assert (other.arrays["states"] != first.arrays["states"]).any()
     assert not model.training
     assert all(not encoded.requires_grad for encoded in model.encoded)
@@ -160,10 +161,10 @@ def test_the_seed_decides_and_the_model_is_untouched():
 def test_training_mode_and_shared_episodes_are_refused():
     model = PointModel()
     with pytest.raises(ValueError, match=r"\[9\] on both sides"):
-        PROBING.run(model, NamedEpisodes(), FIT, (*TEST, 9))
+        PROBING.run(Subject(model, NamedEpisodes(), FIT, (*TEST, 9)))
     model.dropout.train()
     with pytest.raises(ValueError, match="evaluation mode"):
-        PROBING.run(model, NamedEpisodes(), FIT, TEST)
+        PROBING.run(Subject(model, NamedEpisodes(), FIT, TEST))
 
 
 def test_penalties_reach_from_none_to_all():
@@ -188,7 +189,7 @@ class TurningEpisodes(PointEpisodes):
 
 
 def test_an_angle_is_read_as_cosine_and_sine_with_its_error_in_degrees():
-    values = PROBING.run(PointModel(), TurningEpisodes(), FIT, TEST).values
+    values = PROBING.run(Subject(PointModel(), TurningEpisodes(), FIT, TEST)).values
     assert list(values["variables"]) == ["cos heading", "sin heading", "speed", "energy"]
     assert values["variables"]["sin heading"]["r"] > 0.9999
     assert values["angles"] == {"heading": pytest.approx(0, abs=0.1)}
@@ -199,11 +200,11 @@ def test_the_control_from_other_variables_sees_what_the_data_give_away_and_no_mo
     model = config.build(DataSpec(SIZE, FRAMESKIP, STATISTICS)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     probing = Probing(fit_frames=400, test_frames=200, draws=20, controls=True)
-    result = probing.run(model, TurningEpisodes(), FIT, TEST)
+    result = probing.run(Subject(model, TurningEpisodes(), FIT, TEST))
     r = {name: score["controls"]["other variables"]["r"] for name, score in result.values["variables"].items()}
     assert r["energy"] > 0.99  # half the square of the speed
     assert abs(r["speed"]) < 0.3  # the energy does not say its sign
     assert abs(r["cos heading"]) < 0.3  # and the sine of the same angle is no other variable
     assert all(np.isfinite(s["controls"]["random encoder"]["r"]) for s in result.values["variables"].values())
     assert all((model.state_dict()[name] == value).all() for name, value in before.items())
-    assert probing.run(model, TurningEpisodes(), FIT, TEST).values == result.values  # its random weights are seeded
+    assert probing.run(Subject(model, TurningEpisodes(), FIT, TEST)).values == result.values  # its random weights are seeded

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from lewm.contracts import Result, WorldModel
 from lewm.data import Episodes
 from lewm.latents import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
 from lewm.stats import bootstrap, pearson, r2
+from lewm.subject import Progress, Subject
 
-__all__ = ["Probe", "Probing", "fit_probe"]
+__all__ = ["Probing", "Probe", "fit_probe"]  # the analysis first
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(-8, 3))
 """Ridge penalties that are tried, as multiples of the variance of a standardised latent."""
@@ -110,14 +111,15 @@ class Probing:
     seed: int = 0
     controls: bool = False
 
-    def run(self, model: WorldModel, episodes: Episodes, fit_ids: Sequence[int], test_ids: Sequence[int]) -> Result:
+    name: ClassVar[str] = "probing"
+    question: ClassVar[str] = "What of the true state can be read from a latent?"
+
+    def run(self, subject: Subject, progress: Progress = lambda *_: None) -> Result:
         """Probe every state variable.
 
         Args:
-            model: in evaluation mode; it stays as it is.
-            fit_ids: episodes to fit on; those that the model was trained on.
-            test_ids: episodes to test on, which neither model nor probe saw. Whole episodes, because frames of one episode are
-                near-duplicates of each other.
+            subject: its `fit_ids` are fitted on, its `test_ids`, which neither model nor probe saw, tested on. Whole episodes,
+                because frames of one episode are near-duplicates of each other.
 
         Returns:
             Values: per variable its `unit` and `r`, `r2` and `rmse` (in that unit) with 95% intervals over test episodes, and
@@ -130,6 +132,7 @@ class Probing:
             ValueError: the model is in training mode, the two sides share episodes, or the data have no states, or some that
                 are not finite.
         """
+        model, episodes, fit_ids, test_ids = subject.model, subject.episodes, subject.fit_ids, subject.test_ids
         require_evaluation_mode(model)
         if shared := set(fit_ids) & set(test_ids):
             raise ValueError(

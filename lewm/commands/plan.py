@@ -143,5 +143,5 @@ def _view(opened: Run, spec: EnvSpec) -> View | None:
     """How imagined latents are drawn into the picture, where the state begins with a place in it: through a linear probe."""
     if spec.picture_extent is None or spec.tolerance is None:
         return None
-    probing = Probing().run(opened.model, opened.episodes, *opened.for_probes)
+    probing = Probing().run(opened.subject)
     return View(Probe.of(probing).predict, spec.picture_extent, spec.tolerance)
