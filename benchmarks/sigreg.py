@@ -31,6 +31,9 @@ def _sizes_of(recipe: str) -> tuple[int, int, int, int]:
     return settings.training.batch_size, settings.training.window, settings.model.latent_dim, settings.model.sigreg_slices
 
 
+BATCHES = (32, 64, 128, 256, 512)
+SCALES = (0.01, 0.1, 1.0, 10.0, 100.0)
+
 PAPER, TINY = _sizes_of("two-room-paper"), _sizes_of("two-room-tiny")
 
 
@@ -44,7 +47,7 @@ def run(quick: bool = False) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         pairs = 5 if quick else 25
-        rows = [_time(PAPER, pairs), _time(TINY, pairs), *_errors(PAPER)]
+        rows = [_time(PAPER, pairs), _time(TINY, pairs), *_errors(PAPER), *_scaling(PAPER, pairs), *_bounds(PAPER)]
     finally:
         torch.set_num_threads(threads)
     if sys.platform != "win32":  # which does not tell a process its peak
@@ -127,6 +130,28 @@ def _errors(sizes: tuple[int, int, int, int]) -> list[dict[str, Any]]:
     for i, what in enumerate(["loss", "gradient"]):
         error = {form: ((found[form][i].double() - exact[i]).norm() / exact[i].norm()).item() for form in FORMS}
         rows.append({"case": _case(sizes, f"error of the {what}"), **error, "unit": "relative to float64", "ratio": None})
+    return rows
+
+
+def _scaling(sizes: tuple[int, int, int, int], pairs: int) -> list[dict[str, Any]]:
+    """Time per frame as the batch grows: constant where the statistic is linear in the batch."""
+    rows = []
+    for batch in BATCHES:
+        found = _time((batch, *sizes[1:]), max(3, pairs // 5))
+        each = 1e3 / (batch * sizes[1])  # ms of the batch -> microseconds per frame
+        per_frame = {"ours": each * found["ours"], "reference": each * found["reference"], "ratio": found["ratio"]}
+        rows.append({"case": _case((batch, *sizes[1:]), "time per frame"), **per_frame, "unit": "us"})
+    return rows
+
+
+def _bounds(sizes: tuple[int, int, int, int]) -> list[dict[str, Any]]:
+    """Largest gradient that any one latent is given, as the cloud is blown up: bounded, however far out a latent lies."""
+    latents, directions = _inputs(sizes)
+    rows = []
+    for scale in SCALES:
+        largest = {form: _gradient(form, scale * latents, directions)[1].norm(dim=-1).max().item() for form in FORMS}
+        case = _case(sizes, f"largest gradient of a latent, latents x {scale:g}")
+        rows.append({"case": case, **largest, "unit": "1", "ratio": None})
     return rows
 
 

@@ -222,13 +222,17 @@ class PredictorBlock(nn.Module):
     """Causal transformer block whose LayerNorms are modulated by the action (AdaLN-zero): it starts as the identity.
 
     Both branches begin with a second, affine LayerNorm after the modulated one, as in the published weights.
+
+    Args:
+        zero: whether it does; False leaves the modulation as PyTorch draws it, an ablation.
     """
 
-    def __init__(self, width: int, heads: int, head_dim: int, mlp_dim: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, head_dim: int, mlp_dim: int, dropout: float, zero: bool = True) -> None:
         super().__init__()
         self.modulation = nn.Linear(width, 6 * width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        if zero:
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
         self.norm_attention = nn.LayerNorm(width)
         self.attention = Attention(width, heads, head_dim, bias=False, causal=True, dropout=dropout)
         self.norm_mlp = nn.LayerNorm(width)
@@ -248,12 +252,21 @@ class Predictor(nn.Module):
     """
 
     def __init__(
-        self, latent_dim: int, context: int, width: int, depth: int, heads: int, head_dim: int, mlp_dim: int, dropout: float
+        self,
+        latent_dim: int,
+        context: int,
+        width: int,
+        depth: int,
+        heads: int,
+        head_dim: int,
+        mlp_dim: int,
+        dropout: float,
+        zero: bool = True,
     ) -> None:
         super().__init__()
         self.position = nn.Parameter(torch.randn(1, context, latent_dim))
         self.inward = nn.Linear(latent_dim, width) if latent_dim != width else nn.Identity()
-        self.blocks = nn.ModuleList(PredictorBlock(width, heads, head_dim, mlp_dim, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(PredictorBlock(width, heads, head_dim, mlp_dim, dropout, zero) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, latents: Tensor, conditions: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ WEIGHTS, CONFIG, STATISTICS = "weights.pt", "config.json", "statistics.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of pixels in [0, 1], per colour. Source: the authors' training and evaluation code normalises all worlds by them."""
 
-TRAINING_ONLY = ("position", "stop_gradient")
+TRAINING_ONLY = ("position", "stop_gradient", "zero_modulation")
 """Fields of our config, besides those of SIGReg, that change how a model is trained and nothing of what its weights compute."""
 
 

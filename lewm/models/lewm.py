@@ -39,6 +39,7 @@ class LeWMConfig:
         sigreg_pooled: test the latents of all frames of all windows as one sample, not each time step on its own. Ours: many
             short windows show more distinct pictures per update than few long ones, and pooled they make one large sample.
         stop_gradient: detach the prediction targets: an ablation, off in the paper.
+        zero_modulation: let the actions' modulation begin at zero (AdaLN-zero), as in the paper. False is an ablation.
     """
 
     patch_size: int = 14
@@ -63,6 +64,7 @@ class LeWMConfig:
     sigreg_knots: int = 17
     sigreg_pooled: bool = False
     stop_gradient: bool = False
+    zero_modulation: bool = True
 
     def __post_init__(self) -> None:
         if self.position not in ("learned", "sincos"):
@@ -141,6 +143,7 @@ class LeWM(nn.Module):
             c.predictor_head_dim,
             c.predictor_mlp_dim,
             c.dropout,
+            c.zero_modulation,
         )
         self.predictor_projector = Projector(c.predictor_width, c.projector_dim, c.latent_dim, c.projector_norm)
         self.register_buffer("pixel_mean", torch.tensor(spec.statistics.pixel_mean).view(3, 1, 1), persistent=False)
