@@ -18,9 +18,9 @@ from typing import Any
 
 from lewm import checkpoints, recipes
 from lewm.analyses.probing import Probing
-from lewm.collection import collect, open_world
 from lewm.evaluation import AGENT, evaluate
 from lewm.recipes import Experiment
+from lewm.reproduction import collect_episodes, open_recipe_world, seeded
 from lewm.subject import Subject
 from lewm.tasks import Protocol
 from lewm.training import train
@@ -54,17 +54,15 @@ def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) 
     run = out / f"{variant}-{seed}"
     if (run / "row.json").exists():
         return checkpoints.read_json(run / "row.json")
-    config = dataclasses.replace(experiment.training, seed=seed)
-    collection = dataclasses.replace(experiment.collection, seed=seed)
-    settings = dataclasses.asdict(collection) | experiment.options
+    experiment = seeded(experiment, seed)
     data = out / f"episodes-{seed}.h5"
-    episodes = collect(experiment.world, data, image_size=experiment.image_size, **settings)
+    episodes = collect_episodes(experiment, data, lambda *_: None)
     model_config = dataclasses.replace(experiment.model, **VARIANTS[variant])
     started = time.perf_counter()
-    train(model_config, config, data, run, experiment={"recipe": experiment.recipe, "world": experiment.world})
+    train(model_config, experiment.training, data, run, experiment={"recipe": experiment.recipe, "world": experiment.world})
     seconds = time.perf_counter() - started
     model, split = checkpoints.load(run), checkpoints.read_json(run / checkpoints.EXPERIMENT)["split"]
-    world = open_world(experiment.world, 128, image_size=experiment.image_size, **experiment.options)
+    world = open_recipe_world(experiment, experiment.together)
     scores: dict[str, Any] = {}
     for name, offset in (("success", 25), ("far", FAR)):
         protocol = Protocol.along(offset, pairs, seed=seed)
@@ -72,7 +70,8 @@ def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) 
             AGENT, strict=True
         )
         scores[name] = {"rate": score.rate, "low": score.low, "high": score.high, "pairs": score.episodes}
-    probe = Probing(seed=seed).run(Subject(model, episodes, split["train"], split["heldout"])).values["variables"]
+    probing = Probing(mlp=False, controls=False, rollouts=0, seed=seed)
+    probe = probing.run(Subject(model, episodes, split["train"], split["heldout"])).values["variables"]
     lines = [json.loads(line) for line in (run / checkpoints.METRICS).read_text().splitlines()]
     measured = {
         "variant": variant,

@@ -16,9 +16,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lewm import devices, recipes
+from lewm.analyses.economy import count_flops
 from lewm.contracts import DataSpec, Statistics, Unroll
 from lewm.models.lewm import LeWM, LeWMConfig
 from lewm.nn import Attention
@@ -43,7 +43,7 @@ def run(quick: bool = False) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            limit = _machine_limit()
+            limit = machine_limit()
             rows = [row for name, config in SIZES.items() for row in _compare(name, config, limit, pairs=2 if quick else 7)]
     finally:
         torch.set_num_threads(threads)
@@ -51,20 +51,15 @@ def run(quick: bool = False) -> dict[str, Any]:
 
 
 def flops(unroll: Unroll, context: Tensor, past_actions: Tensor, actions: Tensor) -> int:
-    """Multiplications and additions in the matrix products of one unrolling, counted as they are done.
-
-    The engine's attention to a few tokens is sums and no product, and is left out; it is less than a hundredth.
-    """
-    mapping = {}
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        mapping[torch.ops.mkldnn._linear_pointwise] = _linear_flops
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        unroll(context, past_actions, actions)
-    return counter.get_total_flops()
+    """Multiplications and additions of one unrolling, as `count_flops` has them."""
+    with torch.no_grad():
+        return count_flops(lambda: unroll(context, past_actions, actions))
 
 
-def _linear_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
-    return 2 * x.numel() * weight[0]
+def machine_limit(clock: Callable[[], float] = time.process_time, side: int = 1536) -> float:
+    """GFLOP/s of a large float32 matrix product, the best of several, by the processor's clock or another."""
+    x = torch.randn(side, side)
+    return 2 * side**3 / 1e9 / min(_seconds(lambda: x @ x, clock) for _ in range(8))
 
 
 def _compare(name: str, config: LeWMConfig, limit: float, pairs: int) -> list[dict[str, Any]]:
@@ -116,16 +111,10 @@ def _row(case: str, ours: Unroll, reference: Unroll, asked: tuple[Tensor, Tensor
     }
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.process_time()
+def _seconds(call: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> float:
+    start = clock()
     call()
-    return time.process_time() - start
-
-
-def _machine_limit(side: int = 1536) -> float:
-    """GFLOP/s of a large float32 matrix product, the best of several."""
-    x = torch.randn(side, side)
-    return 2 * side**3 / 1e9 / min(_seconds(lambda: x @ x) for _ in range(8))
+    return clock() - start
 
 
 def _question(model: LeWM) -> tuple[Tensor, Tensor, Tensor]:

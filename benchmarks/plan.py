@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lewm.analyses.economy import count_plan
+from lewm.benchmarks.engine import machine_limit
 from lewm.checkpoints import write_json
 from lewm.collection import open_world
-from lewm.contracts import DataSpec, Statistics
+from lewm.contracts import DataSpec, EnvSpec, Statistics
 from lewm.evaluation import AGENT, Evaluation, evaluate
 from lewm.figures.planning import pareto_panel
 from lewm.files import write_atomically
@@ -48,7 +50,11 @@ from lewm.tasks import Protocol, Unavailable, draw_pairs
 
 __all__ = ["COLUMNS", "Planner", "planners", "run"]
 
-COLUMNS = ("planner", "task", "success, strict", "p", "ms, batch", "ms, alone", "faster", "calls", "L2 reached")
+ARITHMETIC = ("GFLOP", "plain way", "GFLOP/s")
+"""Of a plan for one environment, pictures included: what is done, what it would be by the model's `rollout` in float32, and the
+first over the time alone."""
+
+COLUMNS = ("planner", "task", "success, strict", "p", "ms, batch", "ms, alone", "faster", "calls", "L2 reached", *ARITHMETIC)
 """p: McNemar against the paper's search on the same pairs. faster: its milliseconds in a batch over ours. calls: of the
 predictor per plan. L2 reached: latent L2 from the ends of the first plans to the goals, as a share of that from the starts."""
 
@@ -67,7 +73,7 @@ class Planner:
 
 def planners(horizon: int = 5) -> tuple[Planner, ...]:
     """The table's rows: the paper's search, cheaper ones at equal compute, other objectives, amortised ones; without heads."""
-    l2, steady, quick = L2(), Temporal(intermediate=0.5), MPPI(32, 6, 3)
+    l2, steady, quick = L2(), Temporal(intermediate=1.0), MPPI(44, 6, 3)
 
     def way(name: str, objective: Any, solver: Any, **settings: Any) -> Planner:
         return Planner(name, PlanningConfig(objective, solver, horizon=horizon, **settings))
@@ -83,13 +89,13 @@ def planners(horizon: int = 5) -> tuple[Planner, ...]:
         way("gradient 8 x 15, L2", l2, Gradient(8, 15)),
         way("CEM 64 x 5, temporal", Temporal(), CEM(64, 8, 5)),
         way("MPPI 64 x 5, temporal", Temporal(), MPPI(64, 8, 5)),
-        way("CEM 64 x 5, temporal + .5, 2 of 5", steady, CEM(64, 8, 5), receding=2),
+        way("CEM 64 x 5, temporal + 1, 2 of 5", steady, CEM(64, 8, 5), receding=2),
         way("amortised", l2, Amortised()),
         way("amortised, 2 of 5", l2, Amortised(), receding=2),
         way("amortised, 1 of 5", l2, Amortised(), receding=1),
-        way("amortised + MPPI 32 x 3, temporal + .5, 1 of 5", steady, Amortised(search=quick), receding=1),
-        way("amortised + MPPI 32 x 3, L2 + .5, 1 of 5", L2(intermediate=0.5), Amortised(search=quick), receding=1),
-        way("guarded by MPPI 32 x 3, temporal + .5, 1 of 5", steady, Amortised(search=quick, guarded=True), receding=1),
+        way("amortised + MPPI 44 x 3, temporal + 1, 1 of 5", steady, Amortised(search=quick), receding=1),
+        way("amortised + MPPI 44 x 3, L2 + 1, 1 of 5", L2(intermediate=1.0), Amortised(search=quick), receding=1),
+        way("guarded by MPPI 44 x 3, temporal + 1, 1 of 5", steady, Amortised(search=quick, guarded=True), receding=1),
     )
 
 
@@ -125,7 +131,7 @@ def run(
         return _full_size([p for p in planners() if not quick or p.name in ("CEM 64 x 5, L2", "amortised")])
     rows: list[list[str]] = []
     results: list[dict[str, Any]] = []
-    what = f"{TOGETHER} environments in a batch, {torch.get_num_threads()} threads, seed {seed}"
+    what = f"{TOGETHER} environments in a batch, {_machine()}, seed {seed}"
     for path in runs:
         opened = open_run(path)
         chosen = [p for p in planners() if p.name == PAPER or not only or any(word in p.name for word in only)]
@@ -167,10 +173,16 @@ def _full_size(chosen: Sequence[Planner]) -> dict[str, Any]:
             milliseconds[name] = 1e3 * (time.perf_counter() - began)
     first = next(iter(milliseconds.values()))
     calls = {name: agent.effort.predictor_calls_per_plan for name, agent in agents.items()}
-    rows = [{"planner": name, "ms_alone": ms, "faster": first / ms, "calls": calls[name]} for name, ms in milliseconds.items()]
-    cells = [[name, f"{ms:.4g}", f"{first / ms:.3g}x", f"{calls[name]:.0f}"] for name, ms in milliseconds.items()]
-    what = f"published size, 224 px, random weights, one environment, {torch.get_num_threads()} threads; time only"
-    columns = ("planner", "ms, alone", "faster", "calls")
+    rows = [
+        {"planner": name, "ms_alone": ms, "faster": first / ms, "calls": calls[name]}
+        | _arithmetic(model, agents[name].config, world.spec, pixels, goals, ms)
+        for name, ms in milliseconds.items()
+    ]
+    cells = [
+        [r["planner"], f"{r['ms_alone']:.4g}", f"{r['faster']:.3g}x", f"{r['calls']:.0f}", *_arithmetic_cells(r)] for r in rows
+    ]
+    what = f"published size, 224 px, random weights, one environment, {_machine()}; time only"
+    columns = ("planner", "ms, alone", "faster", "calls", *ARITHMETIC)
     return {"name": "plan", "what": what, "columns": columns, "rows": cells, "results": [{"rows": rows}]}
 
 
@@ -207,7 +219,7 @@ def _compare(
                 "others": {c: asdict(mine.score(AGENT, True, c)) for c in mine.others},
                 "p": None if mine is paper else paper.against(mine).p,
                 "ms_batch": 1e3 * seconds,
-                "ms_alone": alone[planner.name],
+                **alone[planner.name],
                 "faster": paper.effort.seconds_per_plan / seconds,
                 "calls": mine.effort.predictor_calls_per_plan,
                 "plans": mine.effort.plans,
@@ -215,8 +227,8 @@ def _compare(
             }
 
 
-def _alone(opened: Run, chosen: Sequence[Planner]) -> dict[str, float]:
-    """Median milliseconds of a plan for one environment, picture included; the planners take turns."""
+def _alone(opened: Run, chosen: Sequence[Planner]) -> dict[str, dict[str, float]]:
+    """Median milliseconds of a plan for one environment, picture included, the planners taking turns; and its arithmetic."""
     world = opened.world(1)
     pixels, goals = world.render(), world.render(world.goals)
     times: dict[str, list[float]] = {planner.name: [] for planner in chosen}
@@ -229,7 +241,29 @@ def _alone(opened: Run, chosen: Sequence[Planner]) -> dict[str, float]:
             began = time.perf_counter()
             agent.act(pixels, goals)
             times[planner.name].append(1e3 * (time.perf_counter() - began))
-    return {name: statistics.median(values[1:]) for name, values in times.items()}  # the first warms up
+    found = {}
+    for planner in chosen:
+        ms = statistics.median(times[planner.name][1:])  # the first warms up
+        counted = _arithmetic(opened.model, planner.planning, world.spec, pixels, goals, ms)
+        found[planner.name] = {"ms_alone": ms, **counted}
+    return found
+
+
+def _arithmetic(
+    model: Any, planning: PlanningConfig, spec: EnvSpec, pixels: np.ndarray, goals: np.ndarray, ms: float
+) -> dict[str, float]:
+    """GFLOP of a plan as it is made and without the model's engine, and GFLOP/s if it takes so many milliseconds."""
+    done, plainly = (count_plan(model, planning, spec, (pixels, goals), plain)[0] / 1e9 for plain in (False, True))
+    return {"gflop": done, "gflop_plain": plainly, "gflops_per_s": done / (ms / 1e3)}
+
+
+def _arithmetic_cells(row: dict[str, Any]) -> list[str]:
+    return [f"{row[name]:.3g}" for name in ("gflop", "gflop_plain", "gflops_per_s")]
+
+
+def _machine() -> str:
+    limit = machine_limit(time.perf_counter)
+    return f"{torch.get_num_threads()} threads that multiply large matrices at {limit:.0f} GFLOP/s"
 
 
 def _reached(opened: Run, chosen: Sequence[Planner], protocol: Protocol) -> dict[str, float]:
@@ -254,7 +288,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     p = "-" if row["p"] is None else p_value(row["p"])
     return [
         row["task"], rate, p, f"{row['ms_batch']:.3g}", f"{row['ms_alone']:.3g}", f"{row['faster']:.3g}x",
-        f"{row['calls']:.0f}", f"{row['reached']:.3f}",
+        f"{row['calls']:.0f}", f"{row['reached']:.3f}", *_arithmetic_cells(row),
     ]  # fmt: skip
 
 

@@ -206,7 +206,7 @@ def save_head(run: Path, name: str, head: Any, record: Mapping[str, Any]) -> Pat
         _write_tensors(
             {name: tensor.contiguous() for name, tensor in head.state_dict().items()}, partial / "weights.safetensors"
         )
-        described = {"head": name, "config": dataclasses.asdict(head.config), "world_model": _digest_of_newest(run)}
+        described = {"head": name, "config": dataclasses.asdict(head.config), "world_model": digest_of_newest(run)}
         write_json(partial / HEAD, {**described, **record})
     return final
 
@@ -214,7 +214,7 @@ def save_head(run: Path, name: str, head: Any, record: Mapping[str, Any]) -> Pat
 def head_names(run: Path) -> list[str]:
     """The heads of a run, sorted. One that was fitted to other weights than the newest does not count."""
     found = sorted(file.parent.name for file in (run / HEADS).glob(f"[a-z]*/{HEAD}"))
-    digest = _digest_of_newest(run) if found else ""
+    digest = digest_of_newest(run) if found else ""
     return [name for name in found if read_json(run / HEADS / name / HEAD).get("world_model") == digest]
 
 
@@ -289,7 +289,7 @@ def _whole_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _digest_of_newest(run: Path) -> str:
+def digest_of_newest(run: Path) -> str:
     """Of the newest weights: what was fitted to these fits no others."""
     checkpoint = latest(run)
     if checkpoint is None:

@@ -47,8 +47,9 @@ class Looped:
     Args:
         envs: equal environments after the contract of an env plug-in: `env_spec`, `reset(seed=, options=)` with `info` holding
             "state", "goal" and "success", `step`, `render_state(state)` and `policy(name, seed)`; `regions(states)` if it
-            has any. One with several success criteria has them all in `info["criteria"]`, by name. Where drawing is slow,
-            `advance(action)` may do what `step` does but draw, and return the `info`: not every step is looked at.
+            has any. One with several success criteria has them all in `info["criteria"]`, by name. One whose spec names
+            things has `teleport(things, state, seed)` and `recoloured(thing, turn)`. Where drawing is slow, `advance(action)`
+            may do what `step` does but draw, and return the `info`: not every step is looked at.
     """
 
     def __init__(self, envs: Sequence[Any]):
@@ -102,6 +103,13 @@ class Looped:
 
     def regions(self, states: np.ndarray) -> np.ndarray | None:
         return self.envs[0].regions(states) if hasattr(self.envs[0], "regions") else None
+
+    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        moved = [self.envs[0].teleport(things, state, int(seed)) for state, seed in zip(states, seeds, strict=True)]
+        return np.stack(moved).astype(np.float32)
+
+    def recoloured(self, thing: str, turn: float = 0.5) -> str:
+        return str(self.envs[0].recoloured(thing, turn))
 
     def _set(self, states: np.ndarray, goals: np.ndarray) -> None:
         # By reset, not by set_state: only reset answers with an `info` that is true of the new state and goal.

@@ -40,6 +40,7 @@ class EnvSpec:
             no such distance.
         criteria: names of what `World.success` can be asked for. The first is the benchmark's success, by which runs are
             compared; others, such as "block pose", are reported beside it.
+        things: names of what can be put elsewhere or painted by itself, see `World.teleport`; the one that acts comes first.
     """
 
     name: str
@@ -54,6 +55,7 @@ class EnvSpec:
     picture_extent: float | None = None
     tolerance: float | None = None
     criteria: tuple[str, ...] = ("success",)
+    things: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -325,4 +327,18 @@ class World(Protocol):
 
     def regions(self, states: np.ndarray) -> np.ndarray | None:
         """(n,) integer region (room) of each state, or None where the world has no regions."""
+        ...
+
+    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        """Legal (n, S) states like those given, but with some of `spec.things` elsewhere and at rest; asked for nothing else.
+
+        Each is two tolerances or more away from where it was, and state i is drawn from `seeds[i]` and `states[i]` alone. The
+        environments stay as they are: `set_states` is what puts them there.
+        """
+        ...
+
+    def recoloured(self, thing: str, turn: float = 0.5) -> str:
+        """The look like this world's own but for the colour of one of `spec.things`, turned on the colour wheel; see
+        `single.turned_color`. Dynamics are the same.
+        """
         ...

@@ -18,7 +18,7 @@ from lewm.contracts import Hindsight, WorldModel
 from lewm.data import Episodes, check_fits
 from lewm.latents import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
 
-__all__ = ["MAX_FRAMES", "Latents", "encode_episodes"]
+__all__ = ["MAX_FRAMES", "Latents", "Paths", "encode_episodes", "encode_paths", "rows_of_block"]
 
 MAX_FRAMES = 50_000
 """Encoded at most where nothing else is asked for; it bounds time and memory."""
@@ -104,15 +104,7 @@ def encode_episodes(
 
     Cost: F frames through the encoder; memory of F x (D + A) numbers.
     """
-    require_evaluation_mode(model)
-    spec = model.spec
-    check_fits(episodes, spec.image_size, spec.statistics.action_dim)
-    if spec.frameskip % episodes.every:
-        raise ValueError(
-            f"{episodes.path}: expected rows that a block of {spec.frameskip} env steps is made of, got one per "
-            f"{episodes.every}. Use the episodes that the run was trained on."
-        )
-    stride = spec.frameskip // episodes.every  # rows of a block
+    spec, stride = model.spec, rows_of_block(model, episodes)
     apart, chosen = _thinned(episodes, ids, stride, max_frames, seed)
     device = device_of(model)
     parts: dict[str, list[np.ndarray]] = {"rows": [], "blocks": [], "whole": [], "following": []}
@@ -140,6 +132,95 @@ def encode_episodes(
         gap=apart * episodes.every,
         frameskip=spec.frameskip,
     )
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Frames of some episodes as a frozen model sees them, one action block apart, end to end.
+
+    Attributes:
+        latents: (F, D).
+        blocks: (F, A) normalised actions from each frame to the next; of no meaning in the last frame of an episode.
+        episode: (F,) number of the episode of each frame.
+        rows: (F,) of the file.
+        gap: env steps from one frame to the next.
+    """
+
+    latents: Tensor
+    blocks: Tensor
+    episode: np.ndarray
+    rows: np.ndarray
+    gap: int
+
+    def __len__(self) -> int:
+        """F."""
+        return len(self.episode)
+
+    def followed(self, by: int) -> np.ndarray:
+        """(n,) frames that so many others of their episode follow, or more."""
+        return np.flatnonzero(self.episode[: max(0, len(self) - by)] == self.episode[by:])
+
+    def reach(self, episodes: int) -> int:
+        """How many frames follow the first in each of the longest so many episodes."""
+        return int(np.sort(np.unique(self.episode, return_counts=True)[1])[-episodes]) - 1
+
+    def some(self, frames: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
+        """Places in (n,) `frames`, ascending and drawn at random, so that no episode has more than `most` of them."""
+        order = generator.permutation(len(frames))
+        episode = self.episode[frames]
+        order = order[np.argsort(episode[order], kind="stable")]
+        _, first, counts = np.unique(episode[order], return_index=True, return_counts=True)
+        return np.sort(order[np.arange(len(order)) - np.repeat(first, counts) < most])
+
+    def pairs(self, reach: int, most: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) frames and (n,) later ones of the same episodes, at most `reach` frames later and `most` pairs per episode."""
+        firsts = [self.followed(by) for by in range(1, reach + 1)]
+        first, later = np.concatenate(firsts), np.repeat(np.arange(1, reach + 1), [len(each) for each in firsts])
+        chosen = self.some(first, most, generator)
+        return first[chosen], first[chosen] + later[chosen]
+
+
+def encode_paths(model: WorldModel, episodes: Episodes, ids: Sequence[int], progress: Progress = lambda *_: None) -> Paths:
+    """Encode every frame of some episodes that is a whole number of action blocks from its beginning.
+
+    Args:
+        model: in evaluation mode; it stays as it is. The latents stay on its device.
+
+    Raises:
+        ValueError: the model is in training mode, or the file does not fit it.
+
+    Cost: F frames through the encoder; pixels of one episode at a time.
+    """
+    spec, stride = model.spec, rows_of_block(model, episodes)
+    latents, blocks, rows = [], [], []
+    for done, i in enumerate(ids, 1):
+        actions = episodes.actions(i)
+        steps = np.arange(0, len(actions), stride)
+        rows.append(episodes.offsets[i] + steps)
+        blocks.append(actions[np.minimum(steps[:, None] + np.arange(stride), len(actions) - 1)].reshape(len(steps), -1))
+        pixels = torch.from_numpy(episodes.rows("pixels", rows[-1])).permute(0, 3, 1, 2)[:, None]
+        latents.append(encode(model, pixels)[:, 0].float())
+        progress("encode", done, len(ids), "")
+    return Paths(
+        latents=torch.cat(latents),
+        blocks=spec.statistics.normalise_actions(torch.from_numpy(np.concatenate(blocks))).to(device_of(model)),
+        episode=np.repeat(np.asarray(ids), [len(each) for each in rows]),
+        rows=np.concatenate(rows),
+        gap=spec.frameskip,
+    )
+
+
+def rows_of_block(model: WorldModel, episodes: Episodes) -> int:
+    """How many rows of a file make one action block; a file or a model that cannot be used so is refused with a ValueError."""
+    require_evaluation_mode(model)
+    spec = model.spec
+    check_fits(episodes, spec.image_size, spec.statistics.action_dim)
+    if spec.frameskip % episodes.every:
+        raise ValueError(
+            f"{episodes.path}: expected rows that a block of {spec.frameskip} env steps is made of, got one per "
+            f"{episodes.every}. Use the episodes that the run was trained on."
+        )
+    return spec.frameskip // episodes.every
 
 
 def _thinned(episodes: Episodes, ids: Sequence[int], stride: int, max_frames: int, seed: int) -> tuple[int, list[int]]:

@@ -1,4 +1,5 @@
-"""Training losses as pure functions of latents: the prediction error, and SIGReg, which keeps the latents from collapsing.
+"""Training losses as pure functions of latents: the prediction error, and SIGReg, which keeps the latents from collapsing; and
+what is watched of latents without being trained for: how far they spread and how straight their paths are.
 
 SIGReg asks that the latents of a batch look like draws of a standard Gaussian. It projects them on M random directions and
 compares, per direction, the empirical characteristic function of the B projections with that of N(0, 1) at Q knots (the
@@ -15,7 +16,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-__all__ = ["draw_directions", "prediction", "sigreg", "sigreg_reference", "spread"]
+__all__ = [
+    "STILL",
+    "draw_directions",
+    "prediction",
+    "sigreg",
+    "sigreg_per_slice",
+    "sigreg_reference",
+    "spread",
+    "straightness",
+    "turns",
+]
+
+STILL = 1e-3
+"""Velocities shorter than this share of their root mean square count as standing still: they are rounding, or all but."""
 
 
 def prediction(predicted: Tensor, target: Tensor) -> Tensor:
@@ -140,6 +154,25 @@ def sigreg(latents: Tensor, directions: Tensor, num_knots: int = 17, max_knot: f
         return _SIGReg.apply(latents, directions.detach().to(latents.dtype), num_knots, max_knot, wants_gradient)
 
 
+def sigreg_per_slice(latents: Tensor, directions: Tensor, num_knots: int = 17, max_knot: float = 3.0) -> Tensor:
+    """The statistics that `sigreg` is the mean of, of one process and without a gradient: which directions are the worst?
+
+    Args:
+        latents, directions, num_knots, max_knot: as for `sigreg`.
+
+    Returns:
+        (T, M), each about 1.05 on average for Gaussian latents.
+
+    Cost: about 16 bytes for each of the T*B*M projections.
+    """
+    with torch.no_grad():
+        latents = _full_precision(latents)
+        _, phi, weights = (values[1:, None, None] for values in _quadrature(num_knots, max_knot, latents))
+        angles = latents.transpose(0, 1) @ directions.to(latents.dtype) * (max_knot / (num_knots - 1))
+        residual = _power_sums(_wave(angles), num_knots - 1) / len(latents) - phi
+        return len(latents) * (weights * (residual.real.square() + residual.imag.square())).sum(dim=0)
+
+
 class _SIGReg(torch.autograd.Function):
     """SIGReg whose gradient is computed along with its value, so that nothing but that gradient waits for backward.
 
@@ -241,6 +274,42 @@ def spread(latents: Tensor) -> tuple[Tensor, Tensor]:
     shares = eigenvalues / eigenvalues.sum().clamp_min(torch.finfo(rows.dtype).tiny)
     rank = torch.exp(-torch.xlogy(shares, shares).sum())
     return std, torch.where(std.isfinite(), rank, torch.nan)
+
+
+def straightness(latents: Tensor) -> Tensor:
+    """How straight paths are: the mean cosine between consecutive velocities v_t = z_{t+1} - z_t.
+
+    1 is a straight line, -1 to and fro. Steps that know nothing of each other give 0 (many dimensions); latents that know
+    nothing of each other give -1/2, because each velocity takes back half of the one before.
+
+    Args:
+        latents: (B, T, D), T > 2; other leading axes are welcome.
+
+    Returns:
+        A detached scalar; NaN where nothing moves. Pairs with a velocity shorter than `STILL` times the root mean square of
+        all are left out: where nothing moves there is no direction.
+
+    Source: LeWorldModel, temporal straightening; what is left out: ours.
+    """
+    latents = _full_precision(latents.detach())
+    still = STILL * latents.diff(dim=-2).square().sum(dim=-1).mean().sqrt()
+    return turns(latents, still).nanmean()
+
+
+def turns(path: Tensor, still: Tensor | float = 0.0) -> Tensor:
+    """Cosine of each turn of a path, the angle between two consecutive velocities.
+
+    Args:
+        path: (..., T, D).
+        still: length up to which a velocity counts as none.
+
+    Returns:
+        (..., T-2); NaN where one of the two velocities is none.
+    """
+    velocity = path.diff(dim=-2)
+    moved = torch.linalg.vector_norm(velocity, dim=-1) > still
+    cosine = F.cosine_similarity(velocity[..., :-1, :], velocity[..., 1:, :], dim=-1, eps=1e-30)
+    return torch.where(moved[..., :-1] & moved[..., 1:], cosine, torch.nan)
 
 
 def _quadrature(num_knots: int, max_knot: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""From nothing to an agent that plans, and a page that shows it: collect, train, evaluate, probe, report.
+"""From nothing to an agent that plans, and a page that shows it: collect, train, fit, evaluate, analyse, report.
 
 out/
   quickstart.json    what the folder holds, and how long its stages took
   episodes.h5        collected episodes
-  run/               the trained world model
+  run/               the trained world model, and what analyses found of it
   report.html        for people
   result.json        for programs; written last, so that its presence means finished
 """
@@ -13,21 +13,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lewm import checkpoints, recipes
-from lewm.analyses.probing import Probe, Probing
-from lewm.animation import View, draw_episode, encode_animation
+from lewm import analysing, checkpoints, recipes
+from lewm.collection import open_world
 from lewm.contracts import EnvSpec, Result, World, WorldModel
 from lewm.data import Episodes
-from lewm.evaluation import AGENT, Evaluation, Recording, Score, evaluate, record_episodes
+from lewm.evaluation import AGENT, Evaluation, Score, evaluate
 from lewm.files import write_atomically
 from lewm.recipes import Experiment
-from lewm.report import Clip, draw_panels, render
+from lewm.records import read
+from lewm.report import render
 from lewm.reproduction import (
     Book,
     Report,
@@ -48,7 +49,14 @@ RECIPE, PUBLISHED = "two-room-tiny", "two-room-paper"
 PAIRS, OTHER_ROOM_PAIRS = 200, 100
 SHORT_EPISODES, SHORT_UPDATES, SHORT_FIT_UPDATES, SHORT_PAIRS = 100, 40, 200, 100
 
-CLIPS, THROUGH_DOOR_CLIPS = 6, 3
+ANALYSES = {
+    "planning": {"pairs": 24},
+    "probing": {"mlp": False, "rollouts": 64},
+    "surprise": {"episodes": 60},
+    "geometry": {"episodes": 40, "gaussians": 100, "pairs": 20},
+    "economy": {"paper_plans": 0},
+}
+"""Those that a quickstart can afford, and in which settings. `lewm analyse` asks all of them in full, and the decoder too."""
 
 
 def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = lambda *_: None) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
 
     Args:
         out: folder. One that was interrupted is continued, a finished one is left alone and its result returned.
-        seed: of data, weights, pairs, search and probe.
+        seed: of data, weights, pairs, search and analyses.
         short: much less of everything, to see that it works; the result says so.
         report: called as stages proceed.
 
@@ -91,15 +99,22 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
         if not short:
             protocol = Protocol.to_other_room(OTHER_ROOM_PAIRS, seed)
             other_room = _evaluate(experiment, model, world, episodes, split["heldout"], protocol, report)
-    with book.timed("probe"):
-        report("probe", 0, 1, "", "")
-        probing = Probing(seed=seed).run(Subject(model, episodes, split["train"], split["heldout"]))
-        report("probe", 1, 1, ", ".join(f"r of {n} {s['r']:.4f}" for n, s in probing.values["variables"].items()), "")
+    with book.timed("analyse"):
+        answers = analysing.analyse(
+            run_folder,
+            _subject(experiment, model, episodes, split, metrics, run_folder),
+            tuple(ANALYSES),
+            report,
+            seed=seed,
+            settings=ANALYSES,
+            draw=False,
+        )
+        probing = answers["probing"]
+        assert isinstance(probing, Result)
     with book.timed("report"):
-        door = _through_door(world, evaluation)
-        clips = _clips(experiment, model, episodes, evaluation, door, probing, report)
+        report("report", 0, 1, "", "")
         result = {
-            **_success(evaluation, door, world.spec),
+            **_success(evaluation, _through_door(world, evaluation), world.spec),
             "other_room": None if other_room is None else _other_room(other_room),
             "published": _published(),
             "probe_r": {name: scores["r"] for name, scores in probing.values["variables"].items()},
@@ -110,13 +125,13 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
             "short": short,
             "resumed": book.resumed,
             "command": f"lewm quickstart --out {shlex.quote(str(out))} --seed {seed}{' --short' if short else ''}",
+            "seconds": book.seconds,  # without those of drawing the page that they are to stand on
         }
-        panels = draw_panels(result, metrics, probing)
+        page = render([read(run_folder, result)], result["command"])
     result["seconds"] = book.seconds
-    page = render(result, metrics, probing, panels, clips, shlex.quote(str(out)))
     write_atomically(out / "report.html", page.encode())
     checkpoints.write_json(out / "result.json", result)
-    report("report", CLIPS, CLIPS, "", "")
+    report("report", 1, 1, "", "")
     episodes.close()
     return result
 
@@ -151,45 +166,23 @@ def _evaluate(
     return evaluate(model, experiment.planning, world, episodes, heldout, protocol, progress=progress)
 
 
-def _clips(
+def _subject(
     experiment: Experiment,
     model: WorldModel,
     episodes: Episodes,
-    evaluation: Evaluation,
-    door: np.ndarray,
-    probing: Result,
-    report: Report,
-) -> list[Clip]:
-    chosen = evaluation.pairs[_worth_seeing(evaluation.success_steps[AGENT], door)]
-    world = open_recipe_world(experiment, len(chosen))
-    spec = world.spec
-    assert spec.picture_extent is not None
-    assert spec.tolerance is not None
-    view = View(Probe.of(probing).predict, spec.picture_extent, spec.tolerance)
-    clips: list[Clip] = []
-    for recording in record_episodes(model, experiment.planning, world, episodes, chosen, evaluation.protocol):
-        report("report", len(clips), CLIPS, "drawing planned episodes", "")
-        clips.append(_clip(recording, world, evaluation.protocol.budget, view))
-    return clips
+    split: Mapping[str, list[int]],
+    metrics: Sequence[Mapping[str, Any]],
+    run_folder: Path,
+) -> Subject:
+    """What the analyses look at, as `runs.open_run` would open it."""
 
+    def opened(num_envs: int, *look: str) -> World:
+        options = experiment.options | ({"look": look[0]} if look else {})
+        return open_world(experiment.world, num_envs, image_size=experiment.image_size, **options)
 
-def _clip(recording: Recording, world: World, budget: int, view: View) -> Clip:
-    frames = draw_episode(recording, budget, view)
-    rooms = world.regions(np.stack([recording.states[0], recording.goal_state]))
-    where = "through the door" if rooms is not None and rooms[0] != rooms[1] else "within one room"
-    solved, steps = recording.success_step is not None, len(recording.actions)
-    caption = f"{where}, {steps} steps" if solved else f"{where}, {steps} steps were not enough"
-    return Clip(caption, solved, encode_animation(frames, ".webp"), encode_animation(frames[-1:], ".webp"))
-
-
-def _worth_seeing(steps: np.ndarray, door: np.ndarray) -> np.ndarray:
-    """Places of the pairs to draw: by rule and in the order of the evaluation, so that nobody picks the pretty ones."""
-    missed = np.flatnonzero(steps < 0)[:1]
-    through = np.flatnonzero((steps > 0) & door)[:THROUGH_DOOR_CLIPS]
-    within = np.flatnonzero((steps > 0) & ~door)[: CLIPS - len(missed) - len(through)]
-    chosen = np.concatenate([through, within, missed])
-    others = np.setdiff1d(np.arange(len(steps)), chosen)[: CLIPS - len(chosen)]
-    return np.concatenate([chosen, others])
+    heads = {name: checkpoints.load_head(run_folder, name, model) for name in checkpoints.head_names(run_folder)}
+    told = (opened, tuple(metrics), experiment.planning, heads, experiment.recipe)
+    return Subject(model, episodes, split["train"], split["heldout"], *told)
 
 
 def _through_door(world: World, evaluation: Evaluation) -> np.ndarray:

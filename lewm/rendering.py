@@ -28,6 +28,8 @@ __all__ = ["FAST_MESH_M", "LOOKS", "Scene", "find_backend", "once_per_thread", "
 Arguments = ParamSpec("Arguments")
 Made = TypeVar("Made")
 
+Paint = tuple[tuple[str, str], ...]
+
 LOOKS = ("published", "fast")
 """Named appearances of the MuJoCo worlds. "published" is what the benchmark draws. "fast" is for machines without a GPU: no
 shadows, no mirror images in the floor, meshes thinned to `FAST_MESH_M`, and edges smoothed by drawing at twice the size instead
@@ -84,15 +86,20 @@ class Scene:
         image_size: height and width of the pictures.
         camera: a camera of the model, by name.
         look: one of `LOOKS`.
+        paint: materials or shapes (geoms) of the model, by name, and another colour for each, six hexadecimal digits rrggbb.
 
     Raises:
         ValueError: unknown look, or OpenGL does not work here.
     """
 
-    def __init__(self, model: Any, image_size: int, camera: str, look: str = "published") -> None:
+    def __init__(self, model: Any, image_size: int, camera: str, look: str = "published", paint: Paint = ()) -> None:
         import mujoco
 
         self.model, self.image_size = model, image_size
+        materials = {model.material(i).name for i in range(model.nmat)}
+        for name, color in paint:
+            element = model.material(name) if name in materials else model.geom(name)
+            element.rgba[:3] = [part / 255 for part in bytes.fromhex(color)]
         self._fast = choose("look", look, LOOKS) == "fast"
         size = 2 * image_size if self._fast else image_size
         model.vis.global_.offwidth = model.vis.global_.offheight = size
@@ -179,6 +186,6 @@ def once_per_thread(make: Callable[Arguments, Made]) -> Callable[Arguments, Made
 
 
 @once_per_thread
-def open_scene(load: Callable[[], Any], image_size: int, camera: str, look: str) -> Scene:
+def open_scene(load: Callable[[], Any], image_size: int, camera: str, look: str, paint: Paint = ()) -> Scene:
     """The scene of this thread for a model that `load` compiles: made once, then shared. Arguments as in `Scene`."""
-    return Scene(load(), image_size, camera, look)
+    return Scene(load(), image_size, camera, look, paint)

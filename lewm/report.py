@@ -1,36 +1,44 @@
-"""One self-contained HTML page that shows a quickstart to a stranger: pictures and text are inside, nothing is fetched.
+"""One self-contained HTML page about one run, or several side by side: pictures and text are inside, nothing is fetched.
 
-Every result on the page was measured in the run it reports, but for the published one, which is called that.
+It is made of what the run folders hold, as `records.read` gives it. Figures are drawn anew from stored numbers and never copied
+from a folder, so that a stranger's run can put no markup into it.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import lewm
+from lewm import figures, registry
+from lewm.analyses.planning import recordings_of
+from lewm.animation import View, draw_episode, encode_animation
 from lewm.contracts import Result
 from lewm.figures.planning import success_panel
-from lewm.figures.probing import latent_panels, probe_panels
 from lewm.figures.training import loss_panels
 from lewm.panels import THEME, Panel
+from lewm.records import EVALUATION, Answer, Record
+from lewm.telling import TITLES, headlines, tell
 
-__all__ = ["Clip", "draw_panels", "render"]
+__all__ = ["Clip", "clips_of", "panels_of", "render", "slug"]
 
-SAMPLED_ROWS = 24
-"""Of a cloud of points, as many are listed as numbers."""
+SAMPLED_ROWS, MOST_ROWS, MOST_CLIPS = 24, 60, 6
+"""Of a cloud of points, of a table and of attempts, as many are shown; several runs share the last."""
 
-FLOOR_NAMES = {"straight_line": "straight line*", "random": "random", "do_nothing": "do nothing"}
 STAGES = {
     "collect": "collect episodes",
     "train": "train the world model",
     "fit": "fit what the planner asks for",
     "evaluate": "evaluate agent and floors",
-    "probe": "probe the latents",
+    "analyse": "analyse the latents and the plans",
     "report": "draw this report",
     "total": "everything",
 }
@@ -43,7 +51,7 @@ class Clip:
     Attributes:
         caption: what is to be seen, in a few words.
         solved: whether it reached its goal.
-        animation, still: WebP; the still is for readers who asked their system for less motion.
+        animation, still: WebP; the still is for print and for readers who asked their system for less motion.
     """
 
     caption: str
@@ -52,34 +60,63 @@ class Clip:
     still: bytes
 
 
-def draw_panels(result: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], probing: Result) -> dict[str, list[Panel]]:
-    """The figures of the page; arguments as for `render`. Drawn first, because the page shows how long they took."""
-    return {
-        "success": [success_panel(title, scores) for title, scores in _successes(result).items()],
-        "other_room": [success_panel("goals in the other room", scores) for scores in (_other_room(result),) if scores],
-        "loss": loss_panels(metrics),
-        "latents": latent_panels(probing),
-        "probe": probe_panels(probing),
-    }
+@dataclass(frozen=True)
+class _Section:
+    """An analysis on the page. `rows` are figures: one row for each, with a cell per run; None where a run has no such."""
+
+    name: str
+    title: str
+    question: str
+    told: Sequence[tuple[str, str]] = ()
+    rows: Sequence[Sequence[tuple[str, Panel | None]]] = ()
+    tables: Sequence[tuple[str, Sequence[Mapping[str, Any]], int]] = ()
+    commands: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    missing: Sequence[tuple[str, str]] = ()
 
 
-def render(
-    result: Mapping[str, Any],
-    metrics: Sequence[Mapping[str, Any]],
-    probing: Result,
-    panels: Mapping[str, Sequence[Panel]],
-    clips: Sequence[Clip],
-    folder: str,
-) -> str:
+# ----------------------------------------------------------------------------------------------------------- figures
+
+
+def clips_of(planning: Result, most: int | None = None) -> list[Clip]:
+    """The attempts that an analysis of planning recorded, as animations; at most so many, evenly spaced."""
+    values = planning.values
+    view = None
+    if values["picture_extent"] is not None and values["tolerance"] is not None:
+        view = View(np.asarray, values["picture_extent"], values["tolerance"])
+    clips = []
+    pairs = list(zip(recordings_of(planning), values["attempts"], strict=True))
+    chosen = np.unique(np.linspace(0, len(pairs) - 1, min(most or len(pairs), len(pairs))).round().astype(int))
+    for recording, attempt in (pairs[k] for k in chosen):
+        frames = draw_episode(recording, values["budget"], view)
+        where = {True: "into the other room, ", False: "within one room, ", None: ""}[attempt["other_region"]]
+        steps = f"{attempt['steps']} steps" + ("" if attempt["reached"] else " were not enough")
+        moving, still = (encode_animation(some, ".webp") for some in (frames, frames[-1:]))
+        clips.append(Clip(where + steps, attempt["reached"], moving, still))
+    return clips
+
+
+def panels_of(result: Result) -> list[Panel]:
+    """Everything there is to draw of a result, animations included."""
+    clips = clips_of(result) if result.name == "planning" else []
+    moving = [Panel(f"attempt {k}", webp=clip.animation, still=clip.still) for k, clip in enumerate(clips, 1)]
+    return [*figures.draw(result), *moving]
+
+
+def slug(title: str) -> str:
+    """A title as a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "panel"
+
+
+# -------------------------------------------------------------------------------------------------------------- page
+
+
+def render(records: Sequence[Record], command: str) -> str:
     """Write the page.
 
     Args:
-        result: what `quickstart.run` writes to result.json.
-        metrics: lines of metrics.jsonl.
-        probing: of `analyses.probing`, on held-out episodes.
-        panels: of `draw_panels`.
-        clips: planned episodes.
-        folder: of the quickstart, as the commands on the page name it.
+        records: one or more, as `records.read` gives them.
+        command: that made the page.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -90,43 +127,169 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"percent": _percent, "duration": _duration, "interval": _interval, "webp": _webp, "number": _number}
+    templates.filters |= {
+        "percent": _percent,
+        "duration": _duration,
+        "interval": _interval,
+        "webp": _webp,
+        "number": _number,
+        "cell": _cell,
+    }
+    records = _labelled(records)
+    story = records[0].story if len(records) == 1 else None
+    clips = [_clips(record, max(1, MOST_CLIPS // len(records))) for record in records]
     return templates.get_template("report.html.j2").render(
-        result=result,
-        settings=result["settings"],
-        searches="num_candidates" in result["settings"]["planning"]["solver"],
-        folder=folder,
+        records=records,
+        story=story,
+        command=command,
         theme=THEME,
-        successes=_successes(result),
-        other_room=_other_room(result),
-        straight_does=_compared(result["floors"]["straight_line"], result["success"]),
-        panels=panels,
-        loss_table=_loss_table(metrics),
-        probing=probing.values,
-        sample=_sample(probing),
-        clips=clips,
-        stages={name: label for name, label in STAGES.items() if name in result["seconds"]},
-        next_steps=_next_steps(result, folder),
+        sections=[_section(name, records) for name in _ordered(records[0].answers)],
+        clips=list(zip_longest(*clips)),
+        successes=_success_rows(records),
+        losses=_rows([loss_panels(record.metrics) for record in records], records),
+        loss_tables=[(record.label, _loss_table(record.metrics)) for record in records if record.metrics],
+        facts=[_facts(record) for record in records],
+        comparison=_comparison(records),
+        straight_does=story and _compared(story["floors"]["straight_line"], story["success"]),
+        places=any(_planned(record, "picture_extent") is not None for record in records),
+        searches=any((_planned(record, "rounds") or 0) > 1 for record in records),
+        stages=STAGES,
+        next_steps=_next_steps(records[0]),
+        evaluation=lambda record: shlex.quote(str(record.path / EVALUATION)),
+        version=lewm.__version__,
     )
 
 
-def _successes(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, float]]]:
-    """Way of counting -> policy -> score, the agent first."""
-    floors = {label: result["floors"][name] for name, label in FLOOR_NAMES.items() if name in result["floors"]}
-    return {
-        "paper's protocol": {"agent": result["success"], **floors},
-        "strict": {"agent": result["strict"], **{label: floor["strict"] for label, floor in floors.items()}},
-    }
+def _labelled(records: Sequence[Record]) -> list[Record]:
+    """With labels that differ: where names of folders do not, whole paths."""
+    labels = [record.label for record in records]
+    return [replace(r, label=str(r.path) if labels.count(r.label) > 1 else r.label) for r in records]
 
 
-def _other_room(result: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    """Policy -> score on the distant goals, the agent first; empty where they were not played."""
-    played = result["other_room"]
-    if played is None:
-        return {}
-    return {"agent": played["agent"]} | {
-        label: played["floors"][n] for n, label in FLOOR_NAMES.items() if n in played["floors"]
+def _section(name: str, records: Sequence[Record]) -> _Section:
+    answers = [record.answers[name] for record in records]
+    drawn = [figures.draw(answer.result) if answer.result else [] for answer in answers]
+    tables: list[tuple[str, Sequence[Mapping[str, Any]], int]] = []
+    for record, answer in zip(records, answers, strict=True):
+        if answer.result is None:
+            continue
+        whose = f"{record.label}: " if len(records) > 1 else ""
+        of = {**answer.result.tables, **(_sampled(answer.result) if len(records) == 1 else {})}
+        tables += [(whose + caption, rows[:MOST_ROWS], len(rows)) for caption, rows in of.items() if rows]
+    return _Section(
+        name=name,
+        title=TITLES.get(name, name.replace("-", " ").capitalize()),
+        question=registry.load("analyses", name).question,
+        told=[(r.label, tell(a.result)) for r, a in zip(records, answers, strict=True) if a.result is not None],
+        rows=_rows(drawn, records),
+        tables=tables,
+        notes=_notes(name, answers),
+        commands=[f"lewm analyse {record.quoted} {name}" for record in records],
+        missing=[(r.label, a.why) for r, a in zip(records, answers, strict=True) if a.result is None],
+    )
+
+
+def _notes(name: str, answers: Sequence[Answer]) -> list[str]:
+    """What is to be known of the figures of an analysis."""
+    shares = [a.result.values["plane_variance"] for a in answers if a.result and "plane_variance" in a.result.values]
+    if name != "probing" or not shares:
+        return []
+    told = (
+        " and ".join(_percent(share) for share in shares)
+        if len(shares) < 3
+        else f"{_percent(min(shares))} to {_percent(max(shares))}"
+    )
+    return [
+        f"The maps show the latents of held-out pictures in their two principal directions, which hold {told} of their "
+        "variance. Each point has the colour of its true place in the first map: neighbours in the world should be neighbours "
+        "in the latents."
+    ]
+
+
+def _rows(drawn: Sequence[Sequence[Panel]], records: Sequence[Record]) -> list[list[tuple[str, Panel | None]]]:
+    """Panels of each run -> rows of panels of one kind, a cell per run. Of titles the words count, not the numbers."""
+    by_kind: list[dict[tuple[str, int], Panel]] = []
+    for panels in drawn:
+        kinds: dict[tuple[str, int], Panel] = {}
+        for panel in panels:
+            words = re.sub(r"\d+", "", panel.title)
+            kinds[words, sum(known == words for known, _ in kinds)] = panel
+        by_kind.append(kinds)
+    rows = dict.fromkeys(kind for kinds in by_kind for kind in kinds)
+    return [[(r.label, of.get(kind)) for r, of in zip(records, by_kind, strict=True)] for kind in rows]
+
+
+def _success_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Per task its figures, a row for each way of counting, and tables of their numbers."""
+    tasks = dict.fromkeys(outcome.task for record in records for outcome in record.outcomes)
+    found = []
+    for task in tasks:
+        of = [next((o for o in record.outcomes if o.task == task), None) for record in records]
+        drawn = [[success_panel(title, scores) for title, scores in o.counts.items()] if o else [] for o in of]
+        tables = [(record.label, o.counts) for record, o in zip(records, of, strict=True) if o]
+        found.append({"task": task, "rows": _rows(drawn, records), "tables": tables})
+    return found
+
+
+def _clips(record: Record, most: int) -> list[Clip]:
+    result = record.answers["planning"].result
+    return clips_of(result, most) if result else []
+
+
+def _planned(record: Record, name: str) -> Any:
+    """A value of the analysis of planning, None where it was not asked."""
+    result = record.answers["planning"].result
+    return result.values.get(name) if result else None
+
+
+def _facts(record: Record) -> dict[str, str]:
+    """What a run is, in a column of a table."""
+    experiment, data = record.experiment, record.experiment.get("data") or {}
+    provenance, training = data.get("provenance") or {}, experiment.get("training") or {}
+    model = experiment.get("model") or {}
+    spec, config = model.get("spec") or {}, model.get("config") or {}
+    split, last = experiment.get("split") or {}, (record.metrics or [{}])[-1]
+    told: dict[str, Any] = {
+        "world": provenance.get("world") or experiment.get("world"),
+        "look": provenance.get("look"),
+        "recipe": experiment.get("recipe"),
+        "model": model.get("model"),
+        "picture, px": spec.get("image_size"),
+        "latent numbers": config.get("latent_dim"),
+        "updates": last.get("update", training.get("updates")),
+        "seed": training.get("seed"),
+        "episodes trained on": len(split["train"]) if "train" in split else None,
+        "episodes held out": len(split["heldout"]) if "heldout" in split else None,
+        "training, s": round(last["seconds"]) if "seconds" in last else None,
+        "alarm": last.get("alarm"),
     }
+    return {name: _cell(value) for name, value in told.items() if value not in (None, "")}
+
+
+def _comparison(records: Sequence[Record]) -> list[dict[str, str]]:
+    """Headline numbers, a row for each and a column per run; of what the runs are, the names and that in which they differ."""
+    facts = [_facts(record) for record in records]
+    telling = {name for fact in facts for name in fact if len({other.get(name) for other in facts}) > 1} | {"world", "recipe"}
+    columns: list[dict[str, str]] = []
+    for record, fact in zip(records, facts, strict=True):
+        column = {name: value for name, value in fact.items() if name in telling}
+        for outcome in record.outcomes:
+            for title, scores in outcome.counts.items():
+                agent, random = scores["agent"], scores.get("random")
+                beside = f"; random {_percent(random['rate'])}" if random else ""
+                what = title if title in outcome.task else f"{outcome.task}: {title}"
+                column[f"reached, {what}"] = f"{_percent(agent['rate'])} [{_interval(agent)}]{beside}"
+        for name in _ordered(record.answers):
+            result = record.answers[name].result
+            column |= headlines(result) if result else {}
+        columns.append(column)
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [{"": name} | {r.label: c.get(name, "-") for r, c in zip(records, columns, strict=True)} for name in names]
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Analyses in the order of the page."""
+    return sorted(names, key=lambda name: list(TITLES).index(name) if name in TITLES else len(TITLES))
 
 
 def _compared(rival: Mapping[str, float], agent: Mapping[str, float]) -> str:
@@ -138,41 +301,55 @@ def _compared(rival: Mapping[str, float], agent: Mapping[str, float]) -> str:
     return "as well"
 
 
-def _next_steps(result: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
+def _next_steps(record: Record) -> list[tuple[str, str]]:
     """What to do with what is now in the folder, and how to go beyond it: purpose and command."""
-    settings = result["settings"]
-    collect = f"--episodes 2000 --image-size {settings['image_size']} --seed 1"
-    return [
-        ("watch it look for the way to the other room", f"lewm plan {folder}/run --across --out plan.gif"),
-        ("measure it on longer ways too, and on more goals in the other room", f"lewm evaluate {folder}/run --full"),
-        ("collect more episodes", f"lewm collect {settings['world']} --out more.h5 {collect}"),
-        ("train longer on them", f"lewm train {result['recipe']} --data more.h5 --out longer --training.updates 2000"),
-        ("fit what its planner asks for to the longer run", "lewm fit longer"),
-        ("compare the speed of our implementations with plain ones", "lewm bench"),
-        ("see what this machine can do, and what is missing", "lewm doctor"),
+    run, story = record.quoted, record.story
+    steps = [
+        ("ask every analysis of it, the decoder included", f"lewm analyse {run}"),
+        ("watch it plan", f"lewm plan {run} --out plan.gif"),
+        ("measure it on longer ways too", f"lewm evaluate {run} --full --json {shlex.quote(str(record.path / EVALUATION))}"),
+        ("draw this page anew", f"lewm report {run} --out report.html"),
     ]
+    if story is not None:
+        settings = story["settings"]
+        collect = f"--episodes 2000 --image-size {settings['image_size']} --seed 1"
+        steps[1] = ("watch it look for the way to the other room", f"lewm plan {run} --across --out plan.gif")
+        steps += [
+            ("collect more episodes", f"lewm collect {settings['world']} --out more.h5 {collect}"),
+            ("train longer on them", f"lewm train {story['recipe']} --data more.h5 --out longer --training.updates 2000"),
+            ("fit what its planner asks for to the longer run", "lewm fit longer"),
+            ("compare the speed of our implementations with plain ones", "lewm bench"),
+            ("see what this machine can do, and what is missing", "lewm doctor"),
+        ]
+    return steps
 
 
-def _sample(probing: Result) -> list[dict[str, str]]:
-    """Rows of numbers behind the clouds of points: evenly spaced test frames."""
-    names = list(probing.values["variables"])
-    arrays = probing.arrays
-    rows = np.unique(np.linspace(0, len(arrays["states"]) - 1, SAMPLED_ROWS).round().astype(int))
-    return [
+def _sampled(result: Result) -> dict[str, list[dict[str, str]]]:
+    """Rows of numbers behind clouds of points: of probes, evenly spaced test frames."""
+    arrays = result.arrays
+    if result.name != "probing" or not {"states", "predictions", "plane", "episodes"} <= arrays.keys():
+        return {}
+    names, count = list(result.values["variables"]), len(arrays["states"])
+    rows = np.unique(np.linspace(0, count - 1, SAMPLED_ROWS).round().astype(int))
+    told = [
         {
             "episode": str(arrays["episodes"][row]),
-            **{f"true {name}": f"{arrays['states'][row, i]:.1f}" for i, name in enumerate(names)},
-            **{f"read {name}": f"{arrays['predictions'][row, i]:.1f}" for i, name in enumerate(names)},
+            **{f"true {name}": f"{arrays['states'][row, i]:.4g}" for i, name in enumerate(names)},
+            **{f"read {name}": f"{arrays['predictions'][row, i]:.4g}" for i, name in enumerate(names)},
             **{f"component {i + 1}": f"{arrays['plane'][row, i]:.2f}" for i in range(2)},
         }
         for row in rows
     ]
+    return {f"{len(told)} of the {count:,} held-out pictures: true value, value read, principal components.": told}
 
 
 def _loss_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    columns = ("update", "prediction", "sigreg", "latent_std", "effective_rank")
+    columns = ("update", "prediction", "sigreg", "latent_std", "effective_rank", "straightness")
     known = [name for name in columns if any(name in row for row in rows)]
     return [{name.replace("_", " "): _number(row[name]) if name in row else "" for name in known} for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------------------- words
 
 
 def _percent(rate: float) -> str:
@@ -193,6 +370,13 @@ def _duration(seconds: float) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _cell(value: Any) -> str:
+    """Of a table."""
+    if value is None:
+        return "-"
+    return _number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def _webp(data: bytes) -> str:

@@ -107,14 +107,14 @@ def reproduce(
             evaluation = _evaluate(experiment, planning, model, episodes, split["heldout"], pairs, seed, report)
         with book.timed("probe"):
             report("probe", 0, 1, "", "")
-            probing = Probing(seed=seed, controls=True).run(Subject(model, episodes, split["train"], split["heldout"]))
+            probing = Probing(seed=seed).run(Subject(model, episodes, split["train"], split["heldout"]))
             report("probe", 1, 1, "", "")
     metrics = [json.loads(line) for line in (out / "run" / checkpoints.METRICS).read_text().splitlines()]
     result = {
         **facts(experiment, model, episodes, trained),
         "evaluation": evaluation.to_json(),
         "probe": probing.values["variables"],
-        "angles": probing.values["angles"],
+        **{name: probing.values[name] for name in ("angles", "mlp_angles", "rollout")},
         "alarm": metrics[-1].get("alarm", ""),
         "seed": seed,
         "short": short,
@@ -283,19 +283,24 @@ class Book:
 def _markdown(result: Mapping[str, Any], evaluation: Evaluation) -> str:
     """The numbers of a reproduction as tables: success beside the floors, probes beside their controls."""
     lines = [f"`{result['command']}`", "", evaluation.markdown(), "", *_probe_table(result["probe"])]
-    angles = [f"mean error of {name}: {error:.1f} degrees (90 if guessed)" for name, error in result["angles"].items()]
+    angles = [
+        f"mean error of {name}: {error:.1f} degrees by ridge, {result['mlp_angles'][name]:.1f} by MLP (90 if guessed)"
+        for name, error in result["angles"].items()
+    ]
     seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in result["seconds"].items())
     cost = f"{result['parameters']:,} parameters; {seconds}; {result['machine']['cpus']} CPU cores."
     return "\n".join([*lines, "", *angles, "", cost]) + "\n"
 
 
 def _probe_table(variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    rows = ["| variable | r | 95% interval | random encoder | other variables | RMSE | unit |", "|---|---|---|---|---|---|---|"]
+    rivals = list(next(iter(variables.values()))["controls"])
+    columns = ["variable", "r, ridge", "95% interval", "r, MLP", *rivals, "RMSE", "unit"]
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, score in variables.items():
         low, high = score["r_interval"]
-        controls = score["controls"]
+        controls = " | ".join(f"{score['controls'][rival]['r']:.3f}" for rival in rivals)
         rows.append(
-            f"| {name} | {score['r']:.3f} | [{low:.3f}, {high:.3f}] | {controls['random encoder']['r']:.3f} | "
-            f"{controls['other variables']['r']:.3f} | {score['rmse']:.3g} | {score['unit']} |"
+            f"| {name} | {score['r']:.3f} | [{low:.3f}, {high:.3f}] | {score['mlp']['r']:.3f} | {controls} | "
+            f"{score['rmse']:.3g} | {score['unit']} |"
         )
     return rows

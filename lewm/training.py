@@ -29,9 +29,10 @@ from lewm import checkpoints
 from lewm.contracts import Batch, DataSpec
 from lewm.data import Episodes, Split, split, statistics
 from lewm.devices import deterministic, fastest_precision
+from lewm.losses import straightness
 from lewm.nn import recalibrating
 from lewm.registry import choose
-from lewm.windows import open_windows
+from lewm.windows import beginnings, open_windows
 
 COLLAPSED_STD = 0.2
 """Mean latent standard deviation under which the alarm sounds. Ours: SIGReg holds it at 0.8 to 1; collapses end below 0.02."""
@@ -44,6 +45,9 @@ PRECISION = "LEWM_PRECISION"
 
 COLLAPSED_RANK = 2.0
 """Effective rank of the latents under which the alarm sounds: nearly all of them on one line."""
+
+LOOKS = 10
+"""How often a training looks at how straight a few held-out paths are: less than 1% of the time of the shortest recipe."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,8 @@ def train(
     torch.manual_seed(config.seed)
     bare = model_config.build(DataSpec(episodes.image_size, config.frameskip, stats))
     with deterministic(fabric.device):
-        model, optimiser = fabric.setup(_Loss(bare), _optimiser(bare, config))
+        adamw = torch.optim.AdamW(bare.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        model, optimiser = fabric.setup(_Loss(bare), adamw)
         description = _description(bare, config, episodes, chosen)
         extra = {
             "data_path": str(Path(data).resolve()),
@@ -197,8 +202,9 @@ def train(
         if first >= total:
             return run
         log = checkpoints.Log(run, first) if fabric.is_global_zero else None
+        paths = beginnings(episodes, chosen.heldout, config.frameskip, seed=config.seed)
 
-        started, since = time.monotonic(), first
+        started, every = time.monotonic(), config.log_every
         with _graceful_stop() as stop, windows.batches(first, total) as batches:
             for update, batch in zip(range(first, total), batches, strict=False):
                 model.train()
@@ -221,13 +227,15 @@ def train(
                 optimiser.zero_grad()
 
                 done, metrics, alarm = update + 1, {}, ""
-                if done % config.log_every == 0 or done == total:
-                    elapsed = seconds + time.monotonic() - started
-                    local = {"loss": total_loss.detach(), **terms}
+                if done % every == 0 or done == total:
+                    elapsed = time.monotonic() - started
+                    local = {"loss": total_loss.detach(), **terms, "gradient_norm": norm}
                     values = {name: fabric.all_reduce(value, reduce_op="mean") for name, value in local.items()}
-                    values["gradient_norm"] = norm
-                    metrics = _metrics(values, done, rate, elapsed, (done - since) / (time.monotonic() - started))
+                    metrics = _metrics(values, done, rate, seconds + elapsed, (done - first) / elapsed)
                     alarm = _alarm(metrics, done, total)
+                    if paths is not None and ((done - every) * LOOKS % total < every * LOOKS or done == total):
+                        with recalibrating(bare):  # a function of the weights alone: running averages have a history
+                            metrics["straightness"] = float(straightness(bare.encode(paths.to(fabric.device))))
                 stopping = _anywhere(fabric, stop.is_set())
                 saving = done % config.checkpoint_every == 0 or done == total or stopping
                 if saving:
@@ -321,10 +329,6 @@ def _anywhere(fabric: Fabric, flag: bool) -> bool:
     count = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
     assert isinstance(count, Tensor)
     return bool(count > 0)
-
-
-def _optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _learning_rate(config: TrainingConfig, update: int, total: int) -> float:

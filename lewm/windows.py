@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from lewm.contracts import Batch, Statistics
 from lewm.registry import choose
 
-__all__ = ["Reader", "Resident", "Streamed", "Windows", "open_windows"]
+__all__ = ["Reader", "Resident", "Streamed", "Windows", "beginnings", "open_windows"]
 
 MEMORY_SHARE = 0.5
 """Of the memory that is free, what resident pixels may take. The rest is for the model, and for others."""
@@ -299,6 +299,31 @@ def open_windows(
         mode = "resident" if _pixel_bytes(windows) <= room else "streamed"
     order = (windows, batch_size, seed, device, rank, world_size)
     return Resident(*order, progress=progress) if mode == "resident" else Streamed(*order, workers=workers)
+
+
+def beginnings(
+    source: Source, episode_ids: Sequence[int], frameskip: int, count: int = 16, length: int = 8, seed: int = 0
+) -> Tensor | None:
+    """Read how a few episodes begin, drawn at random: the same paths whenever a training looks at them.
+
+    Args:
+        episode_ids: to draw from.
+        frameskip: env steps from one frame to the next.
+        count: episodes at most.
+        length: frames of each at most; as many as the shortest of those drawn has.
+        seed: of the drawing.
+
+    Returns:
+        (n, T, 3, h, w) uint8; None where no episode has three frames, of which a path with a turn is made.
+    """
+    stride = frameskip // source.every
+    frames = {int(i): int(source.lengths[i] - 1) // stride + 1 for i in episode_ids}
+    chosen = np.random.default_rng(seed).permutation([i for i, n in frames.items() if n >= 3])[:count]
+    if not len(chosen):
+        return None
+    steps = np.arange(min(length, *(frames[int(i)] for i in chosen)))
+    rows = source.offsets[chosen][:, None] + stride * steps
+    return torch.from_numpy(source.rows("pixels", rows.ravel())).permute(0, 3, 1, 2).unflatten(0, rows.shape)
 
 
 class _Updates(Dataset):

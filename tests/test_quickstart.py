@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lewm import checkpoints, quickstart, recipes
+from lewm import analysing, checkpoints, quickstart, recipes
 from lewm.benchmarks import planning, sigreg
 from lewm.contracts import EnvSpec
 from lewm.evaluation import Evaluation
@@ -49,13 +49,10 @@ def test_time_is_summed_over_calls_and_survives_an_error(tmp_path):
     assert again.seconds == {"collect": 2.0, "train": pytest.approx(40, abs=0.1), "total": pytest.approx(42, abs=0.1)}
 
 
-def test_clips_are_chosen_by_rule():
-    steps = np.array([0, 5, -1, 6, 7, 8, 9, -1, 10, 11, 12])
-    door = np.array([1, 1, 0, 1, 0, 1, 1, 0, 0, 0, 0], bool)  # the first begins solved: nothing to see
-    assert quickstart._worth_seeing(steps, door).tolist() == [1, 3, 5, 4, 8, 2]
-    assert quickstart._worth_seeing(np.abs(steps), door).tolist() == [1, 3, 5, 2, 4, 7]  # no miss: all others succeed
-    assert quickstart._worth_seeing(np.full(9, -1), np.zeros(9, bool)).tolist() == [0, 1, 2, 3, 4, 5]
-    assert quickstart._worth_seeing(np.array([3, -1]), np.zeros(2, bool)).tolist() == [0, 1]
+def test_its_analyses_exist_with_the_settings_that_it_gives_them():
+    made = analysing.analyses(tuple(quickstart.ANALYSES), seed=4, settings=quickstart.ANALYSES)
+    assert [analysis.name for analysis in made] == list(quickstart.ANALYSES)
+    assert "decoding" not in quickstart.ANALYSES  # it would take longer than the training
 
 
 def test_the_short_one_is_smaller_and_both_are_seeded():
@@ -127,7 +124,7 @@ FIRST = ("collect", "read", "train", "encode", "fit amortised", "fit temporal")
 
 @pytest.fixture
 def tiny(monkeypatch):
-    small = {"SHORT_EPISODES": 20, "SHORT_UPDATES": 4, "SHORT_FIT_UPDATES": 4, "SHORT_PAIRS": 20, "CLIPS": 2}
+    small = {"SHORT_EPISODES": 20, "SHORT_UPDATES": 4, "SHORT_FIT_UPDATES": 4, "SHORT_PAIRS": 20}
     for name, value in {**small, "PAIRS": 20, "OTHER_ROOM_PAIRS": 10}.items():
         monkeypatch.setattr(quickstart, name, value)
 
@@ -142,7 +139,7 @@ def close(a, b):
 def test_the_whole_way_and_an_interrupted_one_end_alike(tiny, tmp_path):
     stages = []
     result = quickstart.run(tmp_path / "whole", seed=1, short=True, report=lambda stage, *_: stages.append(stage))
-    assert list(dict.fromkeys(stages)) == [*FIRST, "evaluate", "floors", "probe", "report"]
+    assert list(dict.fromkeys(stages)) == [*FIRST, "evaluate", "floors", *quickstart.ANALYSES, "report"]
     assert result == json.loads((tmp_path / "whole" / "result.json").read_text())
     for of in (
         result["success"],
@@ -154,7 +151,7 @@ def test_the_whole_way_and_an_interrupted_one_end_alike(tiny, tmp_path):
         assert of["episodes"] == 20
     assert set(result["floors"]) == {"random", "do_nothing", "straight_line"}
     assert set(result["probe_r"]) == {"x", "y"}
-    assert {"collect", "train", "fit", "evaluate", "probe", "report", "total"} == set(result["seconds"])
+    assert {"collect", "train", "fit", "evaluate", "analyse", "report", "total"} == set(result["seconds"])
     assert {"lewm", "torch", "python", "numpy"} == set(result["versions"])
     page = (tmp_path / "whole" / "report.html").read_text()
     assert len(page) < 4e6
@@ -181,7 +178,7 @@ def test_the_full_one_also_goes_to_the_other_room(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(quickstart, "_experiment", lambda seed, short: small)
     stages = []
     result = quickstart.run(tmp_path, report=lambda stage, *_: stages.append(stage))
-    order = [*FIRST, "evaluate", "floors", "other room", "its floors", "probe", "report"]
+    order = [*FIRST, "evaluate", "floors", "other room", "its floors", *quickstart.ANALYSES, "report"]
     assert list(dict.fromkeys(stages)) == order
     assert result["other_room"]["protocol"] | {"budget": 100, "across": True} == result["other_room"]["protocol"]
     for scores in (result["other_room"]["agent"], *result["other_room"]["floors"].values()):

@@ -187,7 +187,7 @@ def test_the_pipeline_and_the_programs_run(readme, tmp_path, monkeypatch):
 
 def inputs_exist(words):
     inputs = [flag(words, "--data")]
-    if words[0] in ("evaluate", "fit", "plan"):
+    if words[0] in ("analyse", "evaluate", "fit", "plan", "report"):
         inputs += words[1:2]
     if words[0] == "data":
         inputs += [word for word in words[2:] if not word.startswith("-")]

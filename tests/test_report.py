@@ -1,16 +1,23 @@
 """One file that loads nothing, says what was measured and no more, and names commands that exist."""
 
 import copy
+import html
 import re
 import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
+import numpy as np
 import pytest
-from test_figures import FRAMES, ROWS, probing
+from test_figures import ROWS, probing, recording
 
-from lewm import cli
-from lewm.animation import encode_animation
-from lewm.report import Clip, _compared, draw_panels, render
+from lewm import cli, registry
+from lewm.analyses import planning
+from lewm.contracts import Result
+from lewm.panels import Panel
+from lewm.records import Answer, Outcome, Record, _outcomes_of_story
+from lewm.report import _compared, _rows, clips_of, panels_of, render, slug
 
 
 def score(rate, episodes=200):
@@ -60,17 +67,56 @@ SCORES = {"unit": "px", "r": 0.9987, "r2": 0.997, "rmse": 1.5, "strength": 1e-6}
 
 
 @pytest.fixture(scope="module")
-def page():
+def probed():
     found = probing()
     found.values.update(variables={"x": SCORES, "y": SCORES}, plane_variance=0.8, fit_episodes=288, test_episodes=72)
     found.values.update(test_frames=len(found.arrays["states"]))
     found.arrays["episodes"] = [3] * len(found.arrays["states"])
-    movie, still = encode_animation(FRAMES, ".webp"), encode_animation(FRAMES[-1:], ".webp")
-    clips = [Clip("through the door, 21 steps", True, movie, still), Clip("within one room, 50 steps", False, movie, still)]
-    panels = draw_panels(RESULT, ROWS, found)
+    return replace(found, tables={"What probes read of 50 pictures.": [{"variable": "x", "r": 0.9987}]})
 
-    def write(**changes):
-        return render(copy.deepcopy(RESULT) | changes, ROWS, found, panels, clips, "'my run'")
+
+def planned(ends=("reached", "missed")):
+    """As `Planning.run` gives it, of attempts that end so: each with two plans, searched for in two rounds."""
+    arrays = {"costs": np.array([[[0.8, 1.0, 1.3], [0.4, 0.5, 0.6]]])}
+    arrays |= {"imagined": np.full((1, 3, 2), 30.0, np.float32), "real": np.full((1, 11, 2), 31.0, np.float32)}
+    for number, end in enumerate(ends):
+        of = planning._arrays(recording(success=end == "reached"), lambda latents: 10 * np.asarray(latents))
+        arrays |= {f"attempt {number} {name}": array for name, array in of.items()}
+    rows = [
+        {"steps": 5 * h, "error": 1.0, "copy": 4.0, "ratio": 0.25, "ratio_interval": [0.2, 0.31]}
+        | {"place_error": 3.5, "place_error_interval": [3.1, 4.2]}
+        for h in (1, 2)
+    ]
+    attempts = [{"reached": end == "reached", "steps": 10, "plans": 2, "other_region": not k} for k, end in enumerate(ends)]
+    values = {"pairs": 24, "episodes": 20, "offset": 25, "budget": 50, "rounds": 2, "picture_extent": 100.0, "tolerance": 6.0}
+    values |= {"unit": "px", "horizon": rows, "attempts": attempts}
+    return Result("planning", values, arrays, planning._tables(values))
+
+
+EXPERIMENT = {
+    "recipe": "two-room-tiny",
+    "world": "two-room",
+    "training": {"seed": 7, "updates": 400},
+    "model": {"model": "lewm", "spec": {"image_size": 64}, "config": {"latent_dim": 192}},
+    "data": {"provenance": {"world": "two-room", "look": "published"}},
+    "split": {"train": list(range(288)), "heldout": list(range(72))},
+}
+NOTHING = Answer(why="Not asked yet.")
+
+
+@pytest.fixture(scope="module")
+def record(probed):
+    answers = dict.fromkeys(registry.names("analyses"), NOTHING)
+    answers |= {"probing": Answer(probed), "planning": Answer(planned())}
+    return Record(Path("my run/run"), EXPERIMENT, ROWS, answers, _outcomes_of_story(RESULT), RESULT, "my run")
+
+
+@pytest.fixture(scope="module")
+def page(record):
+    def write(alarm="", command=RESULT["command"], **changes):
+        story = copy.deepcopy(RESULT) | changes
+        metrics = [*ROWS[:-1], {**ROWS[-1], **({"alarm": alarm} if alarm else {})}]
+        return render([replace(record, metrics=metrics, story=story, outcomes=_outcomes_of_story(story))], command)
 
     return write
 
@@ -95,7 +141,7 @@ class Reader(HTMLParser):
 
 
 def text_of(page):
-    return " ".join(re.sub(r"<[^>]*>", " ", page[page.index("<body>") :]).split())
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page[page.index("<body>") :])).split())
 
 
 def test_nothing_is_loaded_from_anywhere(page):
@@ -116,7 +162,9 @@ def test_what_was_measured_is_shown_with_its_interval(page):
         "95% interval 92.5% to 97.5%",
         "94.5% (91.5% to 96.5%)",
         "Of the 40 pairs whose goal lies behind the door the agent reaches 84%",
-        "r = 0.9987",
+        "x with r = 0.9987 (typical error 1.5 px)",
+        "After 10 steps the imagined latent was off by 25% of how far the latent had moved (95% interval 20% to 31%)",
+        "or by 3.5 px in the world (95% interval 3.1 to 4.2 px)",
         "36,360 pictures",
         "come from the 72 episodes that were set aside",
         "within 16 px of the goal in a picture 224 px wide",
@@ -136,19 +184,93 @@ def test_what_was_measured_is_shown_with_its_interval(page):
     assert shown.count("87%") == 1  # the published number is said once, and is nobody's result
 
 
-def test_every_figure_has_its_numbers(page):
-    assert page().count("<details>") == 4  # success, other room, training, latents and probe
-    assert page(other_room=None).count("<details>") == 3
-    assert page().count('aria-label="goals in the other room"') == 1
+def test_every_figure_has_its_numbers_and_its_command(page):
+    written = page()
+    assert written.count("<details>") == 5  # success, other room, training, planning, probing
+    assert page(other_room=None).count("<details>") == 4
+    assert written.count('aria-label="goals in the other room"') == 1
     assert 'aria-label="goals in the other room"' not in page(other_room=None)
-    shown = text_of(page())
+    shown = text_of(written)
     for row in ROWS:
         assert f"{row['update']} {row['prediction']:.4g} 5 0.9 3" in shown
+    assert "What probes read of 50 pictures. variable r x 0.9987" in shown
+    for name in registry.names("analyses"):
+        assert f"lewm analyse 'my run/run' {name}" in shown
+
+
+def test_what_is_missing_is_one_line_with_its_command(page, record):
+    shown = text_of(page())
+    assert shown.count("Not asked yet.") == len(registry.names("analyses")) - 2
+    answers = {**record.answers, "surprise": Answer(why="Not possible for this run: no world.")}
+    bare = replace(record, answers=answers, outcomes=(), story=None, metrics=())
+    shown = text_of(render([bare], "lewm report"))
+    assert "Not possible for this run: no world. lewm analyse 'my run/run' surprise" in shown
+    assert "lewm evaluate 'my run/run' --json 'my run/run/evaluation.json'" in shown
+    assert "No training is on record" in shown
+    nothing = replace(bare, answers=dict.fromkeys(bare.answers, NOTHING))
+    assert "Watch it plan" not in text_of(render([nothing], "lewm report"))
+
+
+def test_runs_stand_side_by_side(record):
+    second = replace(record, label="other", path=Path("other/run"), outcomes=record.outcomes[:1], answers={**record.answers})
+    second.answers["planning"] = NOTHING
+    written = render([record, second], "lewm report a b")
+    assert not Reader(written).open
+    shown = text_of(written)
+    assert "Two runs, side by side" in shown
+    assert "probe r, x 0.9987 [0.90 to 0.9990] 0.9987 [0.90 to 0.9990]" in shown
+    assert "imagined off after 10 steps, of the change 25% [20% to 31%] -" in shown
+    assert "reached, goals in the other room 62% [59% to 64%]; random 9% -" in shown
+    assert shown.count("not for this run") == 3 + 1  # three figures of plans, one of the other room
+    assert written.count('aria-label="reading x from the latents"') == 2
+    assert "--runs: 2" in written
+    assert "From pixels to a plan" not in shown  # no story of one of them
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(record):
+    shown = text_of(render([record, replace(record, path=Path("elsewhere/run"))], "lewm report a b"))
+    assert "elsewhere/run: the same questions" in shown
+
+
+def test_panels_of_one_kind_share_a_row_whatever_numbers_their_titles_hold(record):
+    first = [Panel("16 plans", "a"), Panel("episode 3 from step 5", "b"), Panel("episode 4 from step 6", "c")]
+    second = [Panel("12 plans", "d"), Panel("episode 9 from step 1", "e"), Panel("only here", "f")]
+    rows = _rows([first, second], [record, record])
+    assert [[panel and panel.svg for _, panel in row] for row in rows] == [["a", "d"], ["b", "e"], ["c", None], [None, "f"]]
+
+
+def test_clips_show_what_was_recorded():
+    clips = clips_of(planned(("reached", "missed", "missed")))
+    assert [clip.caption for clip in clips] == [
+        "into the other room, 10 steps",
+        "within one room, 10 steps were not enough",
+        "within one room, 10 steps were not enough",
+    ]
+    assert [clip.solved for clip in clips] == [True, False, False]
+    assert [clip.solved for clip in clips_of(planned(("missed", "reached", "reached")), 2)] == [False, True]  # evenly spaced
+    again = planning.recordings_of(planned())[0]
+    original = recording()
+    np.testing.assert_array_equal(again.pixels, original.pixels)
+    assert again.success_step == original.success_step
+    for replan, true in zip(again.replans, original.replans, strict=True):
+        assert replan.step == true.step
+        np.testing.assert_allclose(replan.latents, 10 * true.latents)
+        assert len(replan.rounds) == 2  # the scored mean is no round
+        np.testing.assert_allclose(replan.rounds[1].ends, 10 * true.rounds[1].ends)
+
+
+def test_everything_that_is_drawn_has_a_name_for_a_file():
+    drawn = panels_of(planned())
+    names = [slug(panel.title) for panel in drawn]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in names)
+    assert [bool(panel.webp) for panel in drawn] == [False, False, False, True, True]
+    assert slug("../../é / x") == "x"
 
 
 def test_misses_are_called_misses(page):
-    assert re.search(r'class="solved">reached</span> &middot; through the door, 21 steps', page())
-    assert re.search(r'class="missed">missed</span> &middot; within one room, 50 steps', page())
+    assert re.search(r'class="solved">reached</span> &middot; into the other room, 10 steps', page())
+    assert re.search(r'class="missed">missed</span> &middot; within one room, 10 steps', page())
 
 
 def test_short_runs_collapses_and_interruptions_are_said(page):
@@ -193,10 +315,23 @@ def test_words_from_outside_cannot_become_markup(page):
     assert written.count("&lt;script&gt;") == 2
 
 
+def test_a_strangers_run_cannot_put_markup_into_the_page(record, probed):
+    evil = "<script>alert(1)</script>"
+    variables = {evil: SCORES, "y": SCORES}
+    told = replace(probed, values={**probed.values, "variables": variables}, tables={evil: [{evil: evil}]})
+    outcomes = [Outcome(evil, record.outcomes[0].counts)]
+    hostile = {**record.answers, "probing": Answer(told), "surprise": Answer(why=evil)}
+    experiment = {**EXPERIMENT, "recipe": evil}
+    made = replace(record, answers=hostile, outcomes=outcomes, label=evil, experiment=experiment, story=None)
+    for page in (render([made], evil), render([made, record], evil)):
+        assert "<script" not in page
+        assert not Reader(page).open
+
+
 def test_the_commands_on_the_page_exist_with_their_options(page, capsys):
     commands = re.findall(r"<pre><code>(lewm [^<]*)</code>", page().replace("&#39;", "'"))
-    assert commands[0] == RESULT["command"]
-    assert {shlex.split(command)[1] for command in commands} == set(cli.COMMANDS) - {"data", "reproduce", "import", "export"}
+    assert RESULT["command"] in commands
+    assert {"analyse", "report", "plan", "evaluate", "collect", "train", "fit"} <= {shlex.split(c)[1] for c in commands}
     for command in commands:
         words = shlex.split(command)[1:]
         name = words[: 2 if words[0] == "train" else 1]

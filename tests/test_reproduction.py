@@ -9,6 +9,7 @@ import pytest
 from lewm import checkpoints, recipes, registry, reproduction
 from lewm.cli import main
 from lewm.data import Episodes
+from lewm.fitting import Fitting
 
 RECIPES = [recipes.load(name) for name in recipes.RECIPES]
 TINY = [experiment.recipe for experiment in RECIPES if experiment.recipe.endswith("-tiny")]
@@ -71,9 +72,10 @@ def test_an_interrupted_reproduction_goes_on(tmp_path, monkeypatch):
     def stop(*_, **__):
         raise Enough
 
-    monkeypatch.setattr(reproduction, "SHORT_EPISODES", 4)
+    monkeypatch.setattr(reproduction, "SHORT_EPISODES", 20)
     monkeypatch.setattr(reproduction, "SHORT_UPDATES", 2)
     monkeypatch.setattr(reproduction, "SHORT_PAIRS", 6)
+    monkeypatch.setattr("lewm.analyses.probing.MLP", Fitting(updates=5))
     with monkeypatch.context() as patch:
         patch.setattr(reproduction, "evaluate", stop)
         with pytest.raises(Enough):

@@ -1,118 +1,99 @@
-"""What does a latent say about the world? Linear read-outs of the true state from a frozen model's latents.
+"""What does a latent say about the world? Read-outs of the true state from a frozen model's latents, beside their controls.
 
-A probe that reads a variable well shows that the encoder keeps it, in a form that a linear map finds. It does not show that a
-planner uses it: one-step predictions and probes may both look fine while planning fails, so a probe stands beside a success
-rate and never in its place.
+A probe that reads a variable well shows that the encoder keeps it, and a linear one that it is kept in plain sight. Neither
+shows that training put it there, which is why rivals are probed as well; nor that a planner uses it, so a probe stands beside
+a success rate and never in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, count, pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from lewm import checkpoints
-from lewm.contracts import Result, WorldModel
-from lewm.data import Episodes
-from lewm.latents import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
-from lewm.stats import bootstrap, pearson, r2
+from lewm.contracts import Result
+from lewm.fitting import Fitting, descend
+from lewm.latents import device_of, require_evaluation_mode
+from lewm.reading import (
+    Features,
+    Probe,
+    Reading,
+    Rollouts,
+    errors,
+    features_of,
+    first_predictions,
+    fit_probe,
+    latent_features,
+    read,
+    readings_of,
+    roll_out,
+    sample_frames,
+    scores,
+    standardised,
+)
+from lewm.stats import bootstrap_mean
 from lewm.subject import Progress, Subject
 
-__all__ = ["Probing", "Probe", "fit_probe"]  # the analysis first
+__all__ = ["Probing"]
 
-STRENGTHS = tuple(10.0**exponent for exponent in range(-8, 3))
-"""Ridge penalties that are tried, as multiples of the variance of a standardised latent."""
+FEWEST_FIT, FEWEST_TEST = 10, 4
+"""Episodes. Five inner folds need two each to choose a penalty. Of three test episodes more than one resample in forty is the
+same one three times, so the ends of a 95% interval would be the scores of single episodes."""
 
-INNER_FOLDS = 5
+MLP = Fitting(updates=600, batch_size=128, learning_rate=2e-3, weight_decay=0.3)
+WIDTH, DEPTH, DROPOUT = 256, 2, 0.3
+"""Of the MLP probe. So strong a decay and dropout because one network reads all variables: what is not there to be read (a
+velocity in a single picture) would else be learnt by heart. Source: tried on runs of all four worlds."""
+
+THUMBNAIL_PX = 16
+"""Height and width to which pictures are averaged for the control from pixels."""
 
 MOST_MULTIPLIED = 16
 """State variables that are multiplied with each other for the control; the products of more would outnumber the frames."""
 
+READABLE = 0.5
+"""R2 of an encoded frame below which a variable takes no part in the open-loop error of its unit: what cannot be read at the
+start tells nothing of a rollout."""
 
-@dataclass(frozen=True)
-class Probe:
-    """A fitted linear read-out of the state.
+NO_ROLLOUT: dict[str, Any] = {"steps": [], "rollouts": 0, "episodes": 0, "variables": {}, "units": {}}
 
-    Attributes:
-        weights: (D, S).
-        bias: (S,), in the units of the state, as are predictions.
-        strengths: (S,) the ridge penalty that the inner folds chose for each variable.
-    """
-
-    weights: np.ndarray
-    bias: np.ndarray
-    strengths: np.ndarray
-
-    def predict(self, latents: np.ndarray) -> np.ndarray:
-        """(..., D) latents -> (..., S) states."""
-        return latents @ self.weights + self.bias
-
-    @classmethod
-    def of(cls, result: Result) -> Probe:
-        """The read-out with which `Probing.run` made its result."""
-        return cls(*(result.arrays[name] for name in ("weights", "bias", "strengths")))
-
-
-def fit_probe(latents: np.ndarray, states: np.ndarray, groups: np.ndarray, seed: int = 0) -> Probe:
-    """Fit ridge regressions from latents to each state variable, in closed form.
-
-    Both sides are standardised, so that one grid of penalties suits every model and unit. The penalty of each variable is the
-    one with the least squared error over inner folds.
-
-    Args:
-        latents: (F, D).
-        states: (F, S), finite.
-        groups: (F,) the episode of each row. Folds hold out whole episodes: with neighbours of a test frame in the training
-            fold, the weakest penalty would always win.
-        seed: of the folds.
-
-    Raises:
-        ValueError: arrays of different lengths, or fewer than two episodes.
-
-    Cost: one eigendecomposition of a (D, D) matrix per fold, whatever the number of penalties.
-    """
-    episodes = np.unique(groups)
-    if not len(latents) == len(states) == len(groups) or len(episodes) < 2:
-        raise ValueError(
-            f"a probe needs latents, states and groups of one length, from 2 episodes or more; got lengths {len(latents)}, "
-            f"{len(states)}, {len(groups)} and {len(episodes)} episodes. Give it more episodes."
-        )
-    x, x_mean, x_std = _standardised(latents)
-    y, y_mean, y_std = _standardised(states)
-    errors = np.zeros((len(STRENGTHS), y.shape[1]))
-    for fold in np.array_split(np.random.default_rng(seed).permutation(episodes), min(INNER_FOLDS, len(episodes))):
-        held = np.isin(groups, fold)
-        solutions = _ridge(x[~held], y[~held])
-        errors += [np.square(x[held] @ solutions(np.full(y.shape[1], s)) - y[held]).sum(axis=0) for s in STRENGTHS]
-    strengths = np.array(STRENGTHS)[errors.argmin(axis=0)]
-    weights = _ridge(x, y)(strengths) / x_std[:, None] * y_std
-    return Probe(weights, y_mean - x_mean @ weights, strengths)
+Matrix = np.ndarray
+"""(F, n) float64, a row per frame."""
 
 
 @dataclass(frozen=True)
 class Probing:
-    """Fit linear probes on some episodes and test them on others.
+    """Fit probes on some episodes and test them on others.
 
     Attributes:
         fit_frames, test_frames: drawn at random from the episodes of either side, at most.
+        mlp: fit a small network beside every ridge regression.
+        controls: probe three rivals as well: the same encoder with random weights; the pixels, averaged to 16 x 16 and reduced
+            to as many principal components as a latent has numbers; and the other state variables with their squares and
+            products. What they read, the picture or the data give away: it is no merit of training.
+        rollouts: test episodes in which the model is rolled out as well, and what it predicts is read, at most; 0 for none.
+        horizon: action blocks of a rollout, where the episodes are long enough.
         draws: of the bootstrap over test episodes.
-        seed: of frames, folds, bootstrap and the random encoder.
-        controls: probe two rivals as well: the same encoder with random weights, and the other state variables with their
-            squares and products. What they read, the picture or the data give away: it is no merit of training.
+        seed: of frames, episodes, folds, networks, bootstrap and the random encoder.
     """
 
     fit_frames: int = 2048
     test_frames: int = 1024
+    mlp: bool = True
+    controls: bool = True
+    rollouts: int = 64
+    horizon: int = 8
     draws: int = 500
     seed: int = 0
-    controls: bool = False
 
     name: ClassVar[str] = "probing"
-    question: ClassVar[str] = "What of the true state can be read from a latent?"
+    question: ClassVar[str] = "What of the true state can be read from a latent, and from a predicted one?"
 
     def run(self, subject: Subject, progress: Progress = lambda *_: None) -> Result:
         """Probe every state variable.
@@ -122,167 +103,233 @@ class Probing:
                 because frames of one episode are near-duplicates of each other.
 
         Returns:
-            Values: per variable its `unit` and `r`, `r2` and `rmse` (in that unit) with 95% intervals over test episodes, and
-            the `controls`' r; an angle (of unit rad) is probed as its cosine and its sine, and `angles` holds the mean absolute
-            error in degrees of the angle that the two give, 90 being chance; `plane_variance`, the share of the latents'
-            variance that lies in their two principal directions. Arrays, one row per test frame: `latents`, `states`,
-            `predictions`, `episodes`, and `plane`, the latents projected onto that plane; and what `Probe.of` needs.
+            Values, with 95% intervals over test episodes:
+            `variables`: per variable its `unit`; `r`, `r2`, `mse` and `rmse` (in that unit) of ridge regression, each with its
+            `_interval`; its `strength`; the same scores of the `mlp`; and of each of the `controls`, of which "random encoder"
+            and "pixels" have an `mlp` of their own. An angle (of unit rad) is probed as its cosine and its sine.
+            `angles`, `mlp_angles`: mean absolute error in degrees of each angle that its cosine and sine give, 90 being chance;
+            and their `_interval`.
+            `rollout`: what a ridge probe reads after each block of an open-loop rollout, a probe that is fitted on encoded
+            frames but with the penalty that suits predictions (see `reading.steady_probe`); empty where the episodes are too
+            short. `steps`, env steps after each block; `rollouts`, `episodes`; and per state variable (`variables`) and per
+            unit (`units`, the root mean square over those `variables` that can be read at all): `unit`, degrees for angles,
+            `rmse` per block with `rmse_interval`, `encoded_rmse`, the floor: the same probe on the latents of the frames that
+            came, and `copy_rmse`: its reading of the last frame that the model was shown, taken for a prediction.
+            `place`: numbers of the two readings that are most likely a place.
+            `plane_variance`: share of the latents' variance that lies in their two principal directions.
+            Arrays, one row per test frame: `latents`, `states`, `predictions`, `episodes`, and `plane`, the latents projected
+            onto that plane; and what `Probe.of` needs.
 
         Raises:
-            ValueError: the model is in training mode, the two sides share episodes, or the data have no states, or some that
-                are not finite.
+            Unsupported: the data have no states, or too few episodes.
+            ValueError: the model is in training mode, the two sides share episodes, or a state is not finite.
         """
-        model, episodes, fit_ids, test_ids = subject.model, subject.episodes, subject.fit_ids, subject.test_ids
+        model, episodes = subject.model, subject.episodes
         require_evaluation_mode(model)
-        if shared := set(fit_ids) & set(test_ids):
+        if shared := set(subject.fit_ids) & set(subject.test_ids):
             raise ValueError(
                 f"a probe must be tested on episodes it was not fitted on, got {sorted(shared)[:5]} on both sides. "
                 "Split the episodes."
             )
-        generator = np.random.default_rng(self.seed)
-        readings = _readings(episodes)
-        fit_rows, fit_groups = self._frames(episodes, fit_ids, self.fit_frames, generator)
-        rows, groups = self._frames(episodes, test_ids, self.test_frames, generator)
-        fit_states, states = _read(episodes, readings, fit_rows), _read(episodes, readings, rows)
-        fit_latents, latents = _encoded(model, episodes, fit_rows), _encoded(model, episodes, rows)
-        probe = fit_probe(fit_latents, fit_states, fit_groups, self.seed)
-        predictions = probe.predict(latents)
-        variables: dict[str, dict[str, Any]] = {
-            reading.name: {
-                "unit": reading.unit,
-                **self._scores(predictions[:, i], states[:, i], groups),
-                "strength": float(probe.strengths[i]),
-            }
-            for i, reading in enumerate(readings)
+        subject.require_states()
+        subject.require_episodes(FEWEST_FIT, FEWEST_TEST, "probes with an interval over episodes")
+        encoders = {"latents": latent_features(model), **(self._rivals(model) if self.controls else {})}
+        done, stages = count(1), 1 + len(encoders) * (1 + self.mlp) + (self.rollouts > 0)
+        readings = readings_of(episodes)
+        fit, test = _sides(subject, readings, encoders, (self.fit_frames, self.test_frames), self.seed)
+        progress(next(done), stages, f"{len(fit.states)} and {len(test.states)} frames encoded")
+
+        scored: dict[str, list[dict[str, Any]]] = {}  # what is read from -> a row per reading
+        values: dict[str, Any] = {}
+        probes = {source: fit_probe(x, fit.states, fit.groups, self.seed) for source, x in fit.features.items()}
+        for source, features in test.features.items():
+            ridge = probes[source].predict(features)
+            scored[source] = self._scores(ridge, test)
+            progress(next(done), stages, f"ridge on {source}")
+            if source == "latents":
+                values |= self._angles("angles", readings, ridge, test)
+            if self.mlp:
+                mlp = self._fit_mlp(fit.features[source], fit.states)(features)
+                for row, of_mlp in zip(scored[source], self._scores(mlp, test), strict=True):
+                    row["mlp"] = of_mlp
+                progress(next(done), stages, f"MLP on {source}")
+                if source == "latents":
+                    values |= self._angles("mlp_angles", readings, mlp, test)
+        if self.controls and len({reading.of for reading in readings}) > 1:
+            scored["other variables"] = self._scores(self._from_others(readings, fit, test), test)
+        variables, strengths = {}, probes["latents"].strengths
+        for i, (reading, row) in enumerate(zip(readings, scored.pop("latents"), strict=True)):
+            controls = {"controls": {rival: rows[i] for rival, rows in scored.items()}} if scored else {}
+            variables[reading.name] = {"unit": reading.unit, **row, "strength": float(strengths[i]), **controls}
+        rollout = NO_ROLLOUT
+        if self.rollouts:
+            unread = {reading.of for reading in readings if not variables[reading.name]["r2"] >= READABLE}
+            rollout = self._rollout(subject, readings, fit, unread)
+            progress(next(done), stages, "predictions read")
+        plane, share = _principal_plane(test.features["latents"])
+        values = {
+            "variables": variables,
+            **values,
+            "rollout": rollout,
+            "place": _place(readings),
+            "plane_variance": share,
+            "fit_episodes": len(subject.fit_ids),
+            "fit_frames": len(fit.states),
+            "test_episodes": len(np.unique(test.groups)),
+            "test_frames": len(test.states),
         }
-        if self.controls:
-            random = _with_random_weights(model, self.seed)
-            rival = fit_probe(_encoded(random, episodes, fit_rows), fit_states, fit_groups, self.seed)
-            random_predictions = rival.predict(_encoded(random, episodes, rows))
-            for i, reading in enumerate(readings):
-                others = [k for k, other in enumerate(readings) if other.variable != reading.variable]
-                variables[reading.name]["controls"] = {
-                    "random encoder": {"r": pearson(random_predictions[:, i], states[:, i])},
-                    "other variables": {"r": self._from_others(fit_states, states, fit_groups, others, i)},
-                }
-        plane, share = _principal_plane(latents)
-        return Result(
-            name="probing",
-            values={
-                "probe": "linear",
-                "variables": variables,
-                "angles": _angles(readings, predictions, states),
-                "plane_variance": share,
-                "fit_episodes": len(fit_ids),
-                "test_episodes": len(np.unique(groups)),
-                "test_frames": len(states),
-            },
-            arrays={
-                "latents": latents,
-                "states": states,
-                "predictions": predictions,
-                "episodes": groups,
-                "plane": plane,
-                "weights": probe.weights,
-                "bias": probe.bias,
-                "strengths": probe.strengths,
-            },
-        )
+        latents, probe = test.features["latents"], probes["latents"]
+        arrays = {"latents": latents, "states": test.states, "predictions": probe.predict(latents), "plane": plane}
+        arrays |= {"episodes": test.groups, **vars(probe)}
+        return Result(self.name, values, arrays, _tables(values))
 
-    def _frames(
-        self, episodes: Episodes, ids: Sequence[int], count: int, generator: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(F,) rows of the file and the episode of each: frames drawn without replacement, in the order of the file."""
-        lengths = episodes.lengths[np.asarray(ids)]
-        of = np.repeat(np.asarray(ids), lengths)
-        rows = np.concatenate([episodes.offsets[i] + np.arange(n) for i, n in zip(ids, lengths, strict=True)])
-        chosen = np.sort(generator.permutation(len(rows))[:count])
-        return rows[chosen], of[chosen]
+    def _rivals(self, model: Any) -> dict[str, Features]:
+        """What else makes features of a picture. A model that cannot be described cannot be made anew with random weights."""
+        rivals: dict[str, Features] = {}
+        if hasattr(model, "config"):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                fresh = checkpoints.build_model(checkpoints.describe_model(model))
+            rivals["random encoder"] = latent_features(fresh.to(device_of(model)).eval())
+        return {**rivals, "pixels": _thumbnails}
 
-    def _from_others(
-        self, fit_states: np.ndarray, states: np.ndarray, groups: np.ndarray, others: Sequence[int], target: int
-    ) -> float:
-        """Correlation of one variable with what the others say of it, 0 if there are none."""
-        if not others:
-            return 0.0
-        mean, std = fit_states[:, others].mean(axis=0), np.maximum(fit_states[:, others].std(axis=0), 1e-9)
-        features, test_features = (_quadratic((values[:, others] - mean) / std) for values in (fit_states, states))
-        probe = fit_probe(features, fit_states[:, [target]], groups, self.seed)
-        return pearson(probe.predict(test_features)[:, 0], states[:, target])
+    def _fit_mlp(self, features: Matrix, states: Matrix) -> Callable[[Matrix], Matrix]:
+        """One network for all readings, both sides standardised; the answer reads (n, S) from (n, D) features."""
+        x, x_mean, x_std = standardised(features)
+        y, y_mean, y_std = standardised(states)
+        inputs, targets = torch.from_numpy(x).float(), torch.from_numpy(y).float()
+        with torch.random.fork_rng(devices=[]):  # for weights and dropout
+            torch.manual_seed(self.seed)
+            widths = [x.shape[1], *[WIDTH] * DEPTH]
+            hidden = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.GELU(), nn.Dropout(DROPOUT))]
+            network = nn.Sequential(*hidden, nn.Linear(WIDTH, y.shape[1]))
 
-    def _scores(self, prediction: np.ndarray, target: np.ndarray, groups: np.ndarray) -> dict[str, object]:
-        scores: dict[str, object] = {}
-        statistics: dict[str, Callable[..., float]] = {"r": pearson, "r2": r2, "rmse": _rmse}
-        for name, statistic in statistics.items():
-            interval = bootstrap(statistic, prediction, target, groups=groups, draws=self.draws, seed=self.seed)
-            scores |= {name: statistic(prediction, target), f"{name}_interval": list(interval)}
-        return scores
+            def loss(update: int) -> Tensor:
+                batch = np.random.default_rng((self.seed, update)).integers(len(x), size=MLP.batch_size)
+                return nn.functional.mse_loss(network(inputs[batch]), targets[batch])
+
+            descend(network, loss, MLP)
+
+        def predict(features: Matrix) -> Matrix:
+            with torch.no_grad():
+                return network(torch.from_numpy((features - x_mean) / x_std).float()).double().numpy() * y_std + y_mean
+
+        return predict
+
+    def _from_others(self, readings: Sequence[Reading], fit: _Side, test: _Side) -> Matrix:
+        """Each reading as the other state variables give it away, squares and products included."""
+        _, mean, std = standardised(fit.states)
+        known, asked = ((side.states - mean) / std for side in (fit, test))
+        found = np.empty_like(test.states)
+        for i, reading in enumerate(readings):
+            others = [k for k, other in enumerate(readings) if other.of != reading.of]
+            probe = fit_probe(_quadratic(known[:, others]), fit.states[:, [i]], fit.groups, self.seed)
+            found[:, [i]] = probe.predict(_quadratic(asked[:, others]))
+        return found
+
+    def _rollout(self, subject: Subject, readings: Sequence[Reading], fit: _Side, unread: set[str]) -> dict[str, Any]:
+        """What is read of predicted latents, see `run`."""
+        model, episodes = subject.model, subject.episodes
+        rolled = roll_out(model, episodes, subject.test_ids, self.horizon, self.rollouts, (self.seed, 2), FEWEST_TEST)
+        if rolled is None:
+            return NO_ROLLOUT
+        ahead = first_predictions(model, episodes, subject.fit_ids, readings, self.seed)
+        probe = fit_probe(fit.features["latents"], fit.states, fit.groups, self.seed, ahead)
+        off = _errors_of_rollouts(rolled, probe, subject, readings)
+
+        def summary(of: Sequence[str]) -> dict[str, Any]:
+            squares = {what: np.mean([each[name] ** 2 for name in of], axis=0) for what, each in off.items()}
+            ends = [bootstrap_mean(block, rolled.groups, self.draws, seed=self.seed) for block in squares["rmse"].T]
+            means = {what: np.sqrt(each.mean(axis=0)).tolist() for what, each in squares.items()}
+            return {**means, "rmse_interval": np.sqrt(ends).tolist()}
+
+        units = {reading.of: reading.error_unit for reading in readings}
+        alike: dict[str, list[str]] = {}
+        for of in (of for of in units if of not in unread):
+            alike.setdefault(units[of], []).append(of)
+        return {
+            "steps": (model.spec.frameskip * np.arange(1, rolled.rows.shape[1] + 1)).tolist(),
+            "rollouts": len(rolled.groups),
+            "episodes": len(np.unique(rolled.groups)),
+            "variables": {of: {"unit": unit, **summary([of])} for of, unit in units.items()},
+            "units": {unit: {"unit": unit, "variables": names, **summary(names)} for unit, names in alike.items()},
+        }
+
+    def _scores(self, predictions: Matrix, test: _Side) -> list[dict[str, Any]]:
+        return [dict(row) for row in scores(predictions, test.states, test.groups, self.draws, self.seed)]
+
+    def _angles(self, name: str, readings: Sequence[Reading], predictions: Matrix, test: _Side) -> dict[str, Any]:
+        """Mean absolute error of each angle in degrees, and its interval."""
+        turning = {reading.of for reading in readings if reading.through is np.cos}
+        off = {of: np.abs(error) for of, error in errors(readings, predictions, test.states).items() if of in turning}
+        ends = {of: list(bootstrap_mean(error, test.groups, self.draws, seed=self.seed)) for of, error in off.items()}
+        return {name: {of: float(error.mean()) for of, error in off.items()}, f"{name}_interval": ends}
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """What a probe is asked for: column `variable` of the state, as it is or through a function."""
+class _Side:
+    """Frames to fit on, or to test on.
 
-    name: str
-    unit: str
-    variable: int
-    through: Callable[[np.ndarray], np.ndarray] = np.asarray
+    Attributes:
+        features: by what they are made with, (F, D) each.
+        states: (F, S) readings.
+        groups: (F,) the episode of each.
+    """
 
-
-def _readings(episodes: Episodes) -> list[_Reading]:
-    """One per state variable; two per angle, in the places of the one."""
-    names, units = episodes.state_names, episodes.provenance.state_units
-    if len(units) != len(names):  # a file of another project may have forgotten them
-        units = ("",) * len(names)
-    readings: list[_Reading] = []
-    for i, (name, unit) in enumerate(zip(names, units, strict=True)):
-        if unit == "rad":
-            readings += [_Reading(f"cos {name}", "", i, np.cos), _Reading(f"sin {name}", "", i, np.sin)]
-        else:
-            readings.append(_Reading(name, unit, i))
-    return readings
+    features: dict[str, Matrix]
+    states: Matrix
+    groups: np.ndarray
 
 
-def _read(episodes: Episodes, readings: Sequence[_Reading], rows: np.ndarray) -> np.ndarray:
-    """(F,) rows -> (F, S) what the readings ask for."""
-    states = _states(episodes, rows)
-    return np.stack([reading.through(states[:, reading.variable]) for reading in readings], axis=1)
+def _sides(
+    subject: Subject, readings: Sequence[Reading], encoders: Mapping[str, Features], most: tuple[int, int], seed: int
+) -> tuple[_Side, _Side]:
+    """Fit and test."""
+    generator, episodes = np.random.default_rng(seed), subject.episodes
+    frames = [
+        sample_frames(episodes, ids, n, generator) for ids, n in zip((subject.fit_ids, subject.test_ids), most, strict=True)
+    ]
+    fit, test = (
+        _Side(features_of(encoders, episodes, rows), read(episodes, readings, rows), groups) for rows, groups in frames
+    )
+    if "pixels" in encoders:
+        axes = _principal_axes(fit.features["pixels"], subject.model.latent_dim)
+        for side in (fit, test):
+            side.features["pixels"] = side.features["pixels"] @ axes
+    return fit, test
 
 
-def _angles(readings: Sequence[_Reading], predictions: np.ndarray, states: np.ndarray) -> dict[str, float]:
-    """Mean absolute error in degrees of each angle, read from its cosine and sine."""
-    errors = {}
-    for i, reading in enumerate(readings):
-        if reading.through is np.cos:
-            read, true = (np.arctan2(values[:, i + 1], values[:, i]) for values in (predictions, states))
-            wrapped = (read - true + np.pi) % (2 * np.pi) - np.pi
-            errors[reading.name.removeprefix("cos ")] = float(np.degrees(np.abs(wrapped)).mean())
-    return errors
+def _errors_of_rollouts(
+    rolled: Rollouts, probe: Probe, subject: Subject, readings: Sequence[Reading]
+) -> dict[str, dict[str, np.ndarray]]:
+    """What was read, and state variable -> (n, H) errors."""
+    frames, place = np.unique(rolled.rows, return_inverse=True)  # rollouts overlap
+    states = read(subject.episodes, readings, frames)[place.reshape(rolled.rows.shape)]
+    last = np.broadcast_to(rolled.last[:, None], rolled.encoded.shape)
+    seen = {"rmse": rolled.predicted, "encoded_rmse": rolled.encoded, "copy_rmse": last}
+    return {what: errors(readings, probe.predict(latents), states) for what, latents in seen.items()}
 
 
-def _states(episodes: Episodes, rows: np.ndarray) -> np.ndarray:
-    """(F, S) float64 ground truth of ascending rows; a row that is not finite is refused, naming its episode."""
-    of = np.searchsorted(episodes.offsets, rows, side="right") - 1
-    wanted = [episodes.states(int(i))[rows[of == i] - episodes.offsets[i]] for i in np.unique(of)]
-    return np.concatenate(wanted).astype(np.float64)
+def _thumbnails(pixels: Tensor) -> Tensor:
+    """(n, 3, h, w) uint8 -> (n, D) the pictures, averaged to at most 16 x 16."""
+    return nn.functional.adaptive_avg_pool2d(pixels.float(), min(THUMBNAIL_PX, pixels.shape[-1])).flatten(1)
 
 
-def _encoded(model: WorldModel, episodes: Episodes, rows: np.ndarray) -> np.ndarray:
-    """(F,) rows -> (F, D) float64 latents."""
-    parts = np.array_split(rows, -(-len(rows) // FRAMES_AT_ONCE))  # so that pixels are never all in memory
-    pixels = (torch.from_numpy(episodes.rows("pixels", part)).permute(0, 3, 1, 2)[:, None] for part in parts)
-    return np.concatenate([encode(model, frames)[:, 0].float().cpu().numpy() for frames in pixels]).astype(np.float64)
+def _principal_axes(features: Matrix, most: int) -> Matrix:
+    """(F, n) -> (n, m) the directions of greatest variance, greatest first; signs are arbitrary but fixed."""
+    centred = features - features.mean(axis=0)
+    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :most]
+    return axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1.0, 1.0)
 
 
-def _with_random_weights(model: Any, seed: int) -> Any:
-    """The same model, as it was before its training but for the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = checkpoints.build_model(checkpoints.describe_model(model))
-    return fresh.to(device_of(model)).eval()
+def _principal_plane(latents: Matrix) -> tuple[Matrix, float]:
+    """(F, 2) coordinates in the two directions of greatest variance, and their share of it."""
+    centred = latents - latents.mean(axis=0)
+    plane = centred @ _principal_axes(latents, 2)
+    return plane, float(np.square(plane).sum() / max(np.square(centred).sum(), 1e-30))
 
 
-def _quadratic(x: np.ndarray) -> np.ndarray:
+def _quadratic(x: Matrix) -> Matrix:
     """(F, n) -> (F, n + n (n+1) / 2): the columns, their squares and products; of very many columns, the columns alone."""
     if x.shape[1] > MOST_MULTIPLIED:
         return x
@@ -290,28 +337,63 @@ def _quadratic(x: np.ndarray) -> np.ndarray:
     return np.column_stack([x, *products])
 
 
-def _ridge(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Prepare ridge regression of (F, S) on (F, D); the answer maps (S,) strengths to (D, S) weights."""
-    spectrum, basis = np.linalg.eigh(x.T @ x / len(x))
-    rotated = basis.T @ (x.T @ y) / len(x)
-    return lambda strengths: basis @ (rotated / (np.maximum(spectrum, 0)[:, None] + strengths))
+def _place(readings: Sequence[Reading]) -> list[int]:
+    """Which two readings to draw a map by: the first x and its y, or else the first two."""
+    names = [reading.name for reading in readings]
+    for i, name in enumerate(names):
+        if name.split()[-1:] == ["x"] and (partner := name[:-1] + "y") in names:
+            return [i, names.index(partner)]
+    return list(range(len(names)))[:2]
 
 
-def _standardised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values, mean and std per column; a column that never varies is left at 0 and not blown up."""
-    mean, std = values.mean(axis=0), values.std(axis=0)
-    std = np.where(std > 1e-9, std, 1.0)
-    return (values - mean) / std, mean, std
+# ---------------------------------------------------------------------------------------------------------- tables
 
 
-def _rmse(prediction: np.ndarray, target: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(prediction - target))))
+def _tables(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What people read of the values."""
+    over = f"{values['test_frames']} frames of {values['test_episodes']} held-out episodes"
+    controls = " Controls: r of ridge / MLP." if any("controls" in row for row in values["variables"].values()) else ""
+    fitted = f"fitted on {values['fit_frames']} frames of {values['fit_episodes']} others.{controls}"
+    rows = [_probe_row(name, row) for name, row in values["variables"].items()]
+    tables = {f"What probes read from the latents of {over}, {fitted}": rows}
+    if values["angles"]:
+        caption = f"Mean absolute error of angles in degrees, over {over}; 90 if guessed and all occur. 95% intervals."
+        tables[caption] = [_angle_row(of, values) for of in values["angles"]]
+    rollout = values["rollout"]
+    if readable := [of for alike in rollout["units"].values() for of in alike["variables"]]:
+        caption = (
+            "Error (RMSE) of what a ridge probe reads: after an open-loop rollout / from the frame that came / from the last "
+            f"frame before, taken for a prediction. {rollout['rollouts']} rollouts in {rollout['episodes']} held-out episodes; "
+            f"variables with an R2 of {READABLE} or more."
+        )
+        tables[caption] = [_rollout_row(of, rollout["variables"][of], rollout["steps"]) for of in readable]
+    return tables
 
 
-def _principal_plane(latents: np.ndarray) -> tuple[np.ndarray, float]:
-    """(F, 2) coordinates in the two directions of greatest variance, and their share of it; signs are arbitrary but fixed."""
-    centred = latents - latents.mean(axis=0)
-    spectrum, basis = np.linalg.eigh(centred.T @ centred)
-    axes = basis[:, :-3:-1]
-    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1.0, 1.0)
-    return centred @ axes, float(spectrum[-2:].sum() / max(spectrum.sum(), 1e-12))
+def _probe_row(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = row["r_interval"]
+    told = {"variable": name, "unit": row["unit"], "r, ridge": f"{row['r']:.4f}", "95%": f"{low:.4f} to {high:.4f}"}
+    if "mlp" in row:
+        told["r, MLP"] = f"{row['mlp']['r']:.4f}"
+    told |= {"R2": f"{row['r2']:.4f}", "RMSE": f"{row['rmse']:.3g}"}
+    for rival, score in row.get("controls", {}).items():
+        told[rival] = " / ".join(f"{each['r']:.4f}" for each in (score, score.get("mlp")) if each)
+    return told
+
+
+def _rollout_row(of: str, row: Mapping[str, Any], steps: Sequence[int]) -> dict[str, Any]:
+    told = {"variable": of, "unit": row["unit"]}
+    for block in (k for k in range(len(steps)) if k + 1 in (1, 2, 4, 8, len(steps))):
+        three = (row[what][block] for what in ("rmse", "encoded_rmse", "copy_rmse"))
+        told[f"{steps[block]} steps"] = " / ".join(f"{each:.3g}" for each in three)
+    low, high = row["rmse_interval"][-1]
+    return told | {f"95% at {steps[-1]}": f"{low:.3g} to {high:.3g}"}
+
+
+def _angle_row(of: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    told = {"angle": of}
+    for probe, key in (("ridge", "angles"), ("MLP", "mlp_angles")):
+        if key in values:
+            low, high = values[f"{key}_interval"][of]
+            told[probe] = f"{values[key][of]:.1f} ({low:.1f} to {high:.1f})"
+    return told

@@ -9,12 +9,12 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from lewm import console
-from lewm.analyses.probing import Probe, Probing
 from lewm.animation import FORMATS, View, draw_episode, save_animation
 from lewm.checkpoints import write_json
 from lewm.contracts import EnvSpec, World
 from lewm.evaluation import Recording, record_episodes
 from lewm.planning import Agent, PlanningConfig
+from lewm.reading import readings_of, steady_probe
 from lewm.realtime import COLUMNS, Drive, drive, latencies
 from lewm.registry import choose
 from lewm.runs import PlanningChanges, Run, open_run
@@ -143,5 +143,6 @@ def _view(opened: Run, spec: EnvSpec) -> View | None:
     """How imagined latents are drawn into the picture, where the state begins with a place in it: through a linear probe."""
     if spec.picture_extent is None or spec.tolerance is None:
         return None
-    probing = Probing().run(opened.subject)
-    return View(Probe.of(probing).predict, spec.picture_extent, spec.tolerance)
+    fit_ids, _ = opened.for_probes
+    probe = steady_probe(opened.model, opened.episodes, fit_ids, readings_of(opened.episodes))
+    return View(probe.predict, spec.picture_extent, spec.tolerance)

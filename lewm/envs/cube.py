@@ -28,7 +28,7 @@ import numpy as np
 from lewm.contracts import EnvSpec, Policy
 from lewm.registry import choose
 from lewm.rendering import LOOKS, find_backend, once_per_thread, open_scene
-from lewm.single import Single, finite_rows, generators
+from lewm.single import Single, finite_rows, generators, read_look, turned_color
 
 __all__ = ["Cube", "CubeWorld"]
 
@@ -52,6 +52,10 @@ STATE_UNITS = (
 )  # fmt: skip
 NQ, NQV = len(QPOS), len(QPOS) + len(QVEL)
 BLOCK = slice(14, 17)  # where `qpos` has the block's position; its quaternion follows
+JOINTS = {"arm": (slice(0, 14), slice(0, 14)), "block": (slice(14, 21), slice(14, 20))}  # where `qpos` and `qvel` have them
+COLORS = {"arm": "9c47d1", "block": "f54254"}  # of what can be painted: of the arm its gripper, as in the public environment
+PAINTED = {"arm": ("ur5e/robotiq/black", "ur5e/robotiq/pad_gray"), "block": ("object_0",)}  # materials and bodies' shapes
+CLEAR_M = 0.1  # between block and gripper after a teleport; the open gripper's fingers are some 5 cm away from its middle
 
 
 class Simulator:
@@ -143,7 +147,7 @@ class CubeWorld:
     Args:
         num_envs: B.
         image_size: height and width of the pictures, 16 or more.
-        look: one of `rendering.LOOKS`.
+        look: one of `rendering.LOOKS`, or with another colour of gripper or block: "fast,arm_color=0000ff,block_color=00ff00".
     """
 
     policies: ClassVar[tuple[str, ...]] = ("expert", "random")
@@ -152,14 +156,17 @@ class CubeWorld:
         if num_envs < 1 or image_size < 16:
             raise ValueError(f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}.")
         box = (1.0,) * 5
+        look, named, painted = read_look("cube", look, LOOKS, COLORS)
         self.spec = EnvSpec(
-            "cube", "1", image_size, tuple(-x for x in box), box, STATE_NAMES, STATE_UNITS, MAX_STEPS,
-            choose("look of cube", look, LOOKS),
+            "cube", "1", image_size, tuple(-x for x in box), box, STATE_NAMES, STATE_UNITS, MAX_STEPS, look,
+            things=tuple(COLORS),
         )  # fmt: skip
         self.num_envs = num_envs
         self.simulator = simulator()
         self.tables = [mujoco.MjData(self.simulator.model) for _ in range(num_envs)]
-        self._scene = open_scene(load_model, image_size, "front_pixels", look)
+        self._colors = COLORS | painted
+        paint = tuple((element, color) for thing, color in painted.items() for element in PAINTED[thing])
+        self._scene = open_scene(load_model, image_size, "front_pixels", named, paint)
         self._goals = np.zeros((num_envs, len(STATE_NAMES)), np.float32)
         self.reset(range(num_envs))
 
@@ -235,6 +242,32 @@ class CubeWorld:
 
     def regions(self, states: np.ndarray) -> None:
         """None: a table has no regions."""
+
+    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        """The (n, 47) states with "arm", "block" or both elsewhere and at rest, as the benchmark draws starts.
+
+        The gripper is then in the air and open, a moved block lies on the table. Each is 8 cm or more from where it was, and
+        block and gripper are 10 cm apart.
+        """
+        moves = [choose("thing of cube", thing, self.spec.things) for thing in things]
+        states, sim = self._rows("states", states, len(seeds)).copy(), self.simulator
+        effector = slice(NQV, NQV + 3)
+        for i, generator in enumerate(generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))):
+            before, found = states[i].copy(), not moves
+            while not found:
+                drawn, qpos, qvel = sim.draw_qpos(generator), before[:NQ].copy(), before[NQ:NQV].copy()
+                for positions, velocities in (JOINTS[thing] for thing in moves):
+                    qpos[positions], qvel[velocities] = drawn[positions], 0.0
+                states[i] = after = sim.state(qpos, qvel)
+                ways = {"arm": after[effector] - before[effector], "block": after[BLOCK] - before[BLOCK]}
+                found = bool(np.linalg.norm(after[effector] - after[BLOCK]) >= CLEAR_M)
+                found &= all(np.linalg.norm(ways[thing]) >= 2 * SUCCESS_M for thing in moves)
+        return states
+
+    def recoloured(self, thing: str, turn: float = 0.5) -> str:
+        """The look of this world with another colour of the "block", or of the gripper of the "arm"."""
+        color = self._colors[choose("thing of cube", thing, self.spec.things)]
+        return f"{self.spec.look},{thing}_color={turned_color(color, turn)}"
 
     def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
         return generators(("reset", *self.policies), purpose, seeds, self.num_envs)

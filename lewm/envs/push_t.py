@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import gymnasium
@@ -33,7 +33,7 @@ from lewm.contracts import EnvSpec, Policy
 from lewm.pushing import AGENT_RADIUS, BAR, GRAVITY_CENTRE, STEM, gravity_centre
 from lewm.rasters import Box, Disc, Part, paint, rgb
 from lewm.registry import choose
-from lewm.single import Single, finite_rows, generators
+from lewm.single import Single, color_digits, finite_rows, generators, turned_color
 
 __all__ = ["PushT", "PushTWorld"]
 
@@ -59,6 +59,10 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
+PAINTS = {"agent": ("agent_color",), "block": ("bar_color", "stem_color")}
+"""What can be painted by itself, and the factors that hold its colours."""
+
+
 @dataclass(frozen=True)
 class Factors:
     """What may be varied. The defaults are the published world; "tiny" in `LOOKS` is a world that small models can read."""
@@ -76,10 +80,8 @@ class Factors:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if name.endswith("color"):
-                digits = str(value).lower().removeprefix("#")
-                if not re.fullmatch("[0-9a-f]{6}", digits) and (name, digits) != ("goal_color", "none"):
-                    raise ValueError(f"{name} must be six hexadecimal digits such as 0000ff for blue, got '{value}'.")
-                object.__setattr__(self, name, digits)
+                none = (name, str(value).lower()) == ("goal_color", "none")
+                object.__setattr__(self, name, "none" if none else color_digits(name, value))
             else:
                 low, high = {"outline": (0, 10), "halo": (0, 100), "table": (256, 4096)}[name]
                 if not re.fullmatch(r"[0-9]+(\.[0-9]*)?", str(value)) or not low <= float(value) <= high:
@@ -179,6 +181,7 @@ class PushTWorld:
             max_steps=max_steps,
             look=self.factors.look,
             criteria=("success", "block pose"),
+            things=tuple(PAINTS),
         )
         self._draw = _Painter(self.factors, image_size)
         self._states, self._goals = np.zeros((2, num_envs, 7), np.float32)
@@ -263,6 +266,35 @@ class PushTWorld:
 
     def regions(self, states: np.ndarray) -> None:
         """Push-T has none."""
+
+    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        """The (n, 7) states with "agent", "block" or both 40 units or more away and at rest, a moved block turned anyhow.
+
+        Uniform over what is legal: on the table, and the two do not touch.
+        """
+        moves = {choose("thing of push-t", thing, self.spec.things) for thing in things}
+        states = self._checked("states", states, len(seeds))
+        for i, generator in enumerate(generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))):
+            state, found = states[i], not moves
+            while not found:
+                drawn = pushing.draw_states(generator, self.factors.table, count=64, margin=10)
+                apart = drawn[:, :4] - state[:4]
+                legal = np.ones(len(drawn), bool)
+                for thing, place, whole in (("agent", [0, 1], [0, 1, 5, 6]), ("block", [2, 3], [2, 3, 4])):
+                    if thing in moves:
+                        legal &= np.hypot(*apart[:, place].T) >= 2 * SUCCESS
+                    else:
+                        drawn[:, whole] = state[whole]
+                legal &= pushing.clearance(drawn, drawn[:, None, :2])[:, 0] > pushing.TOUCHING
+                if found := bool(legal.any()):
+                    states[i] = drawn[int(legal.argmax())]
+        return _wrapped(states)
+
+    def recoloured(self, thing: str, turn: float = 0.5) -> str:
+        """The look of this world with other colours of "agent" or "block"."""
+        paints = PAINTS[choose("thing of push-t", thing, self.spec.things)]
+        changed: dict[str, Any] = {name: turned_color(getattr(self.factors, name), turn) for name in paints}
+        return replace(self.factors, **changed).look
 
     def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
         return generators(("reset", *self.policies), purpose, seeds, self.num_envs)

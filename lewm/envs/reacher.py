@@ -26,7 +26,7 @@ import numpy as np
 from lewm.contracts import EnvSpec, Policy
 from lewm.registry import choose
 from lewm.rendering import LOOKS, open_scene
-from lewm.single import Single, finite_rows, generators
+from lewm.single import Single, finite_rows, generators, read_look, turned_color
 
 __all__ = ["Reacher", "ReacherWorld"]
 
@@ -34,6 +34,7 @@ SUCCESS_RAD = 0.05
 WRIST_LIMIT_RAD = np.deg2rad(160.0)
 PHYSICS_STEPS, MAX_STEPS = 2, 200  # of 0.02 s each; Source: `DMControlWrapper.action_repeat` of the public code, its data set
 STATE_NAMES = ("shoulder", "wrist", "shoulder velocity", "wrist velocity")
+COLORS, MATERIALS = {"arm": "b3804d"}, {"arm": ("self", "effector")}  # what can be painted: its colour, and what has it
 
 
 def load_model() -> mujoco.MjModel:
@@ -54,7 +55,7 @@ class ReacherWorld:
     Args:
         num_envs: B.
         image_size: height and width of the pictures, 16 or more.
-        look: one of `rendering.LOOKS`.
+        look: one of `rendering.LOOKS`, or with another colour of the arm: "fast,arm_color=0000ff".
     """
 
     policies: ClassVar[tuple[str, ...]] = ("expert", "random")
@@ -63,12 +64,15 @@ class ReacherWorld:
         if num_envs < 1 or image_size < 16:
             raise ValueError(f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}.")
         units = ("rad", "rad", "rad/s", "rad/s")
+        look, named, painted = read_look("reacher", look, LOOKS, COLORS)
         self.spec = EnvSpec(
             "reacher", "1", image_size, (-1.0, -1.0), (1.0, 1.0), STATE_NAMES, units, MAX_STEPS,
-            choose("look of reacher", look, LOOKS), criteria=("success", "unwrapped"),
+            look, criteria=("success", "unwrapped"), things=tuple(COLORS),
         )  # fmt: skip
         self.num_envs = num_envs
-        self._scene = open_scene(load_model, image_size, "fixed", look)
+        self._colors = COLORS | painted
+        paint = tuple((material, color) for thing, color in painted.items() for material in MATERIALS[thing])
+        self._scene = open_scene(load_model, image_size, "fixed", named, paint)
         self._model = load_model()
         self._arms = [mujoco.MjData(self._model) for _ in range(num_envs)]
         self._goals = np.zeros((num_envs, 4), np.float32)
@@ -145,6 +149,22 @@ class ReacherWorld:
 
     def regions(self, states: np.ndarray) -> None:
         """None: the arm's world has no regions."""
+
+    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        """The (n, 4) states with the "arm" in a pose that is uniform over all but the nearest, at rest."""
+        states = self._rows("states", states, len(seeds)).copy()
+        if not {choose("thing of reacher", thing, self.spec.things) for thing in things}:
+            return states
+        for i, generator in enumerate(generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))):
+            poses = _poses(generator, 16)
+            apart = np.abs(wrapped(poses - states[i, :2])).max(axis=1) >= 2 * SUCCESS_RAD
+            states[i] = *poses[int(apart.argmax())], 0, 0
+        return states
+
+    def recoloured(self, thing: str, turn: float = 0.5) -> str:
+        """The look of this world with another colour of the "arm"."""
+        color = self._colors[choose("thing of reacher", thing, self.spec.things)]
+        return f"{self.spec.look},{thing}_color={turned_color(color, turn)}"
 
     def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
         return generators(("reset", *self.policies), purpose, seeds, self.num_envs)

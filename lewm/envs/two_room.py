@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import gymnasium
@@ -26,7 +26,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lewm.contracts import EnvSpec, Policy
 from lewm.registry import choose
-from lewm.single import Single, finite_rows, generators
+from lewm.single import Single, color_digits, finite_rows, generators, turned_color
 
 __all__ = ["TwoRoom", "TwoRoomWorld"]
 
@@ -54,10 +54,7 @@ class Factors:
 
     def __post_init__(self) -> None:
         for name in ("agent_color", "wall_color", "floor_color"):
-            digits = str(getattr(self, name)).lower().removeprefix("#")
-            if not re.fullmatch("[0-9a-f]{6}", digits):
-                raise ValueError(f"{name} must be six hexadecimal digits such as 0000ff for blue, got '{getattr(self, name)}'.")
-            object.__setattr__(self, name, digits)
+            object.__setattr__(self, name, color_digits(name, getattr(self, name)))
         if not re.fullmatch(r"[0-9.]+(e[+-]?[0-9]+)?", str(self.speed)) or not 0 < float(self.speed) < math.inf:
             raise ValueError(f"speed must be a positive number of px per step, got '{self.speed}'.")
         object.__setattr__(self, "speed", float(self.speed))
@@ -143,7 +140,7 @@ class TwoRoomWorld:
         image_size: height and width of the pictures, 16 or more.
         look: "published", or changed factors as in `EnvSpec.look`.
         factors: the same by name, such as `agent_color="0000ff"`. To change a factor in the middle of an episode, draw the
-            later states with a second world; to teleport, `set_states`.
+            later states with a second world.
     """
 
     policies: ClassVar[tuple[str, ...]] = ("expert", "random", "straight-line")
@@ -153,9 +150,19 @@ class TwoRoomWorld:
             raise ValueError(f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}.")
         self.num_envs = num_envs
         self.factors = Factors.parse(look, **factors)
-        low, high, axes, units, look = (-1.0, -1.0), (1.0, 1.0), ("x", "y"), ("px", "px"), self.factors.look
         self.spec = EnvSpec(
-            "two-room", "1", image_size, low, high, axes, units, MAX_STEPS, look, picture_extent=WORLD_PX, tolerance=SUCCESS_PX
+            name="two-room",
+            version="1",
+            image_size=image_size,
+            action_low=(-1.0, -1.0),
+            action_high=(1.0, 1.0),
+            state_names=("x", "y"),
+            state_units=("px", "px"),
+            max_steps=MAX_STEPS,
+            look=self.factors.look,
+            picture_extent=WORLD_PX,
+            tolerance=SUCCESS_PX,
+            things=("agent",),
         )
 
         # Averaging the published picture over squares of `pixel` px adds the variance of that many samples in a row to the dot.
@@ -246,6 +253,21 @@ class TwoRoomWorld:
     def regions(self, states: np.ndarray) -> np.ndarray:
         """(n,) room of each state: 0 left, 1 right of the middle of the wall."""
         return (self._positions("states", states)[:, 0] >= WALL_X_PX).astype(np.int64)
+
+    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        """The (n, 2) states with the dot ("agent", the only thing) two tolerances or more away, uniform over both rooms."""
+        states = self._positions("states", states, len(seeds)).copy()
+        if not {choose("thing of two-room", thing, self.spec.things) for thing in things}:
+            return states
+        for i, generator in enumerate(generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))):
+            places = _places(generator.random((16, 2)))
+            states[i] = places[int((np.linalg.norm(places - states[i], axis=1) >= 2 * SUCCESS_PX).argmax())]
+        return states
+
+    def recoloured(self, thing: str, turn: float = 0.5) -> str:
+        """The look of this world with another colour of the dot ("agent")."""
+        choose("thing of two-room", thing, self.spec.things)
+        return replace(self.factors, agent_color=turned_color(self.factors.agent_color, turn)).look
 
     def _straight_line(self) -> np.ndarray:
         steps = (self._goals - self._states) / self.factors.speed

@@ -1,8 +1,8 @@
-"""What the latents say about the world: maps, and readings beside the truth."""
+"""What the latents say about the world: maps, readings beside the truth and beside controls, and readings of predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,25 +14,119 @@ from lewm.panels import THEME, Panel
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw", "latent_panels", "probe_panels"]
+__all__ = ["control_panels", "draw", "latent_panels", "probe_panels", "rollout_panels"]
 
 CORNERS = np.array([[[0x2F, 0x6B, 0xD8], [0xB8, 0x4A, 0xC4]], [[0x12, 0xA3, 0x7F], [0xF0, 0x97, 0x1E]]]) / 255
 """Colours of a place in a map: rows top and bottom, columns left and right. Told apart by lightness as well as by hue, on white
 and on black, and between them every place has a colour of its own."""
 
+MOST_SCATTERS, MOST_LINES, MOST_UNITS = 6, 16, 4
+"""Panels of readings beside the truth, variables in a panel of correlations, and panels of open-loop error."""
+
+WELL = 0.5
+"""A correlation from which a variable is shown even if there are very many."""
+
+CEILING = 0.99995
+"""Largest correlation that the axis shows: 1 would lie at infinity."""
+
+Rival = tuple[str, tuple[str, ...], dict[str, Any]]
+"""Name, keys under which a variable's scores are found, and how its mark looks. The first is drawn last, on top."""
+
+RIVALS: tuple[Rival, ...] = (
+    ("ridge, latents", (), {"marker": "o", "color": THEME["accent"], "markersize": 6.5}),
+    ("MLP, latents", ("mlp",), {"marker": "D", "color": THEME["warm"], "markersize": 5}),
+    ("ridge, random encoder", ("controls", "random encoder"), {"marker": "^", "color": THEME["floor"], "markersize": 6}),
+    ("ridge, pixels", ("controls", "pixels"), {"marker": "s", "color": THEME["muted"], "markersize": 4.5}),
+)
+
 
 def draw(result: Result) -> list[Panel]:
-    """Maps of the latents, and every variable as it is read."""
-    return [*latent_panels(result), *probe_panels(result)]
+    """Correlations beside the controls, readings of predictions, maps of the latents, and some variables as they are read."""
+    return [*control_panels(result), *rollout_panels(result), *latent_panels(result), *probe_panels(result)]
+
+
+def control_panels(probing: Result) -> list[Panel]:
+    """How well every variable is read, on a line each, from the latents and from what the latents are to be better than.
+
+    The axis is stretched towards 1 as the logarithm of 1 - r, for .99 and .999 are as far apart as 0 and .9 are. Of very many
+    variables those that nothing reads well are left to the table.
+    """
+    variables = list(probing.values["variables"].items())
+    rivals = [rival for rival in RIVALS if any(_scores(row, rival[1]) is not None for _, row in variables)]
+    if len(rivals) < 2:
+        return []
+    if len(variables) > MOST_LINES:
+        found = {name: [_scores(row, keys) for _, keys, _ in rivals] for name, row in variables}
+        read = {name for name, scores in found.items() if any(each and each["r"] >= WELL for each in scores)}
+        variables = [(name, row) for name, row in variables if name in read] or variables[:MOST_LINES]
+
+    def lines(some: Sequence[tuple[str, Mapping[str, Any]]]) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            axes.set_xscale("function", functions=(_stretched, _unstretched))
+            for k, (label, keys, mark) in reversed(list(enumerate(rivals))):
+                apart = 0.18 * (k - (len(rivals) - 1) / 2)
+                found = [(place + apart, _scores(row, keys)) for place, (_, row) in enumerate(some)]
+                known = [(place, scores) for place, scores in found if scores is not None]
+                for place, scores in known:
+                    ends = np.clip(scores["r_interval"], -1, CEILING)
+                    axes.plot(ends, [place, place], color=mark["color"], linewidth=1.6, solid_capstyle="butt")
+                shown = [min(scores["r"], CEILING) for _, scores in known]
+                axes.plot(shown, [place for place, _ in known], linestyle="", label=label, markeredgewidth=0, **mark)
+            axes.set_ylim(len(some) - 0.5, -0.5)
+            axes.set_yticks(range(len(some)), [name for name, _ in some], fontsize=10, color=THEME["ink"])
+            axes.tick_params(axis="y", length=0)
+            axes.set_xlim(min(0, axes.get_xlim()[0]), CEILING)
+            axes.set_xticks([0, 0.5, 0.9, 0.99, 0.999, 0.9999], ["0", ".5", ".9", ".99", ".999", ".9999"])
+            axes.grid(axis="x", color=THEME["line"], linewidth=0.8)
+            axes.set_axisbelow(True)
+            axes.set_xlabel("correlation with the truth, r")
+            _legend(axes)
+
+        return draw
+
+    parts = [variables[first : first + MOST_LINES] for first in range(0, len(variables), MOST_LINES)]
+    title = "how well the state is read"
+    titles = [f"{title}, {i} of {len(parts)}" if len(parts) > 1 else title for i in range(1, len(parts) + 1)]
+    return [panels.draw(title, lines(some), height=1.5 + 0.32 * len(some)) for title, some in zip(titles, parts, strict=True)]
+
+
+def rollout_panels(probing: Result) -> list[Panel]:
+    """How far what is read of predicted latents is off, over the steps of an open-loop rollout: a panel per unit."""
+    rollout = probing.values["rollout"]
+
+    def curve(of: Mapping[str, Any]) -> Panel:
+        def draw(axes: Axes) -> None:
+            steps, (low, high) = rollout["steps"], np.transpose(of["rmse_interval"])
+            axes.plot(steps, of["copy_rmse"], color=THEME["floor"], linewidth=1.8, label="last frame copied")
+            axes.fill_between(steps, low, high, color=THEME["accent"], alpha=0.22, linewidth=0)
+            (floor,) = axes.plot(steps, of["encoded_rmse"], color=THEME["muted"], label="frame that came, encoded")
+            floor.set_linestyle((0, (4, 3)))
+            axes.plot(steps, of["rmse"], color=THEME["accent"], linewidth=2, marker="o", markersize=4, label="predicted")
+            axes.set_xlim(0, steps[-1])
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel("env steps predicted")
+            axes.set_ylabel(panels.label("error", of["unit"].removeprefix("1")))
+            axes.grid(axis="y", color=THEME["line"], linewidth=0.8)
+            axes.set_axisbelow(True)
+            _legend(axes)
+
+        names, unit = of["variables"], of["unit"].removeprefix("1")
+        about = ", ".join(names) if len(names) <= 2 else f"{len(names)} variables"
+        return panels.draw(f"open-loop error{' in ' if unit else ''}{unit}: {about}", draw, height=3.4)
+
+    return [curve(of) for of in list(rollout["units"].values())[:MOST_UNITS]]
 
 
 def latent_panels(probing: Result) -> list[Panel]:
     """Where the world was in each test frame, and the same frames in the principal plane of their latents.
 
-    The first two state variables are taken for a place, y downwards as in a picture.
+    Two of the readings are taken for a place, y downwards as in a picture.
     """
-    states, plane = probing.arrays["states"][:, :2], probing.arrays["plane"]
-    (x_name, x), (y_name, y) = list(probing.values["variables"].items())[:2]
+    if len(probing.values["variables"]) < 2:
+        return []
+    chosen = probing.values.get("place", [0, 1])
+    states, plane = probing.arrays["states"][:, chosen], probing.arrays["plane"]
+    (x_name, x), (y_name, y) = (list(probing.values["variables"].items())[i] for i in chosen)
     low, high = states.min(axis=0), states.max(axis=0)
     across, down = ((states - low) / np.maximum(high - low, 1e-9)).T
     by_place = _blend(across, down)
@@ -40,7 +134,7 @@ def latent_panels(probing: Result) -> list[Panel]:
     def true_map(axes: Axes) -> None:
         panels.points(axes, states, c=by_place)
         axes.invert_yaxis()
-        axes.set_aspect("equal")
+        axes.set_aspect("equal" if x["unit"] == y["unit"] else "auto")
         axes.set_xlabel(panels.label(x_name, x["unit"]))
         axes.set_ylabel(panels.label(y_name, y["unit"]))
 
@@ -58,7 +152,7 @@ def latent_panels(probing: Result) -> list[Panel]:
         return draw
 
     return [
-        panels.draw("where the dot was", true_map, height=3.6),
+        panels.draw(f"true {x_name} and {y_name}", true_map, height=3.6),
         panels.draw("the latents, same colours", plane_coloured(by_place), height=3.6),
         panels.draw(f"the latents by {x_name}", plane_coloured(states[:, 0], panels.label(x_name, x["unit"])), height=3.6),
         panels.draw(f"the latents by {y_name}", plane_coloured(states[:, 1], panels.label(y_name, y["unit"])), height=3.6),
@@ -66,7 +160,10 @@ def latent_panels(probing: Result) -> list[Panel]:
 
 
 def probe_panels(probing: Result) -> list[Panel]:
-    """Each state variable as read from the latents against its true value, on test episodes."""
+    """State variables as read from the latents against their true values, on test episodes.
+
+    Of many variables a few, evenly spaced from the one that is read best to the one that is read worst.
+    """
 
     def scatter(i: int, name: str, scores: Mapping[str, Any]) -> Panel:
         def draw(axes: Axes) -> None:
@@ -76,13 +173,48 @@ def probe_panels(probing: Result) -> list[Panel]:
             panels.points(axes, np.stack([true, read], axis=1), c=THEME["accent"])
             axes.set_xlabel(f"true {panels.label(name, scores['unit'])}")
             axes.set_ylabel(f"read {panels.label(name, scores['unit'])}")
-            axes.text(
-                0.04, 0.95, f"r = {scores['r']:.4f}", transform=axes.transAxes, va="top", fontweight="bold", color=THEME["ink"]
-            )
+            told = "r is not defined" if scores["r"] is None else f"r = {scores['r']:.4f}"
+            axes.text(0.04, 0.95, told, transform=axes.transAxes, va="top", fontweight="bold", color=THEME["ink"])
 
         return panels.draw(f"reading {name} from the latents", draw, height=3.6)
 
-    return [scatter(i, *item) for i, item in enumerate(probing.values["variables"].items())]
+    variables = list(probing.values["variables"].items())
+    best_first = sorted(range(len(variables)), key=lambda i: -(variables[i][1]["r"] or 0))
+    spaced = np.linspace(0, len(variables) - 1, min(len(variables), MOST_SCATTERS)).round().astype(int)
+    return [scatter(i, *variables[i]) for i in sorted(best_first[place] for place in spaced)]
+
+
+def _scores(row: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any] | None:
+    """Scores under some keys; None where there are none, or no correlation among them."""
+    found: Any = row
+    for key in keys:
+        found = found.get(key, {})
+    return found if found.get("r") is not None and np.isfinite(found["r"]) and "r_interval" in found else None
+
+
+def _legend(axes: Axes) -> None:
+    """Below everything, two names in a row, in the order in which they are meant to be read."""
+    assert axes.figure is not None
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(
+        handles[::-1],
+        labels[::-1],
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=9.5,
+        labelcolor=THEME["ink"],
+        handlelength=1.6,
+        columnspacing=1.4,
+    )
+
+
+def _stretched(r: np.ndarray) -> np.ndarray:
+    return -np.log10(1 - np.minimum(r, CEILING))
+
+
+def _unstretched(place: np.ndarray) -> np.ndarray:
+    return 1 - 10.0 ** -np.asarray(place)
 
 
 def _blend(across: np.ndarray, down: np.ndarray) -> np.ndarray:

@@ -1,0 +1,318 @@
+"""Does what is imagined come true? Plans carried out to their end, beside what the model imagined of them.
+
+A plan is chosen because of where it is imagined to end, so that is where errors count: a search finds the sequences that the
+model is wrong about, if there are any. The recorded actions, on which open-loop errors are usually measured, are not searched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from lewm.contracts import Result, World, WorldModel
+from lewm.data import Episodes
+from lewm.evaluation import Recording, record_episodes
+from lewm.latents import encode
+from lewm.planning import Agent, PlanningConfig, Replan, Scored
+from lewm.reading import readings_of, steady_probe
+from lewm.stats import bootstrap
+from lewm.subject import Progress, Subject, Unsupported
+from lewm.tasks import Pairs, Protocol, Unavailable, draw_pairs, padded, place
+
+__all__ = ["Planning", "recordings_of"]  # the analysis first
+
+FEWEST = 4
+"""Held-out episodes. Of three, more than one resample in forty is the same one three times: no interval."""
+
+TOGETHER = 12
+"""Environments stepped side by side: worlds without a batched form open a simulator for each."""
+
+CLIPS_BYTES = 12_000_000
+"""Of the pictures that are kept of recorded attempts, at most."""
+
+
+@dataclass(frozen=True)
+class Planning:
+    """Plan as the run plans, and carry every plan out to its end, without looking again.
+
+    Attributes:
+        pairs: starts and goals of held-out episodes, for each of which one plan is made.
+        offset: env steps between start and goal in the recording.
+        clips: attempts that are recorded with every picture: of the pairs that do not begin solved, in the order in which they
+            were drawn, the first with a goal in another region (half of the clips at most), then the first others.
+        fit_frames: to which a read-out of places is fitted, in worlds whose state begins with a place in the picture.
+        draws: of the bootstrap over episodes.
+        seed: of pairs, search and bootstrap.
+    """
+
+    pairs: int = 48
+    offset: int = 25
+    clips: int = 6
+    fit_frames: int = 2048
+    draws: int = 500
+    seed: int = 0
+
+    name: ClassVar[str] = "planning"
+    question: ClassVar[str] = "Does what the model imagines of its plans come true?"
+
+    def run(self, subject: Subject, progress: Progress = lambda *_: None) -> Result:
+        """Make plans, carry them out, and compare.
+
+        Returns:
+            Values: `horizon` holds, per block of the plan, `steps` (env steps since the start), `error` (distance between the
+            imagined latent and that of the picture which came), `copy` (the same if nothing had been imagined to change),
+            `ratio` (of their means) with its 95% interval over episodes, and where the state begins with a place in the
+            picture `place_error` (mean distance in its unit) with an interval. `attempts`, per recorded attempt, whether and
+            when it reached its goal. Arrays: `imagined` (n, H+1, 2) and `real` (n, H * frameskip + 1, 2) places, `costs`
+            (n, R, 3) tenth percentile, median and ninetieth of the candidates' costs per round of a search, relative to the
+            median of the first; and of each attempt what `recordings_of` needs.
+
+        Raises:
+            Unsupported: the world or the way to plan is unknown, or the data give too few pairs.
+        """
+        if subject.open_world is None or subject.planning is None:
+            raise Unsupported(
+                f"{subject.episodes.path}: expected a run that says of which world it is and how it plans, got one that does "
+                "not. Train it by a recipe, or on episodes of `lewm collect`."
+            )
+        subject.require_states()
+        subject.require_episodes(1, FEWEST, "an interval over episodes")
+        world = subject.open_world(TOGETHER)
+        protocol = Protocol.along(self.offset, self.pairs, self.seed)
+        try:
+            pairs = draw_pairs(subject.episodes, subject.test_ids, world, protocol)
+        except Unavailable as error:
+            raise Unsupported(str(error)) from None
+        pairs = pairs[pairs.strict]
+        ended = []
+        for part in pairs.portions(world.num_envs):
+            ended.append(_carried_out(subject.model, subject.planning, world, subject.episodes, part, self.seed))
+            progress(len(ended), -(-len(pairs) // world.num_envs) + 1, "")
+        plans = _Carried(*map(np.concatenate, zip(*(dataclasses.astuple(each) for each in ended), strict=True)))
+        read = self._read_out(subject) if world.spec.picture_extent is not None else None
+        horizon = self._horizon(plans, pairs, subject.model.spec.frameskip, read, world)
+        chosen = self._worth_recording(pairs, world)
+        few = subject.open_world(len(chosen))
+        recordings = record_episodes(subject.model, subject.planning, few, subject.episodes, pairs[chosen], protocol)
+        arrays = {"costs": plans.costs}
+        if read is not None:
+            imagined = np.concatenate([plans.states[:, 0, None, :2], read(plans.imagined)], axis=1)
+            arrays |= {"imagined": imagined.astype(np.float32), "real": plans.states[..., :2].astype(np.float32)}
+        for number, recording in enumerate(recordings):
+            arrays |= {f"attempt {number} {name}": array for name, array in _arrays(recording, read).items()}
+        rooms = [world.regions(states) for states in (pairs.starts[chosen], pairs.goals[chosen])]
+        apart = None if rooms[0] is None or rooms[1] is None else rooms[0] != rooms[1]
+        attempts = [
+            {
+                "reached": recording.success_step is not None,
+                "steps": len(recording.actions),
+                "plans": len(recording.replans),
+                "other_region": None if apart is None else bool(apart[k]),
+            }
+            for k, recording in enumerate(recordings)
+        ]
+        values = {
+            "pairs": len(pairs),
+            "episodes": len(np.unique(pairs.start_episodes)),
+            "offset": protocol.offset,
+            "budget": protocol.budget,
+            "solver": _name(subject.planning.solver),
+            "objective": _name(subject.planning.objective),
+            "rounds": plans.costs.shape[1],
+            "picture_extent": world.spec.picture_extent,
+            "tolerance": world.spec.tolerance,
+            "unit": world.spec.state_units[0] if read is not None else "",
+            "horizon": horizon,
+            "attempts": attempts,
+        }
+        return Result("planning", values, arrays, _tables(values))
+
+    def _horizon(
+        self,
+        plans: _Carried,
+        pairs: Pairs,
+        frameskip: int,
+        read: Callable[[np.ndarray], np.ndarray] | None,
+        world: World,
+    ) -> list[dict[str, Any]]:
+        """Imagined against real after each block."""
+        rows = []
+        groups = pairs.start_episodes
+        for h in range(plans.imagined.shape[1]):
+            error, copy = (np.linalg.norm(x - plans.real[:, h], axis=-1) for x in (plans.imagined[:, h], plans.now))
+            row: dict[str, Any] = {"steps": (h + 1) * frameskip, "error": float(error.mean()), "copy": float(copy.mean())}
+            row["ratio"] = _ratio(error, copy)
+            row["ratio_interval"] = list(bootstrap(_ratio, error, copy, groups=groups, draws=self.draws, seed=self.seed))
+            if read is not None:
+                off = np.linalg.norm(read(plans.imagined[:, h]) - plans.states[:, (h + 1) * frameskip, :2], axis=-1)
+                row["place_error"] = float(off.mean())
+                row["place_error_interval"] = list(bootstrap(_mean, off, groups=groups, draws=self.draws, seed=self.seed))
+            rows.append(row)
+        return rows
+
+    def _read_out(self, subject: Subject) -> Callable[[np.ndarray], np.ndarray]:
+        """(..., D) latents -> (..., 2) places: a probe of frames of episodes that were trained on."""
+        episodes = subject.episodes
+        place = readings_of(episodes)[:2]
+        return steady_probe(subject.model, episodes, subject.fit_ids, place, self.fit_frames, self.seed).predict
+
+    def _worth_recording(self, pairs: Pairs, world: World) -> np.ndarray:
+        """Places among the pairs, by a rule that knows nothing of how the attempts end."""
+        count = self.clips
+        size = 2 * world.spec.image_size**2 * 3 * self.offset
+        count = max(1, min(count, CLIPS_BYTES // size, len(pairs)))
+        starts, goals = world.regions(pairs.starts), world.regions(pairs.goals)
+        apart = np.zeros(len(pairs), bool) if starts is None or goals is None else starts != goals
+        first = np.flatnonzero(apart)[: count // 2]
+        return np.concatenate([first, np.setdiff1d(np.arange(len(pairs)), np.flatnonzero(apart))[: count - len(first)]])
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """n plans of H blocks, carried out.
+
+    Attributes:
+        now: (n, D) latents of the pictures from which they were made.
+        imagined, real: (n, H, D) latents after each block, as predicted and as encoded from the picture that came.
+        states: (n, H * frameskip + 1, S).
+        costs: (n, R, 3) percentiles of the candidates' costs, see `Planning.run`.
+    """
+
+    now: np.ndarray
+    imagined: np.ndarray
+    real: np.ndarray
+    states: np.ndarray
+    costs: np.ndarray
+
+
+def _carried_out(
+    model: WorldModel, config: PlanningConfig, world: World, episodes: Episodes, pairs: Pairs, seed: int
+) -> _Carried:
+    """Plan once for each of at most `num_envs` pairs, and do what was planned, all of it."""
+    n, frameskip = len(pairs), model.spec.frameskip
+    place(world, pairs.starts, pairs.goals)
+    agent = Agent(model, config, world.spec, pairs.seeds(world.num_envs, seed), trace=True)
+    goals = episodes.rows("pixels", pairs.goal_rows)[padded(n, world.num_envs)]
+    agent.act(world.render(), goals, np.arange(world.num_envs) < n)
+    replan = agent.trace[0]
+    states, pictures = [world.states[:n]], []
+    actions = replan.actions[padded(n, world.num_envs)]
+    for step in range(actions.shape[1]):
+        world.step(actions[:, step])
+        states.append(world.states[:n])
+        if (step + 1) % frameskip == 0:
+            pictures.append(world.render()[:n])
+    real = np.stack([_latents(model, frames) for frames in pictures], axis=1)
+    searched = [scored.costs for scored in replan.rounds if scored.costs.shape[1] > 1]
+    costs = np.zeros((n, 0, 3))
+    if searched:
+        costs = np.stack([np.nanpercentile(each, (10, 50, 90), axis=1).T for each in searched], axis=1)
+        costs = costs / np.maximum(costs[:, :1, 1:2], 1e-12)
+    return _Carried(replan.now.astype(np.float64), replan.latents.astype(np.float64), real, np.stack(states, axis=1), costs)
+
+
+def _latents(model: WorldModel, pictures: np.ndarray) -> np.ndarray:
+    """(F, h, w, 3) uint8 -> (F, D) float64."""
+    pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)[:, None]
+    return encode(model, pixels)[:, 0].float().cpu().numpy().astype(np.float64)
+
+
+def _arrays(recording: Recording, read: Callable[[np.ndarray], np.ndarray] | None) -> dict[str, np.ndarray]:
+    """A recording as arrays, its latents as the places they are read as; of worlds without such, no latents at all."""
+    replans = recording.replans
+    success = -1 if recording.success_step is None else recording.success_step
+    arrays = {
+        "pixels": recording.pixels,
+        "goal": recording.goal_pixels,
+        "states": recording.states,
+        "goal state": recording.goal_state,
+        "success": np.array([success]),
+        "planned at": np.array([replan.step for replan in replans]),
+    }
+    if read is not None:
+        arrays["ways"] = np.stack([read(replan.latents[0]) for replan in replans]).astype(np.float32)
+        for number, replan in enumerate(replans):
+            for k, scored in enumerate(round for round in replan.rounds if round.costs.shape[1] > 1):
+                arrays[f"ends {number} {k}"] = read(scored.ends[0]).astype(np.float32)
+                arrays[f"costs {number} {k}"] = scored.costs[0].astype(np.float32)
+    return arrays
+
+
+def recordings_of(result: Result) -> list[Recording]:
+    """The attempts that were recorded, for an animation. Their latents are places: read them with the identity."""
+    found = []
+    for number in range(len(result.values["attempts"])):
+        prefix = f"attempt {number} "
+        of = {name.removeprefix(prefix): array for name, array in result.arrays.items() if name.startswith(prefix)}
+        success, nothing = int(of["success"][0]), np.zeros((1, 0))
+        replans = []
+        for k, step in enumerate(of["planned at"]):
+            way = of["ways"][k] if "ways" in of else nothing
+            rounds: list[Scored] = []
+            while f"ends {k} {len(rounds)}" in of:
+                which = f"{k} {len(rounds)}"
+                rounds.append(Scored(of[f"costs {which}"][None], nothing, of[f"ends {which}"][None]))
+            one = np.zeros(1, int)
+            replans.append(Replan(int(step), one, tuple(rounds), nothing, nothing, nothing, nothing, way[None]))
+        steps = len(of["pixels"]) - 1
+        found.append(
+            Recording(
+                pixels=of["pixels"],
+                goal_pixels=of["goal"],
+                states=of["states"],
+                goal_state=of["goal state"],
+                actions=np.zeros((steps, 0), np.float32),
+                success_step=None if success < 0 else success,
+                replans=tuple(replans),
+            )
+        )
+    return found
+
+
+def _tables(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    unit, rows = values["unit"], []
+    for row in values["horizon"]:
+        low, high = row["ratio_interval"]
+        told = {
+            "env steps": row["steps"],
+            "latent error": round(row["error"], 3),
+            "if nothing changed": round(row["copy"], 3),
+            "ratio": round(row["ratio"], 3),
+            "95% interval": f"{low:.3f} to {high:.3f}",
+        }
+        if "place_error" in row:
+            low, high = row["place_error_interval"]
+            told |= {f"place off by, {unit}": round(row["place_error"], 2), "its 95% interval": f"{low:.2f} to {high:.2f}"}
+        rows.append(told)
+    attempts = [
+        {
+            "attempt": number,
+            "goal": {True: "in another region", False: "in the same region", None: "-"}[each["other_region"]],
+            "reached": "yes" if each["reached"] else "no",
+            "env steps": each["steps"],
+            "plans": each["plans"],
+        }
+        for number, each in enumerate(values["attempts"], 1)
+    ]
+    about = f"one plan for each of {values['pairs']} held-out pairs of {values['episodes']} episodes, carried out to its end"
+    return {
+        f"Imagined against real latents: {about}; intervals over episodes.": rows,
+        f"Attempts drawn: goals {values['offset']} steps ahead, {values['budget']} allowed.": attempts,
+    }
+
+
+def _ratio(error: np.ndarray, copy: np.ndarray) -> float:
+    return float(error.mean() / max(copy.mean(), 1e-12))
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean())
+
+
+def _name(part: Any) -> str:
+    return type(part).__module__.rpartition(".")[2].replace("_", "-")
