@@ -147,7 +147,7 @@ def render(records: Sequence[Record], command: str) -> str:
         clips=list(zip_longest(*clips)),
         successes=_success_rows(records),
         losses=_rows([loss_panels(record.metrics) for record in records], records),
-        loss_tables=[(record.label, _loss_table(record.metrics)) for record in records if record.metrics],
+        loss_tables=[(record.label, _loss_table(record.metrics), len(record.metrics)) for record in records if record.metrics],
         facts=[_facts(record) for record in records],
         comparison=_comparison(records),
         straight_does=story and _compared(story["floors"]["straight_line"], story["success"]),
@@ -344,9 +344,11 @@ def _sampled(result: Result) -> dict[str, list[dict[str, str]]]:
 
 
 def _loss_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Of very many logged updates as many as a table shows, evenly spaced."""
     columns = ("update", "prediction", "sigreg", "latent_std", "effective_rank", "straightness")
     known = [name for name in columns if any(name in row for row in rows)]
-    return [{name.replace("_", " "): _number(row[name]) if name in row else "" for name in known} for row in rows]
+    shown = np.unique(np.linspace(0, len(rows) - 1, min(MOST_ROWS, len(rows))).round().astype(int))
+    return [{name.replace("_", " "): _number(rows[k][name]) if name in rows[k] else "" for name in known} for k in shown]
 
 
 # ------------------------------------------------------------------------------------------------------------- words

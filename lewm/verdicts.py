@@ -103,20 +103,18 @@ def linear(evidence: Evidence) -> Finding | None:
 
 
 def knobs(evidence: Evidence) -> Finding | None:
-    names = ("slices-64", "slices-256", "base", "knots-5", "knots-33")
-    weights = ("lambda-0.001", "lambda-0.01", "base", "lambda-0.2", "lambda-0.5", "lambda-2")
-    if not evidence.variant("slices-64") or not evidence.variant("lambda-0.2"):
+    known = list(dict.fromkeys(row["variant"] for row in evidence.ablations))
+    means = {name: _mean_rate(evidence.variant(name)) for name in known if evidence.variant(name)}
+    knots = [name for name in means if name.startswith(("slices-", "knots-"))]
+    weights = [name for name in means if name.startswith("lambda-") and float(name.removeprefix("lambda-")) > 0]
+    if not knots or not {"lambda-0.01", "lambda-0.2"} <= means.keys():
         return None
-    means = {name: _mean_rate(evidence.variant(name)) for name in {*names, *weights}}
-    flat = max(abs(means[name] - means["base"]) for name in names)
-    ours = "; ".join(
-        f"{name} {means[name]:.1%}" for name in (*names[:2], *names[3:], "base", *(w for w in weights if w != "base"))
-    )
+    flat = max(abs(means[name] - means["base"]) for name in knots)
+    ours = "; ".join(f"{name} {means[name]:.1%}" for name in ("base", *knots, *weights))
     holds = flat <= ALIKE and min(means["lambda-0.01"], means["lambda-0.2"]) > 0.8
     why = (
-        f"Two-Room tiny, offset 25 (M = 1024, Q = 17 and lambda = 0.1 are the base), {len(evidence.variant('base'))} "
-        "seeds, mean of strict success. "
-        f"M and Q change it by at most {100 * flat:.1f} points."
+        "Two-Room tiny, offset 25 (M = 1024, Q = 17 and lambda = 0.1 are the base), mean of strict success over "
+        f"{len(evidence.variant('base'))} seed(s). M and Q change it by at most {100 * flat:.1f} points."
     )
     return Finding(ours, HOLDS if holds else FAILS, why)
 
@@ -226,8 +224,8 @@ def surprise(evidence: Evidence) -> Finding | None:
             )
     spikes = all(edit["t_p"] < SIGNIFICANT and edit["mean_difference"] > 0 for edit in teleports)
     quiet = all(edit["t_p"] >= SIGNIFICANT for edit in colours)
-    seen = f"Colour changes are {'not ' if quiet else ''}significant" + (
-        "." if quiet else " as well: the paper finds none in the cube alone."
+    seen = "A change to the opposite colour is " + (
+        "not significant." if quiet else "significant as well; how much depends on the colour."
     )
     n = min(edit["n"] for edit in (*teleports, *colours))
     why = (

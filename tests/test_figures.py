@@ -38,7 +38,7 @@ def probing(frames=50):
     scores = {"unit": "px", "r": 0.98765, "strength": 1e-6}
     return Result(
         "probing",
-        {"variables": {"x": scores, "y": scores}},
+        {"variables": {"x": scores, "y": scores}, "rollout": {"steps": [], "variables": {}, "units": {}}},
         {"states": states, "predictions": states + 1, "plane": generator.normal(size=(frames, 2))},
     )
 
