@@ -154,7 +154,7 @@ def _kept(folder: Path, about: Mapping[str, Any]) -> Result | None:
         return None
     result, told = found
     told.pop("seconds", None)
-    return result
+    return result if told == json.loads(json.dumps(about)) else None
 
 
 def _draw(result: Result, folder: Path) -> None:
