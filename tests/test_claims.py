@@ -54,7 +54,7 @@ def test_variants_count_only_beside_their_twin():
     assert verdict(1, ablations=[row("base", seed=1), row("lambda-0", seed=2, std=0.004)]) == UNTESTED
 
 
-@pytest.mark.parametrize(("slices", "weak", "said"), [(0.97, 0.9, HOLDS), (0.6, 0.9, FAILS), (0.97, 0.5, FAILS)])
+@pytest.mark.parametrize(("slices", "weak", "said"), [(0.97, 0.9, HOLDS), (0.6, 0.9, FAILS), (0.97, 0.5, PARTLY)])
 def test_knobs_must_be_flat_and_lambda_wide(slices, weak, said):
     rates = {"slices-64": slices, "slices-256": 0.98, "knots-5": 0.98, "knots-33": 0.98, "lambda-0.001": 0.3}
     rates |= {"lambda-0.01": weak, "lambda-0.2": 0.95, "lambda-0.5": 0.7, "lambda-2": 0.4, "base": 0.98}
@@ -67,7 +67,7 @@ def test_an_ingredient_that_can_be_left_out_is_not_necessary(number, variant):
     assert verdict(number, ablations=[row("base"), row(variant, rate=0.2, std=0.001)]) == HOLDS
 
 
-@pytest.mark.parametrize(("slow", "steep", "said"), [(20, 0.01, HOLDS), (90, 0.01, FAILS), (20, 5.0, FAILS)])
+@pytest.mark.parametrize(("slow", "steep", "said"), [(20, 0.01, PARTLY), (90, 0.01, FAILS), (20, 5.0, FAILS)])
 def test_sigreg_must_be_linear_and_its_gradient_bounded(slow, steep, said):
     rows = [{"case": f"B={b} T=4 D=192 M=1024: time per frame", "ours": us} for b, us in ((32, 22.0), (512, slow))]
     norms = (("1", 0.01), ("10", 0.012), ("100", steep))

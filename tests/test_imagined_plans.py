@@ -10,6 +10,7 @@ from lewm import figures
 from lewm.analyses.planning import Planning, recordings_of
 from lewm.objectives.l2 import L2
 from lewm.planning import PlanningConfig
+from lewm.provenance import Provenance
 from lewm.solvers.cem import CEM
 from lewm.subject import Subject, Unsupported
 
@@ -24,6 +25,7 @@ class Walks(PointEpisodes):
     """With the names of its state."""
 
     state_names: tuple[str, ...] = ("x", "y")
+    provenance: Provenance = Provenance(world="point")
 
 
 class Drawn(PointWorld):
