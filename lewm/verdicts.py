@@ -204,8 +204,8 @@ def straight(evidence: Evidence) -> Finding | None:
         told.append(f"{world}: {final}{path}" + (f", random encoder {_range(random, '.2f')}" if random else ""))
     verdict = PARTLY if rises and all(rises) else FAILS if rises else UNTESTED
     why = (
-        "Mean cosine of consecutive latent velocities, frames one action block apart, held-out episodes. That it rises can "
-        "be seen in the curve; PLDM was not run."
+        "Mean cosine of consecutive latent velocities, frames one action block apart, held-out episodes. It rises while "
+        "training; how far depends on how straight the recorded paths are (LOG.md). PLDM was not run."
     )
     return Finding("; ".join(told), verdict, why)
 
