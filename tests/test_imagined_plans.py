@@ -1,6 +1,6 @@
 """Plans carried out: an exact model imagines what comes, a biased one is off by its bias, and refusals say what is missing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -22,10 +22,14 @@ BIAS = 0.04
 
 @dataclass
 class Walks(PointEpisodes):
-    """With the names of its state."""
+    """With the names of its state, and the actions that led from one to the next."""
 
     state_names: tuple[str, ...] = ("x", "y")
-    provenance: Provenance = Provenance(world="point")
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def actions(self, i):
+        states = self.states(i)
+        return np.diff(states, axis=0, append=states[-1:]) / SPEED
 
 
 class Drawn(PointWorld):
