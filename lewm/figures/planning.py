@@ -73,6 +73,8 @@ def _ways_panel(result: Result) -> Panel:
 
 def _search_panel(result: Result) -> Panel:
     low, middle, high = np.median(result.arrays["costs"], axis=0).T
+    from matplotlib.ticker import MaxNLocator
+
     rounds = np.arange(1, len(middle) + 1)
 
     def draw(axes: Axes) -> None:
@@ -80,7 +82,7 @@ def _search_panel(result: Result) -> Panel:
         axes.plot(rounds, middle, color=THEME["accent"], linewidth=1.8, marker="o", markersize=4, label="median candidate")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("round of the search")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("cost, first median = 1")
         axes.grid(axis="y", color=THEME["line"], linewidth=0.8)
         axes.legend(frameon=False, fontsize=9, labelcolor=THEME["muted"])
