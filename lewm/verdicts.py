@@ -103,18 +103,24 @@ def linear(evidence: Evidence) -> Finding | None:
 
 
 def knobs(evidence: Evidence) -> Finding | None:
-    known = list(dict.fromkeys(row["variant"] for row in evidence.ablations))
-    means = {name: _mean_rate(evidence.variant(name)) for name in known if evidence.variant(name)}
-    knots = [name for name in means if name.startswith(("slices-", "knots-"))]
-    weights = [name for name in means if name.startswith("lambda-") and float(name.removeprefix("lambda-")) > 0]
-    if not knots or not {"lambda-0.01", "lambda-0.2"} <= means.keys():
+    needed = ("base", "lambda-0.01", "lambda-0.2")
+    kinds = ("slices-", "knots-", "lambda-")
+    names = [n for n in dict.fromkeys(row["variant"] for row in evidence.ablations) if n.startswith(kinds) and n != "lambda-0"]
+    seeds = set.intersection(*({row["seed"] for row in evidence.variant(name)} for name in {*needed, *names}))
+    if not seeds:
+        return None
+    rates = {name: [row for row in evidence.variant(name) if row["seed"] in seeds] for name in ("base", *names)}
+    means = {name: _mean_rate(rows) for name, rows in rates.items()}
+    knots = [name for name in names if not name.startswith("lambda-")]
+    weights = [name for name in names if name.startswith("lambda-")]
+    if not knots:
         return None
     flat = max(abs(means[name] - means["base"]) for name in knots)
     ours = "; ".join(f"{name} {means[name]:.1%}" for name in ("base", *knots, *weights))
     wide = min(means["lambda-0.01"], means["lambda-0.2"]) > 0.8
     why = (
         "Two-Room tiny, offset 25 (M = 1024, Q = 17 and lambda = 0.1 are the base), mean of strict success over "
-        f"{len(evidence.variant('base'))} seed(s). M and Q change it by at most {100 * flat:.1f} points; "
+        f"{len(seeds)} seed(s). M and Q change it by at most {100 * flat:.1f} points; "
         f"lambda may {'' if wide else 'not '}be anything from .01 to .2."
     )
     return Finding(ours, FAILS if flat > ALIKE else HOLDS if wide else PARTLY, why)

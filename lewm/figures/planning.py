@@ -72,9 +72,9 @@ def _ways_panel(result: Result) -> Panel:
 
 
 def _search_panel(result: Result) -> Panel:
-    low, middle, high = np.median(result.arrays["costs"], axis=0).T
     from matplotlib.ticker import MaxNLocator
 
+    low, middle, high = np.median(result.arrays["costs"], axis=0).T
     rounds = np.arange(1, len(middle) + 1)
 
     def draw(axes: Axes) -> None:
