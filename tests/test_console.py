@@ -41,7 +41,10 @@ def test_bars_keep_note_and_alarm_until_the_next_ones(capsys):
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-def test_a_swallowed_ctrl_c_is_raised_again():
+def test_a_swallowed_ctrl_c_is_raised_again(request):
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
+
     class Swallows:
         def __del__(self):
             signal.raise_signal(signal.SIGINT)  # in this very thread: other libraries may have started more
