@@ -204,7 +204,7 @@ def straight(evidence: Evidence) -> Finding | None:
         final = ", ".join(f"{s['value']:.2f} [{s['interval'][0]:.2f}, {s['interval'][1]:.2f}]" for s in found)
         curves = [[value for _, value in s["curve"]] for s in found if s["curve"]]
         rises += [curve[-1] > curve[0] for curve in curves]
-        ends = [_range([curve[end] for curve in curves], ".2f") for end in (0, -1)] if curves else []
+        ends = [", ".join(f"{curve[end]:.2f}" for curve in curves) for end in (0, -1)] if curves else []
         path = f", while training from {' to '.join(ends)}" if curves else ""
         random = [s["random_encoder"]["value"] for s in found if s.get("random_encoder")]
         told.append(f"{world}: {final}{path}" + (f", random encoder {_range(random, '.2f')}" if random else ""))
