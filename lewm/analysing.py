@@ -131,7 +131,8 @@ def _about(run: Path, subject: Subject, analysis: Analysis) -> dict[str, Any]:
     return {
         "settings": dataclasses.asdict(analysis),  # type: ignore[call-overload]  # every analysis is a dataclass
         "weights": checkpoints.digest_of_newest(run),
-        "heads": sorted(subject.heads),
+        "heads": {name: checkpoints.digest_of_head(run, name) for name in sorted(subject.heads)},
+        "planning": repr(subject.planning),  # all settings, and of heads only that they are there
         "data": {
             "path": str(episodes.path),
             "provenance": dataclasses.asdict(episodes.provenance),

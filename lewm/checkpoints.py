@@ -294,7 +294,16 @@ def digest_of_newest(run: Path) -> str:
     checkpoint = latest(run)
     if checkpoint is None:
         raise ValueError(f"{run} holds no checkpoint yet: expected one in {run / CHECKPOINTS}. Let `lewm train` write it.")
-    with (checkpoint / "weights.safetensors").open("rb") as file:
+    return _digest(checkpoint / "weights.safetensors")
+
+
+def digest_of_head(run: Path, name: str) -> str:
+    """Of a head's weights: what was found with these may not hold for those of another fit."""
+    return _digest(run / HEADS / name / "weights.safetensors")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

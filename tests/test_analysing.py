@@ -99,6 +99,20 @@ def test_an_answer_is_kept_while_it_holds(plugged, run, opened):
     assert told["data"]["episodes"] == len(subject.episodes) == 16
 
 
+def test_it_is_asked_again_after_another_fit_and_for_another_way_to_plan(plugged, run, opened):
+    model = opened.model
+    for count in (1, 2):
+        head = registry.load("heads", "temporal")().build(model.latent_dim, model.spec.block_dim)  # other random weights
+        checkpoints.save_head(run, "temporal", head, {})
+        subject = dataclasses.replace(opened.subject, heads={"temporal": checkpoints.load_head(run, "temporal", model)})
+        for _ in range(2):
+            analysing.analyse(run, subject, ["counting"])
+        assert len(asked) == count
+    slower = dataclasses.replace(subject, planning=dataclasses.replace(subject.planning, receding=3))
+    analysing.analyse(run, slower, ["counting"])
+    assert len(asked) == 3
+
+
 def test_it_is_asked_again_for_other_settings_seeds_data_weights_and_on_demand(plugged, run, opened):
     subject = opened.subject
     fewer = dataclasses.replace(subject, test_ids=list(subject.test_ids)[:-1])
