@@ -23,11 +23,11 @@ from torch import Generator, Tensor
 
 
 @dataclass(frozen=True)
-class EnvSpec:
+class WorldSpec:
     """What is known of a world before it is run.
 
     Attributes:
-        name: the plug-in's key, as in `registry.load("envs", name)`.
+        name: the plug-in's key, as in `registry.load("worlds", name)`.
         version: of dynamics and look; it goes up when either changes, and is stored with the data.
         image_size: height and width of `pixels`, which are square.
         action_low, action_high: the action box, one number per action dimension, in the env's own units.
@@ -205,7 +205,7 @@ class Result:
 Cost = Callable[[Tensor], Tensor]
 """(B, N, H, A) candidate action blocks -> (B, N) costs, lower is better; NaN marks a diverged rollout."""
 
-Unroll = Callable[[Tensor, Tensor, Tensor], Tensor]
+Rollout = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A rollout: (B, k, D) context, (B, k-1, A) past blocks, (B, N, H, A) blocks -> (B, N, H, D), as `WorldModel.rollout`."""
 
 Policy = Callable[[], np.ndarray]
@@ -279,11 +279,11 @@ class Proposing(Protocol):
 class World(Protocol):
     """B environments of one kind stepped together: what collection and evaluation drive.
 
-    An env plug-in is a `gymnasium.Env` (one environment). `collection.open_world` turns it into this role: through the
+    A world plug-in is a `gymnasium.Env` (one environment). `worlds.kit.opening.open_world` turns it into this role: through the
     class method `batched(num_envs, **options)` where the plug-in has one, else by looping over single environments.
     """
 
-    spec: EnvSpec
+    spec: WorldSpec
     num_envs: int
 
     @property

@@ -1,21 +1,29 @@
-"""Plug-ins by file name: `load("solvers", "cem")` imports `lewm/solvers/cem.py` and returns the class it offers.
+"""Plug-ins by file name: `load("solvers", "cem")` imports `lewm/planning/solvers/cem.py` and returns its class.
 
 The folder is the registry: there is no table to keep. A file offers the first name of its `__all__`. Names may be spelt with
 `-` or `_`. Nothing is imported before it is asked for, so a missing simulator never breaks the command line. Other packages add
-plug-ins by an entry point in the group "lewm.<kind>", such as `lewm.envs`; they cannot replace ours.
+plug-ins by an entry point in the group "lewm.<kind>", such as `lewm.worlds`; they cannot replace ours.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.metadata
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-KINDS = ("models", "envs", "heads", "objectives", "solvers", "formats", "analyses")
+FOLDERS = {
+    "models": "models",
+    "worlds": "worlds",
+    "heads": "planning/heads",
+    "objectives": "planning/objectives",
+    "solvers": "planning/solvers",
+    "formats": "data/formats",
+    "analyses": "analyses",
+}
+"""Kind of plug-in -> where its files lie."""
 
 
 def names(kind: str) -> list[str]:
@@ -34,7 +42,8 @@ def load(kind: str, name: str) -> Any:
     try:
         if key not in _own(kind):
             return _foreign(kind)[key].load()
-        module = importlib.import_module(f"lewm.{kind}.{key.replace('-', '_')}")
+        folder = FOLDERS[kind].replace("/", ".")
+        module = importlib.import_module(f"lewm.{folder}.{key.replace('-', '_')}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("lewm"):
             raise
@@ -45,7 +54,7 @@ def load(kind: str, name: str) -> Any:
 
 
 def _own(kind: str) -> set[str]:
-    folder = Path(__file__).parent / choose("kind of plug-in", kind, KINDS)
+    folder = Path(__file__).parent / FOLDERS[choose("kind of plug-in", kind, FOLDERS)]
     return {file.stem.replace("_", "-") for file in folder.glob("[a-z]*.py")}
 
 

@@ -1,77 +1,119 @@
-"""The layout is a test: imports go strictly down, plug-ins are strangers to each other, heavy imports wait."""
+"""The layout is a test: five rules, the rest of the package's promises about imports, and a small public surface."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lewm"
-FLOORS = (
-    ("contracts", "registry", "provenance"),
-    ("files", "devices", "latents", "nn", "losses", "data", "windows", "stats", "rendering", "rasters", "pushing", "dialects",
-     "single", "unrolling", "searching", "scoring", "panels"),
-    ("models", "envs", "heads", "objectives", "solvers", "formats", "recording", "decoder"),
-    ("planning", "checkpoints", "collection", "conversion", "tasks", "hindsight", "results"),
-    ("training", "evaluation", "fitting", "realtime", "subject", "reading"),
-    ("analyses", "figures", "animation", "comparison", "records", "telling"),
-    ("recipes", "report", "published"),
-    ("reproduction", "analysing", "verdicts"),
-    ("quickstart", "doctor", "runs", "console", "claims"),
-    ("commands",),
-    ("cli",),
-)  # fmt: skip
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-PLUGINS = ("models", "envs", "heads", "objectives", "solvers", "formats", "analyses")
-FIRST_TO_NAME_PLUGINS = FLOOR_OF["recipes"]
 FILES = sorted(PACKAGE.rglob("*.py"))
+GROUND = ("contracts", "registry", "files", "devices", "stats")
+PARTS = (
+    "worlds",
+    "data",
+    "models",
+    "planning",
+    "runs",
+    "training",
+    "evaluation",
+    "analyses",
+    "report",
+    "experiments",
+    "benchmarks",
+    "cli",
+)
+PLUGINS = (
+    "worlds",
+    "models",
+    "data.formats",
+    "planning.objectives",
+    "planning.solvers",
+    "planning.heads",
+    "analyses",
+    "report.sections",
+    "experiments.recipes",
+    "cli.commands",
+)
+MAY_NAME_PLUGINS = ("experiments", "benchmarks", "cli")
 
 
-def imports(path: Path) -> set[tuple[str, ...]]:
-    """Every module of lewm that a file imports, at any depth of its code, without the leading "lewm"."""
-    found: set[tuple[str, ...]] = set()
+def module_of(path: Path) -> str:
+    """A file's module without the leading "lewm."."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def plugin(module: str) -> str | None:
+    """The folder of plug-ins that a module is a plug-in of, if it is one."""
+    folder, _, name = module.rpartition(".")
+    return folder if folder in PLUGINS and MODULES[module].name != "__init__.py" else None
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Modules of lewm that a file imports, at any depth of its code, without the leading "lewm."."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
-            assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: relative import"
             continue
-        for module in modules:
-            parts = tuple(module.split("."))
-            if parts[0] == "lewm" and len(parts) > 1 and parts[1] in FLOOR_OF:
-                found.add(parts[1:])
-    return found
+        for name in names:
+            inside = name.removeprefix("lewm.")
+            if inside != name:
+                yield inside if inside in MODULES else inside.rpartition(".")[0]
 
 
-def test_every_module_has_a_floor():
-    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES} - {"__init__"}
-    assert rooms <= FLOOR_OF.keys(), f"give these a floor: {sorted(rooms - FLOOR_OF.keys())}"
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_strictly_down(path):
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    if parts[-1] == "__init__":
-        return
-    own = FLOOR_OF[parts[0]]
-    for target in imports(path):
-        assert FLOOR_OF[target[0]] < own, f"{'.'.join(parts)} imports {'.'.join(target)}, which is not below it"
-        if own < FIRST_TO_NAME_PLUGINS:
-            assert target[0] not in PLUGINS, f"{'.'.join(parts)} names the plug-in {'.'.join(target)}"
+def test_every_file_lies_on_the_ground_or_in_a_part():
+    tops = {module.partition(".")[0] for module in MODULES} - {""}
+    assert tops == {*GROUND, *PARTS}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_file
+def test_a_part_imports_only_parts_to_its_left(path):
+    module = module_of(path)
+    own, _, _ = module.partition(".")
+    for target in filter(None, imports(path)):
+        top, _, _ = target.partition(".")
+        if own in GROUND:
+            raise AssertionError(f"{module} is on the ground and imports {target}")
+        if own in PARTS and top in PARTS:
+            assert PARTS.index(top) <= PARTS.index(own), f"{module} imports {target}, which is to its right"
+
+
+@each_file
+def test_plugins_are_strangers_to_each_other(path):
+    module = module_of(path)
+    own, _, _ = module.partition(".")
+    for target in filter(None, imports(path)):
+        if plugin(target) is None:
+            continue
+        section = plugin(module) == "report.sections" and target == f"analyses.{module.rpartition('.')[2]}"
+        assert own in MAY_NAME_PLUGINS or section, f"{module} names the plug-in {target}"
+        assert plugin(module) is None or plugin(module) != plugin(target), f"{module} knows its neighbour {target}"
+
+
+@each_file
 def test_only_the_command_line_prints(path):
-    if path.stem == "cli":
+    if path.is_relative_to(PACKAGE / "cli"):
         return
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if ast.unparse(node).partition("\n")[0] != "if __name__ == '__main__':"]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]  # run as a script, a file may speak
     assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_file
 def test_nothing_is_unpickled(path):
     text = path.read_text()
     assert "pickle" not in text

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from lewm.contracts import Result, WorldModel
-from lewm.data import Episodes
-from lewm.decoder import Decoder, Patches
-from lewm.fitting import Fitting, descend
-from lewm.latents import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
+from lewm.data.episodes import Episodes
+from lewm.models.nn.decoder import Decoder, Patches
+from lewm.models.nn.frozen import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
+from lewm.runs.run import Progress, Subject, Unsupported
 from lewm.stats import FEWEST_GROUPS, bootstrap, bootstrap_mean
-from lewm.subject import Progress, Subject, Unsupported
+from lewm.training.fit import FittingConfig, descend
 
 __all__ = ["Decoding", "decoder_of", "fit_decoder", "nearest"]  # the analysis first
 
@@ -49,7 +49,7 @@ IMAGINED = {"imagined": "imagined", "encoded": "encoded", "nearest": "nearest fr
 def fit_decoder(
     latents: np.ndarray,
     pixels: np.ndarray,
-    config: Fitting,
+    config: FittingConfig,
     device: torch.device | str = "cpu",
     progress: Progress = lambda *_: None,
 ) -> Decoder:
@@ -158,7 +158,7 @@ class Decoding:
         test_rows, groups = _sample(episodes, subject.test_ids, self.test_frames, generator)
         steps = -(-len(rows) // FRAMES_AT_ONCE) + self.updates
         pixels, bank = _seen(model, episodes, rows, lambda done: progress(done, steps, "encode"))
-        config = Fitting(self.updates, self.batch_size, self.learning_rate, weight_decay=1e-4, seed=self.seed)
+        config = FittingConfig(self.updates, self.batch_size, self.learning_rate, weight_decay=1e-4, seed=self.seed)
         fitting = time.perf_counter()
         decoder = fit_decoder(
             bank, pixels, config, device_of(model), lambda done, of, line: progress(steps - of + done, steps, line)

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from lewm import registry
-from lewm.contracts import EnvSpec, Result, WorldModel
-from lewm.latents import device_of, require_evaluation_mode
-from lewm.planning import Agent, PlanningConfig
-from lewm.subject import Progress, Subject, Unsupported
+from lewm.contracts import Result, WorldModel, WorldSpec
+from lewm.models.nn.frozen import device_of, require_evaluation_mode
+from lewm.planning.agent import Agent, PlanningConfig
+from lewm.runs.run import Progress, Subject, Unsupported
 
 __all__ = ["Economy", "PUBLISHED", "Published", "count_flops", "count_plan", "published"]  # the analysis first
 
@@ -240,7 +240,9 @@ def count_flops(call: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def count_plan(model: WorldModel, planning: PlanningConfig, spec: EnvSpec, look: Look, plain: bool = False) -> tuple[int, int]:
+def count_plan(
+    model: WorldModel, planning: PlanningConfig, spec: WorldSpec, look: Look, plain: bool = False
+) -> tuple[int, int]:
     """FLOPs of the first plan of an episode, and how many latents it predicts; `plain`, by `rollout` and no engine."""
     made: Any
     made, planning = copy.deepcopy((model, planning))  # on a CPU: a CUDA graph would hide its operations from the counter
@@ -340,11 +342,11 @@ def _observations(subject: Subject, count: int, seed: int) -> list[Look]:
     return list(zip(*(episodes.rows("pixels", rows)[:, None] for rows in (now, now + ahead)), strict=True))
 
 
-def _env_spec(model: WorldModel) -> EnvSpec:
+def _env_spec(model: WorldModel) -> WorldSpec:
     """A world as wide as six standard deviations of the recorded actions: the true one needs its simulator, and bounds cost no
     time."""
     mean, reach = (np.array(x) for x in (model.spec.statistics.action_mean, model.spec.statistics.action_std))
-    return EnvSpec("recorded", "", model.spec.image_size, tuple(mean - 3 * reach), tuple(mean + 3 * reach), (), (), 0)
+    return WorldSpec("recorded", "", model.spec.image_size, tuple(mean - 3 * reach), tuple(mean + 3 * reach), (), (), 0)
 
 
 def _named(planning: PlanningConfig) -> str:

@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm import checkpoints, losses
+from lewm.analyses.probes.paths import Paths, encode_paths
 from lewm.contracts import Result, WorldModel
-from lewm.data import Episodes
-from lewm.hindsight import Paths, encode_paths, rows_of_block
-from lewm.latents import device_of, encode
-from lewm.nn import recalibrating
+from lewm.data.episodes import Episodes
+from lewm.models.nn import losses
+from lewm.models.nn.frozen import device_of, encode
+from lewm.models.nn.layers import recalibrating
+from lewm.runs import checkpoints
+from lewm.runs.run import Progress, Subject, Unsupported
 from lewm.stats import FEWEST_GROUPS, bootstrap, bootstrap_mean, rank_correlation
-from lewm.subject import Progress, Subject, Unsupported
+from lewm.training.hindsight import rows_of_block
 
 __all__ = ["Geometry"]
 

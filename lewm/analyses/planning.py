@@ -14,17 +14,19 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from lewm.analyses.probes.attempts import arrays_of
+from lewm.analyses.probes.ridge import steady_probe
+from lewm.analyses.probes.targets import readings_of
 from lewm.contracts import Result, World, WorldModel
-from lewm.data import Episodes
-from lewm.evaluation import Recording, record_episodes
-from lewm.latents import encode
-from lewm.planning import Agent, PlanningConfig, Replan, Scored
-from lewm.reading import readings_of, steady_probe
+from lewm.data.episodes import Episodes
+from lewm.evaluation.evaluate import record_episodes
+from lewm.evaluation.tasks import Pairs, Task, Unavailable, draw_pairs, padded, place
+from lewm.models.nn.frozen import encode
+from lewm.planning.agent import Agent, PlanningConfig
+from lewm.runs.run import Progress, Subject, Unsupported
 from lewm.stats import bootstrap
-from lewm.subject import Progress, Subject, Unsupported
-from lewm.tasks import Pairs, Protocol, Unavailable, draw_pairs, padded, place
 
-__all__ = ["Planning", "recordings_of"]  # the analysis first
+__all__ = ["Planning"]  # the analysis first
 
 FEWEST = 4
 """Held-out episodes. Of three, more than one resample in forty is the same one three times: no interval."""
@@ -83,7 +85,7 @@ class Planning:
         subject.require_states()
         subject.require_episodes(1, FEWEST, "an interval over episodes")
         world = subject.open_world(TOGETHER)
-        protocol = Protocol.along(self.offset, self.pairs, self.seed)
+        protocol = Task.along(self.offset, self.pairs, self.seed)
         try:
             pairs = draw_pairs(subject.episodes, subject.test_ids, world, protocol)
         except Unavailable as error:
@@ -104,7 +106,7 @@ class Planning:
             imagined = np.concatenate([plans.states[:, 0, None, :2], read(plans.imagined)], axis=1)
             arrays |= {"imagined": imagined.astype(np.float32), "real": plans.states[..., :2].astype(np.float32)}
         for number, recording in enumerate(recordings):
-            arrays |= {f"attempt {number} {name}": array for name, array in _arrays(recording, read).items()}
+            arrays |= {f"attempt {number} {name}": array for name, array in arrays_of(recording, read).items()}
         rooms = [world.regions(states) for states in (pairs.starts[chosen], pairs.goals[chosen])]
         apart = None if rooms[0] is None or rooms[1] is None else rooms[0] != rooms[1]
         attempts = [
@@ -220,58 +222,6 @@ def _latents(model: WorldModel, pictures: np.ndarray) -> np.ndarray:
     """(F, h, w, 3) uint8 -> (F, D) float64."""
     pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)[:, None]
     return encode(model, pixels)[:, 0].float().cpu().numpy().astype(np.float64)
-
-
-def _arrays(recording: Recording, read: Callable[[np.ndarray], np.ndarray] | None) -> dict[str, np.ndarray]:
-    """A recording as arrays, its latents as the places they are read as; of worlds without such, no latents at all."""
-    replans = recording.replans
-    success = -1 if recording.success_step is None else recording.success_step
-    arrays = {
-        "pixels": recording.pixels,
-        "goal": recording.goal_pixels,
-        "states": recording.states,
-        "goal state": recording.goal_state,
-        "success": np.array([success]),
-        "planned at": np.array([replan.step for replan in replans]),
-    }
-    if read is not None:
-        arrays["ways"] = np.stack([read(replan.latents[0]) for replan in replans]).astype(np.float32)
-        for number, replan in enumerate(replans):
-            for k, scored in enumerate(round for round in replan.rounds if round.costs.shape[1] > 1):
-                arrays[f"ends {number} {k}"] = read(scored.ends[0]).astype(np.float32)
-                arrays[f"costs {number} {k}"] = scored.costs[0].astype(np.float32)
-    return arrays
-
-
-def recordings_of(result: Result) -> list[Recording]:
-    """The attempts that were recorded, for an animation. Their latents are places: read them with the identity."""
-    found = []
-    for number in range(len(result.values["attempts"])):
-        prefix = f"attempt {number} "
-        of = {name.removeprefix(prefix): array for name, array in result.arrays.items() if name.startswith(prefix)}
-        success, nothing = int(of["success"][0]), np.zeros((1, 0))
-        replans = []
-        for k, step in enumerate(of["planned at"]):
-            way = of["ways"][k] if "ways" in of else nothing
-            rounds: list[Scored] = []
-            while f"ends {k} {len(rounds)}" in of:
-                which = f"{k} {len(rounds)}"
-                rounds.append(Scored(of[f"costs {which}"][None], nothing, of[f"ends {which}"][None]))
-            one = np.zeros(1, int)
-            replans.append(Replan(int(step), one, tuple(rounds), nothing, nothing, nothing, nothing, way[None]))
-        steps = len(of["pixels"]) - 1
-        found.append(
-            Recording(
-                pixels=of["pixels"],
-                goal_pixels=of["goal"],
-                states=of["states"],
-                goal_state=of["goal state"],
-                actions=np.zeros((steps, 0), np.float32),
-                success_step=None if success < 0 else success,
-                replans=tuple(replans),
-            )
-        )
-    return found
 
 
 def _tables(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -16,29 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lewm import checkpoints
-from lewm.contracts import Result
-from lewm.fitting import Fitting, descend
-from lewm.latents import device_of, require_evaluation_mode
-from lewm.reading import (
+from lewm.analyses.probes.ridge import Probe, fit_probe
+from lewm.analyses.probes.rollouts import Rollouts, first_predictions, roll_out
+from lewm.analyses.probes.scores import scores
+from lewm.analyses.probes.targets import (
     Features,
-    Probe,
     Reading,
-    Rollouts,
     errors,
     features_of,
-    first_predictions,
-    fit_probe,
     latent_features,
-    read,
     readings_of,
-    roll_out,
     sample_frames,
-    scores,
     standardised,
+    state_targets,
 )
+from lewm.contracts import Result
+from lewm.models.nn.frozen import device_of, require_evaluation_mode
+from lewm.runs import checkpoints
+from lewm.runs.run import Progress, Subject
 from lewm.stats import bootstrap_mean
-from lewm.subject import Progress, Subject
+from lewm.training.fit import FittingConfig, descend
 
 __all__ = ["Probing"]
 
@@ -46,7 +43,7 @@ FEWEST_FIT, FEWEST_TEST = 10, 4
 """Episodes. Five inner folds need two each to choose a penalty. Of three test episodes more than one resample in forty is the
 same one three times, so the ends of a 95% interval would be the scores of single episodes."""
 
-MLP = Fitting(updates=600, batch_size=128, learning_rate=2e-3, weight_decay=0.3)
+MLP = FittingConfig(updates=600, batch_size=128, learning_rate=2e-3, weight_decay=0.3)
 WIDTH, DEPTH, DROPOUT = 256, 2, 0.3
 """Of the MLP probe. So strong a decay and dropout because one network reads all variables: what is not there to be read (a
 velocity in a single picture) would else be learnt by heart. Source: tried on runs of all four worlds."""
@@ -290,7 +287,7 @@ def _sides(
         sample_frames(episodes, ids, n, generator) for ids, n in zip((subject.fit_ids, subject.test_ids), most, strict=True)
     ]
     fit, test = (
-        _Side(features_of(encoders, episodes, rows), read(episodes, readings, rows), groups) for rows, groups in frames
+        _Side(features_of(encoders, episodes, rows), state_targets(episodes, readings, rows), groups) for rows, groups in frames
     )
     if "pixels" in encoders:
         axes = _principal_axes(fit.features["pixels"], subject.model.latent_dim)
@@ -304,7 +301,7 @@ def _errors_of_rollouts(
 ) -> dict[str, dict[str, np.ndarray]]:
     """What was read, and state variable -> (n, H) errors."""
     frames, place = np.unique(rolled.rows, return_inverse=True)  # rollouts overlap
-    states = read(subject.episodes, readings, frames)[place.reshape(rolled.rows.shape)]
+    states = state_targets(subject.episodes, readings, frames)[place.reshape(rolled.rows.shape)]
     last = np.broadcast_to(rolled.last[:, None], rolled.encoded.shape)
     seen = {"rmse": rolled.predicted, "encoded_rmse": rolled.encoded, "copy_rmse": last}
     return {what: errors(readings, probe.predict(latents), states) for what, latents in seen.items()}

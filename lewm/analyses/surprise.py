@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import EnvSpec, Result, World, WorldModel
-from lewm.data import check_fits
-from lewm.latents import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
+from lewm.contracts import Result, World, WorldModel, WorldSpec
+from lewm.data.episodes import check_fits
+from lewm.models.nn.frozen import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
+from lewm.runs.run import Progress, Subject, Unsupported
 from lewm.stats import bootstrap_mean, p_value, rank_correlation
-from lewm.subject import Progress, Subject, Unsupported
 
 __all__ = ["Surprise", "compare", "score", "tell"]  # the analysis first
 
@@ -153,7 +153,7 @@ class Surprise:
         )
         return result
 
-    def _recorded(self, subject: Subject, spec: EnvSpec) -> list[Segment]:
+    def _recorded(self, subject: Subject, spec: WorldSpec) -> list[Segment]:
         """Of held-out episodes, the edit in the middle or as near to it as the frames around it allow."""
         episodes, past = subject.episodes, subject.model.context + self.before
         stride, rest = divmod(subject.model.spec.frameskip, episodes.every)
@@ -382,7 +382,7 @@ def _latents(model: WorldModel, painter: World, states: np.ndarray) -> Tensor:
     return torch.cat([encode(model, each).float() for each in pictures], dim=1)
 
 
-def _apart(spec: EnvSpec, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _apart(spec: WorldSpec, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(..., S) differences in standard deviations of `first`, angles the short way round; velocities, which do not show, 0."""
     difference = second.astype(np.float64) - first
     angle = np.array([unit == "rad" for unit in spec.state_units])
@@ -392,7 +392,7 @@ def _apart(spec: EnvSpec, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.where(velocity, 0.0, difference / np.where(spread > 1e-6, spread, 1.0))
 
 
-def _replay(spec: EnvSpec, recorded: np.ndarray, again: np.ndarray) -> dict[str, float]:
+def _replay(spec: WorldSpec, recorded: np.ndarray, again: np.ndarray) -> dict[str, float]:
     if not len(recorded):
         return {}
     median, p90 = np.quantile(np.abs(_apart(spec, recorded, again)).max(axis=(1, 2)), [0.5, 0.9]).tolist()

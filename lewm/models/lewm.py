@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from lewm import devices, losses, unrolling
-from lewm.contracts import Batch, DataSpec, Losses, Unroll
-from lewm.latents import require_evaluation_mode
-from lewm.nn import ActionEncoder, Predictor, Projector, ViT
+from lewm import devices
+from lewm.contracts import Batch, DataSpec, Losses, Rollout
+from lewm.models.nn import engine, losses
+from lewm.models.nn.frozen import require_evaluation_mode
+from lewm.models.nn.layers import ActionEncoder, Predictor, Projector, ViT
 
 __all__ = ["LeWMConfig", "LeWM"]
 
@@ -208,7 +209,7 @@ class LeWM(nn.Module):
         """
         if self.training:
             raise ValueError("a model must not plan in training mode: dropout and batch statistics corrupt it. Call .eval().")
-        unrolling.require_blocks_between(context, past_actions)
+        engine.require_blocks_between(context, past_actions)
         (B, k, _), (_, N, H, A) = context.shape, actions.shape
         latents = context[:, None].expand(B, N, k, -1).flatten(0, 1)
         blocks = torch.cat([past_actions[:, None].expand(B, N, k - 1, A), actions], dim=2).flatten(0, 1)
@@ -218,7 +219,7 @@ class LeWM(nn.Module):
             latents = torch.cat([latents, following], dim=1)
         return latents[:, k:].unflatten(0, (B, N))
 
-    def engine(self, precision: str = "float32") -> Unroll:
+    def engine(self, precision: str = "float32") -> Rollout:
         """Make a faster `rollout` out of the weights as they are now.
 
         What is made has copies of the weights: it never changes the model, and training the model on does not change it. On a
@@ -240,8 +241,8 @@ class LeWM(nn.Module):
             raise ValueError(
                 f"expected a device that multiplies faster in bfloat16, got {device}, which does not. Use 'float32'."
             )
-        unroll = unrolling.Unrolling(self.state_dict(), self.config.predictor_heads, precision)
-        return unrolling.Captured(unroll) if device.type == "cuda" else unroll
+        unroll = engine.Engine(self.state_dict(), self.config.predictor_heads, precision)
+        return engine.Captured(unroll) if device.type == "cuda" else unroll
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """Prediction error of every window of K latents in the batch, plus SIGReg on all latents.

@@ -1,0 +1,1 @@
+"""What analyses share: targets of a probe, the probe, predictions along recorded actions, and scores."""

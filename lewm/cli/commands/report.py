@@ -1,0 +1,41 @@
+"""`lewm report`: runs on one page, to look at."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from tyro.conf import Positional
+
+from lewm.cli import console
+from lewm.files import write_atomically
+from lewm.report.page import render
+from lewm.report.record import record_of
+
+
+def main(words: Sequence[str]) -> None:
+    tyro.cli(run, args=words, prog="lewm report")
+
+
+def run(run: Positional[Path], others: Positional[tuple[Path, ...]] = (), out: Path = Path("report.html")) -> None:
+    """Write one self-contained page about a run, or several side by side, from what is in their folders.
+
+    It asks nothing: what `lewm analyse`, `lewm evaluate` and the like have stored is shown, and what is missing is named with
+    its command.
+
+    Args:
+        run: run folder.
+        others: more of them, to stand beside it.
+        out: page to write.
+    """
+    paths = (run, *others)
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError("expected runs that differ, got one of them twice. Name each once.")
+    records = [record_of(path) for path in paths]
+    words = ["lewm", "report", *map(str, paths), "--out", str(out)]
+    write_atomically(out, render(records, shlex.join(words)).encode())
+    for record in records:
+        missing = [name for name, answer in record.answers.items() if answer.result is None]
+        if missing:
+            console.say(f"{record.path}: without {', '.join(missing)}. For these: lewm analyse {record.quoted}")
+    console.say(f"Open {out.resolve()} in a browser.")

@@ -1,0 +1,126 @@
+"""`lewm train RECIPE`: every field of the recipe's model and training is a flag, with the recipe's value as its default."""
+
+import contextlib
+import importlib.util
+import json as json_text
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tyro
+
+import lewm
+from lewm import registry
+from lewm.cli import console
+from lewm.cli.flags import described
+from lewm.data.episodes import Episodes, check_fits
+from lewm.experiments import recipes
+from lewm.files import write_json
+from lewm.planning.config import describe_planning
+from lewm.runs import checkpoints
+from lewm.training.train import Progress, train
+from lewm.worlds.kit.opening import open_world
+
+NOT_ON_THE_BAR = {"update", "gradient_norm", "learning_rate", "seconds", "updates_per_second"}
+"""Metrics that a progress bar leaves out: it shows the loss, its terms, and how spread the latents are."""
+
+
+def main(words: Sequence[str]) -> None:
+    if words and words[0] in ("-h", "--help"):
+        _list_recipes()
+    elif not words or words[0].startswith("-"):
+        raise ValueError("expected a recipe first: lewm train RECIPE --data FILE --out RUN. `lewm train --help` lists them.")
+    else:
+        tyro.cli(_command(recipes.load(words[0])), args=words[1:], prog=f"lewm train {words[0]}")
+
+
+def _command(recipe: recipes.Experiment) -> Callable[..., None]:
+    ModelFlags, TrainingFlags = described(recipe.model), described(recipe.training)
+
+    def run(
+        data: Path,
+        out: Path,
+        model: ModelFlags,  # type: ignore[valid-type]
+        training: TrainingFlags,  # type: ignore[valid-type]
+        world: str | None = None,
+        image_size: int = recipe.image_size,
+        json: Path | None = None,
+    ) -> None:
+        """Train a world model on an episode file. The same command continues an interrupted training.
+
+        Args:
+            data: episode file (HDF5).
+            out: run folder, for weights, settings and metrics.
+            model: what is trained.
+            training: how it is trained.
+            world: that the data are of, for evaluation. By default what the file says, which must then be the recipe's.
+            image_size: that the data must have.
+            json: write the outcome there.
+        """
+        settings = type(recipe.model)(**vars(model)), type(recipe.training)(**vars(training))
+        known = _check(data, recipe.world, world, image_size)
+        if settings[1].tensorboard and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
+            hint = registry._install_hint("tensorboard")
+            raise ImportError(f"--training.tensorboard needs the package 'tensorboard'. {hint}", name="tensorboard")
+        origin = {"recipe": recipe.recipe, "world": known, "lewm": lewm.__version__}
+        planning = describe_planning(recipe.planning)
+        resumed: int | None = None
+
+        def report(progress: Progress) -> None:
+            nonlocal resumed
+            if progress.stage == "read":
+                bars.update("read", progress.update, progress.total)
+                return
+            if resumed is None and progress.resumed:
+                console.say(f"going on from update {progress.resumed} of {out}")
+            resumed = progress.resumed
+            logged = [f"{name} {value:.3g}" for name, value in progress.metrics.items() if name not in NOT_ON_THE_BAR]
+            bars.update("train", progress.update, progress.total, "  ".join(logged), progress.alarm)
+
+        try:
+            with console.Bars() as bars:
+                train(*settings, data, out, experiment={**origin, "planning": planning}, report=report)
+        except KeyboardInterrupt:
+            newest = checkpoints.latest(out)
+            kept = f"Update {int(newest.name)} is kept in {out}, and the same command goes on from there." if newest else ""
+            raise KeyboardInterrupt(kept or "It had no checkpoint yet: the same command begins anew.") from None
+        if resumed is None:
+            console.say(f"nothing to do: {out} was trained before")
+        *_, last = (out / checkpoints.METRICS).read_text().splitlines()
+        metrics = json_text.loads(last)
+        alarm = metrics.pop("alarm", "")
+        console.facts(metrics, title=f"{recipe.recipe} in {out}")
+        if alarm:
+            console.alarm(
+                f"{alarm}. Plans of this model will fail: look at what it was trained with, --model.sigreg-weight first."
+            )
+        if json:
+            write_json(json, {"run": str(out), **origin, "metrics": metrics, "alarm": alarm})
+
+    return run
+
+
+def _list_recipes() -> None:
+    console.say(
+        "usage: lewm train RECIPE --data FILE --out RUN [OPTIONS]\n\n`lewm train RECIPE --help` explains every option.\n"
+    )
+    known = [recipes.load(name) for name in recipes.RECIPES]
+    console.table(("recipe", "hardware", "cost", "expect"), [(e.recipe, e.hardware, e.cost, e.expected) for e in known], 4)
+
+
+def _check(path: Path, of_recipe: str, stated: str | None, image_size: int) -> str | None:
+    """Refuse episodes that this training could not use, before anything is begun; else say of which world they are."""
+    if stated is not None:
+        stated = registry.choose("world", stated.replace("_", "-"), registry.names("worlds"))
+    with Episodes.open(path) as episodes:
+        found = episodes.provenance.world
+        wanted = stated or of_recipe
+        if found not in (None, wanted):
+            cure = f"Choose a recipe for '{found}', or pass --world {found}"
+            raise ValueError(f"{path}: expected episodes of world '{wanted}', got some of '{found}'. {cure}.")
+        action_dim = None
+        if world := found or stated:
+            # Where a world is not installed, or cannot draw, its data can still be trained on.
+            with contextlib.suppress(ImportError):
+                action_dim = len(open_world(world, 1, image_size=image_size).spec.action_low)
+        check_fits(episodes, image_size, action_dim)
+        return world

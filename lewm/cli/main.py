@@ -1,0 +1,105 @@
+"""The command line: find the command, and put what goes wrong into one paragraph.
+
+Each command is a file in `commands` that is imported only when it is called, so that `lewm --help` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import lewm
+from lewm import registry
+
+COMMANDS = {
+    "quickstart": "from nothing to a planning agent and a report, in two minutes",
+    "collect": "let a policy act in a world and record episodes",
+    "data": "describe, verify or convert recordings",
+    "train": "train a world model on an episode file; the same command continues",
+    "fit": "add heads to a run: temporal distance, amortised plans",
+    "reproduce": "carry out a named experiment, from its data to its numbers",
+    "evaluate": "measure how often a trained model reaches its goals, with intervals and floors",
+    "plan": "draw a planned episode as an animation",
+    "analyse": "ask what a trained model knows: probes, surprise, geometry, decoder, economy",
+    "report": "show runs on one page: success, figures, tables, animations",
+    "economy": "what a frame and a plan cost, beside the models of others",
+    "claims": "hold what is claimed of the model against what runs show",
+    "import": "make a run of published weights",
+    "export": "write a run's weights in the published form",
+    "bench": "compare the speed of our implementations with plain ones",
+    "doctor": "say what is installed, what will be used and what is missing",
+}
+
+USER_ERROR, INTERRUPTED = 2, 130  # 130: what shells report for a process that Ctrl-C ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for what the user can mend, 130 for Ctrl-C.
+
+    What a user can cause (ValueError, OSError, a package that is missing) is said in one paragraph on stderr; `--debug`,
+    anywhere, shows the traceback in its place. Any other exception is a bug of ours and keeps its traceback.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if words else USER_ERROR
+    if words[0] == "--version":
+        print(f"lewm {lewm.__version__}")
+        return 0
+    command = "lewm"
+    try:
+        name = registry.choose("command", words[0], COMMANDS)
+        command = f"lewm {name}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("default" if debug else "ignore")
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda message, *_, **__: _say(f"{command}: warning: {message}")
+            importlib.import_module(f"lewm.cli.commands.{name}").main(words[1:])
+    except KeyboardInterrupt as interrupt:
+        if debug:
+            raise
+        _say(f"\n{command}: interrupted. {interrupt or 'Nothing was left half-done.'}")
+        return INTERRUPTED
+    except (ValueError, OSError, ImportError) as error:
+        if debug or (isinstance(error, ImportError) and (error.name or "").startswith("lewm")):
+            raise
+        _say(f"{command}: {_paragraph(error)}")
+        return USER_ERROR
+    return 0
+
+
+def _say(text: str) -> None:
+    """A paragraph on stderr, from one of the processes of a training on several devices: all of them meet the same trouble."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, file=sys.stderr)
+
+
+def _help() -> str:
+    rows = [f"  {name:<11} {line}" for name, line in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: lewm COMMAND [...]     a world model from pixels: train it, plan with it, understand it",
+            "",
+            *rows,
+            "",
+            "`lewm COMMAND --help` explains a command. --debug, anywhere, shows tracebacks; `lewm --version` the version.",
+        ]
+    )
+
+
+def _paragraph(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        full = " What was complete is kept: make room, then run the same command again." if error.errno == errno.ENOSPC else ""
+        return f"{where}{error.strerror}.{full}"
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

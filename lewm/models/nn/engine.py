@@ -1,0 +1,396 @@
+"""The predictor unrolled for planning: the numbers of a model's `rollout` for less arithmetic.
+
+A search asks for the same unrolling thousands of times, with weights that do not change. Then much need not be done again:
+
+- A block of actions conditions every token that it leaves from: its modulations, of all layers, are one product, made once.
+- While the window grows, tokens stay where they are: their keys and values are kept. When it slides, every token moves to
+  another position, what was kept is void, and the window is read anew.
+- The oldest token sees itself alone, so its attention is its value: one matrix, the product of the value's and the output's.
+- Of the last layer only the newest token is read; the others are asked for keys and values and for nothing else.
+- What depends on the past alone, a latent and the block that left it, has a few rows per environment, not one per candidate.
+- What is affine is folded into the Linear beside it: the batch norm, the LayerNorms' weights and biases, the scale of
+  attention, the "1 +" of AdaLN, the two Linears that read an action.
+
+All of that is exact; only rounding differs. Tokens are taken one at a time: a product of a few hundred rows is as fast as a
+larger one, and what it makes still fits the caches.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial, reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lewm.contracts import Rollout
+
+SHAPES_CAPTURED = 8
+"""How many shapes of input a CUDA device keeps a graph for; others run eagerly. A graph holds its activations."""
+
+LAID_OUT_FROM = 2**17
+"""Size of a weight from which on a CPU it pays to lay it out for the product beforehand; below, the plain call is quicker."""
+
+ROWS_EXPECTED = 300
+"""Rows of a product that weights are laid out for; others work as well."""
+
+ROWS_AT_LEAST = 16
+"""Rows that an environment has in every product; fewer are filled up to so many. Libraries multiply a handful of rows by
+another route than many, with another last digit, and so the size of a batch would reach into plans (measured below 4 rows)."""
+
+_Map = Callable[[Tensor], Tensor]
+"""(..., in) -> (..., out), affine."""
+
+_Memory = list[tuple[Tensor, Tensor]]
+"""Keys and values of the tokens before, oldest first, (B, N, inner) each; of the past, ROWS_AT_LEAST equal ones for N."""
+
+_Modulations = list[tuple[Tensor, ...]]
+"""Per layer: shift, scale and gate of attention, then of the MLP, (B, N, width) each; scales have their 1 added."""
+
+
+def require_blocks_between(context: Tensor, past_actions: Tensor) -> None:
+    """Raise a ValueError unless there is one past block between each two of the context's latents."""
+    k, blocks = context.shape[1], past_actions.shape[1]
+    if blocks != k - 1:
+        raise ValueError(
+            f"past_actions must hold k-1={k - 1} blocks (one between consecutive context latents), got {blocks}. "
+            "If the episode has just begun, k may be smaller than K."
+        )
+
+
+class Engine:
+    """A function of the signature of `WorldModel.rollout`, made from the weights as they are; `LeWM.engine` gives it.
+
+    The weights are read and copied: training the model on does not change what was made before.
+
+    Args:
+        weights: a state dict with the keys `action_encoder.*`, `predictor.*` and `predictor_projector.*` of `lewm.nn`.
+        heads: of the predictor's attention.
+        precision: "float32" computes in the weights' own type, equal to the model but for rounding; gradients reach the
+            actions. "bfloat16" multiplies matrices in it and keeps the sum over layers in float32. "int8" is for ranking, on
+            a CPU: weights of 8 bits, scaled per output, activations of 7 bits, scaled anew in every product for each
+            environment on its own, so that what shares a batch changes nothing. Small matrices stay in float32.
+
+    Raises:
+        ValueError: no such precision; or "int8" where PyTorch has no kernels for it.
+
+    Source: Ours; absorbing one projection into its neighbour is known from multi-head latent attention (DeepSeek-V2).
+    """
+
+    @torch.no_grad()
+    def __init__(self, weights: Mapping[str, Tensor], heads: int, precision: str = "float32") -> None:
+        device, kernels = weights["predictor.position"].device, torch.backends.quantized.engine
+        if precision not in _PACKING:
+            raise ValueError(f"expected a precision of {', '.join(_PACKING)}, got '{precision}'.")
+        if precision == "int8" and (device.type != "cpu" or kernels == "none"):
+            raise ValueError(f"int8 needs a CPU with quantised kernels, got {device} with '{kernels}'. Use 'float32'.")
+        part, packed = partial(_Affine.of, weights), _PACKING[precision]
+        layers = [f"predictor.blocks.{i}." for i in range(sum(name.endswith("modulation.weight") for name in weights))]
+        self.position = weights["predictor.position"][0].clone()  # (K, D)
+        self.context, self.width = len(self.position), len(weights["predictor.norm.weight"])
+        self.inward = _exact(part("predictor.inward")) if "predictor.inward.weight" in weights else None
+        self.expand = _exact(part("action_encoder.mix").then(part("action_encoder.embed.0")))
+        self.contract = _exact(part("action_encoder.embed.2"))
+        self.modulation = packed(_Affine.side_by_side([_modulation(part(layer + "modulation")) for layer in layers]))
+        self.layers = [_Layer.of(weights, layer, heads, self.context, packed) for layer in layers]
+        into, norm = part("predictor_projector.0").after(part("predictor.norm")), part("predictor_projector.1")
+        mean, variance = (weights.get(f"predictor_projector.1.running_{moment}") for moment in ("mean", "var"))
+        self.norm: _Affine | None = None
+        if mean is None or variance is None:  # a LayerNorm stands there: it depends on the row, and stays
+            self.norm = norm.copied()
+        else:
+            scale = norm.weight * torch.rsqrt(variance + 1e-5)  # PyTorch's eps, as in all norms but those modulated
+            into = into.scaled(scale, norm.offset - mean * scale)
+        self.hidden = packed(into)
+        self.project = packed(part("predictor_projector.3"))
+        self._differentiable = precision != "int8"
+
+    def __call__(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
+        """(B, k, D) latents, (B, k-1, A) past blocks, (B, N, H, A) candidates -> (B, N, H, D), as `WorldModel.rollout`.
+
+        Raises:
+            ValueError: `past_actions` does not hold k-1 blocks; or a gradient is asked of int8.
+        """
+        require_blocks_between(context, past_actions)
+        if not self._differentiable and torch.is_grad_enabled() and actions.requires_grad:
+            raise ValueError("expected actions without gradients for precision 'int8', which only ranks. Use 'float32'.")
+        given, candidates = context.shape[1], actions.shape[1]
+        actions = F.pad(actions, (0, 0, 0, 0, 0, max(0, ROWS_AT_LEAST - candidates)))
+        latents = [_repeated(latent) for latent in context.unbind(1)]
+        blocks = [*(_repeated(block) for block in past_actions.unbind(1)), *actions.unbind(2)]
+        window: list[tuple[Tensor, _Modulations]] = []
+        memory: list[_Memory] = [[] for _ in self.layers]
+        for newest, block in enumerate(blocks):
+            window.append((latents[newest], self._modulations(block)))
+            first = len(window) - 1
+            if len(window) > self.context:
+                window, memory, first = window[1:], [[] for _ in self.layers], 0
+            # The next token joins this window only if there is one, and room for it.
+            grows = len(window) < self.context and newest + 1 < len(blocks)
+            for place in range(first, len(window)):
+                latent, modulations = window[place]
+                is_newest = place == len(window) - 1
+                hidden = self._advance(
+                    _for_each(modulations[0][0], self._enter(latent, place)),
+                    modulations,
+                    memory,
+                    asked=is_newest and newest >= given - 1,
+                    remembered=grows or not is_newest,
+                )
+                if hidden is not None:
+                    latents.append(self._leave(hidden))
+        return torch.stack(latents[given:], dim=2)[:, :candidates]
+
+    def _modulations(self, block: Tensor) -> _Modulations:
+        condition = F.silu(self.contract(F.silu(self.expand(block))))
+        layers = self.modulation(condition).unflatten(-1, (len(self.layers), 6, self.width)).unbind(-3)
+        return [layer.unbind(-2) for layer in layers]
+
+    def _enter(self, latent: Tensor, place: int) -> Tensor:
+        x = latent + self.position[place]
+        return x if self.inward is None else self.inward(x)
+
+    def _advance(
+        self, x: Tensor, modulations: _Modulations, memory: list[_Memory], asked: bool, remembered: bool
+    ) -> Tensor | None:
+        """Take one token through all layers. If it is not asked for an answer, what it leaves to later tokens is all."""
+        for layer, modulation, before in zip(self.layers, modulations, memory, strict=True):
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
+            y = _modulate(x, shift_a, scale_a)
+            if not asked and layer is self.layers[-1]:
+                before.append(layer.remember(y))
+                return None
+            x = torch.addcmul(x, gate_a, layer.attend(y, before, remembered))
+            x = torch.addcmul(x, gate_m, layer.down(_gelu(layer.up(_modulate(x, shift_m, scale_m)))))
+        return x
+
+    def _leave(self, x: Tensor) -> Tensor:
+        y = self.hidden(_normalise(x))
+        if self.norm is not None:
+            y = F.layer_norm(y, y.shape[-1:], self.norm.weight.to(y.dtype), self.norm.offset.to(y.dtype))
+        return self.project(_gelu(y)).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One block of the predictor for a token with its predecessors in memory. `alone` is attention to nobody else."""
+
+    heads: int
+    query_key_value: _Map
+    key_value: _Map
+    alone: _Map
+    out: _Map
+    up: _Map
+    down: _Map
+
+    @staticmethod
+    def of(weights: Mapping[str, Tensor], layer: str, heads: int, context: int, packed: Callable[[_Affine], _Map]) -> _Layer:
+        def part(name: str) -> _Affine:
+            return _Affine.of(weights, layer + name)
+
+        qkv, out = part("attention.qkv").after(part("norm_attention")), part("attention.out")
+        width, inner = out.weight.shape
+        qkv = _Affine.side_by_side([qkv.rows(0, inner).scaled((inner // heads) ** -0.5), qkv.rows(inner, 3 * inner)])
+        value, mixed = qkv.rows(2 * inner, 3 * inner), packed(out)
+        # Where heads are narrow, the two thin matrices are less work than their product, which is square.
+        alone = packed(value.then(out)) if width < 2 * inner else _chained(packed(value), mixed)
+        # With K = 1 nobody is ever remembered, and the two maps for it are never asked.
+        together = (packed(qkv), packed(qkv.rows(inner, 3 * inner))) if context > 1 else (alone, alone)
+        up, down = part("mlp.0").after(part("norm_mlp")), part("mlp.3")
+        return _Layer(heads, *together, alone, mixed, packed(up), packed(down))
+
+    def remember(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = self.key_value(x).chunk(2, dim=-1)
+        return key, value
+
+    def attend(self, x: Tensor, before: _Memory, remembered: bool) -> Tensor:
+        """Attention of one token to itself and those before it, whose memory it joins if it is to be remembered."""
+        if not before:
+            if remembered:
+                before.append(self.remember(x))
+            return self.alone(x)
+        query, key, value = self.query_key_value(x).chunk(3, dim=-1)
+        before.append((key, value))
+        keys, values = zip(*before, strict=True)
+        # A few tokens of one query: plain sums are several times faster than thousands of matrix products of one row.
+        scores = [self._by_head(query * _for_each(query, key)).sum(-1) for key in keys]
+        shares = torch.stack(scores, dim=-1).softmax(-1).unsqueeze(-1).unbind(-2)
+        mixed = [share * self._by_head(_for_each(query, value)) for share, value in zip(shares, values, strict=True)]
+        return self.out(reduce(torch.add, mixed).flatten(-2))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """Weight and bias of a Linear, (out, in) and (out,), or those of a norm, a vector each; no bias is 0."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @staticmethod
+    def of(weights: Mapping[str, Tensor], name: str) -> _Affine:
+        return _Affine(weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    @property
+    def offset(self) -> Tensor:
+        return self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+
+    def after(self, norm: _Affine) -> _Affine:
+        """The same with a norm's weight and bias folded in."""
+        return _Affine(self.weight * norm.weight, self.weight @ norm.offset + self.offset)
+
+    def then(self, following: _Affine) -> _Affine:
+        return _Affine(following.weight @ self.weight, following.weight @ self.offset + following.offset)
+
+    def scaled(self, scale: Tensor | float, shift: Tensor | float = 0.0) -> _Affine:
+        return _Affine((self.weight.T * scale).T, self.offset * scale + shift)
+
+    def rows(self, first: int, end: int) -> _Affine:
+        return _Affine(self.weight[first:end], self.offset[first:end])
+
+    def copied(self) -> _Affine:
+        return _Affine(self.weight.clone(), self.offset.clone())
+
+    @staticmethod
+    def side_by_side(parts: list[_Affine]) -> _Affine:
+        return _Affine(torch.cat([part.weight for part in parts]), torch.cat([part.offset for part in parts]))
+
+
+class _Product:
+    """An affine map whose matrix product is of one type; on a CPU a large weight is laid out once as oneDNN wants it.
+
+    Ours: with few rows, laying out the weight at every call, as `F.linear` does, takes a fifth of the time. The operator is
+    the one that `torch.compile` emits. It knows no gradients, so `F.linear` does what needs them.
+    """
+
+    def __init__(self, affine: _Affine, dtype: torch.dtype) -> None:
+        self._weight, self._bias = affine.weight.to(dtype, copy=True), affine.offset.to(dtype, copy=True)
+        worthwhile = self._weight.numel() >= LAID_OUT_FROM and self._weight.device.type == "cpu"
+        possible = dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
+        if worthwhile and possible and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, ROWS_EXPECTED)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(self._weight.dtype).contiguous()
+        if self._weight.is_mkldnn and not (torch.is_grad_enabled() and x.requires_grad):
+            return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return F.linear(x, self._weight.to_dense() if self._weight.is_mkldnn else self._weight, self._bias)
+
+
+class _Int8:
+    """An affine map in 8-bit integers: (B, n, in) -> (B, n, out), environment by environment."""
+
+    def __init__(self, affine: _Affine) -> None:
+        weight = affine.weight.float()
+        scales = weight.abs().amax(1).clamp(min=1e-12) / 127
+        zeros = torch.zeros(len(weight), dtype=torch.long)
+        with warnings.catch_warnings():  # PyTorch means to move its quantised tensors to another package
+            warnings.simplefilter("ignore")
+            quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        self._packed = torch.ops.quantized.linear_prepack(quantised, affine.offset.to(torch.float32, copy=True))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # 7 bits: CPUs without VNNI add up pairs of 8-bit products in 16 bits, which would overflow.
+        answers = [torch.ops.quantized.linear_dynamic(one.contiguous(), self._packed, True) for one in x]
+        return answers[0][None] if len(answers) == 1 else torch.stack(answers)
+
+
+def _chained(first: _Map, second: _Map) -> _Map:
+    return lambda x: second(first(x))
+
+
+def _exact(affine: _Affine) -> _Map:
+    return _Product(affine, affine.weight.dtype)
+
+
+_PACKING: dict[str, Callable[[_Affine], _Map]] = {
+    "float32": _exact,
+    "bfloat16": lambda affine: _Product(affine, torch.bfloat16),
+    "int8": lambda affine: _Int8(affine) if affine.weight.numel() >= LAID_OUT_FROM else _exact(affine),
+}
+
+
+def _repeated(x: Tensor) -> Tensor:
+    """(B, d) -> (B, ROWS_AT_LEAST, d), without a copy."""
+    return x[:, None].expand(-1, ROWS_AT_LEAST, -1)
+
+
+def _for_each(candidate: Tensor, x: Tensor) -> Tensor:
+    """What is the same for all candidates as one row, which broadcasts; what has a row for each as it is."""
+    return x if x.shape[1] == candidate.shape[1] else x[:, :1]
+
+
+def _modulation(part: _Affine) -> _Affine:
+    """Add the 1 of "1 + scale" to the biases of both scales, chunks 1 and 4 of 6."""
+    bias = part.offset.clone().view(6, -1)
+    bias[[1, 4]] += 1
+    return _Affine(part.weight, bias.flatten())
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """The modulated LayerNorm and the one after it, whose weight and bias are folded into what follows."""
+    return _normalise(torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale))
+
+
+def _normalise(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """GELU in the memory of `x`, the widest of all; autograd keeps a copy where it needs one."""
+    return torch.ops.aten.gelu_(x)
+
+
+class Captured:
+    """An unrolling replayed as one CUDA graph per shape of its inputs: a launch for all its kernels, where they are short.
+
+    The first call with a shape runs the eager way, captures it, and compares; only a graph that answers as the eager way did is
+    used from then on. What needs gradients always takes the eager way. Untried: it was written without a GPU at hand.
+    """
+
+    def __init__(self, unroll: Rollout) -> None:
+        self._unroll = unroll
+        self._replays: dict[tuple[torch.Size, ...], Rollout] = {}
+
+    def __call__(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
+        inputs = (context, past_actions, actions)
+        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+            return self._unroll(*inputs)
+        shapes = tuple(x.shape for x in inputs)
+        if shapes not in self._replays and len(self._replays) < SHAPES_CAPTURED:
+            self._replays[shapes], eager = self._unroll, self._unroll(*inputs)
+            with suppress(RuntimeError):  # a kernel that cannot be captured; the eager way has answered already
+                replay = _capture(self._unroll, inputs)
+                if torch.allclose(replay(*inputs), eager, rtol=1e-4, atol=1e-5):
+                    self._replays[shapes] = replay
+            return eager
+        return self._replays.get(shapes, self._unroll)(*inputs)
+
+
+@torch.no_grad()
+def _capture(unroll: Rollout, inputs: tuple[Tensor, ...]) -> Rollout:
+    """A graph has its inputs and its output in memory of its own, so they are copied in and out."""
+    own = [x.clone() for x in inputs]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries make their workspaces at the first calls, which a graph must not hold
+        for _ in range(3):
+            unroll(*own)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = unroll(*own)
+
+    def replay(*given: Tensor) -> Tensor:
+        for mine, theirs in zip(own, given, strict=True):
+            mine.copy_(theirs)
+        graph.replay()
+        return output.clone()
+
+    return replay

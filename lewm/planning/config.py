@@ -1,0 +1,90 @@
+"""What a way to plan is made of: the heads that it names, and how it is written down and read again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import nn
+
+from lewm import registry
+from lewm.planning.agent import PlanningConfig
+
+__all__ = ["attach", "build_planning", "describe_planning", "heads_of", "plain_search"]
+
+
+def heads_of(config: PlanningConfig) -> set[str]:
+    """Names of the heads that this way to plan asks for and does not have."""
+    return {head for part in _parts(config) for name, head in getattr(part, "heads", {}).items() if getattr(part, name) is None}
+
+
+def attach(config: PlanningConfig, heads: Mapping[str, nn.Module]) -> PlanningConfig:
+    """Give an objective and a solver, and the search inside of that, the heads that they name and do not have yet.
+
+    What is missing in `heads` stays None: whoever uses it then says which command makes it.
+    """
+    return replace(config, objective=_attached(config.objective, heads), solver=_attached(config.solver, heads))
+
+
+def _parts(config: PlanningConfig) -> Iterator[Any]:
+    """The objective, the solver, and the searches inside of that."""
+    yield config.objective
+    part: Any = config.solver
+    while part is not None:
+        yield part
+        part = getattr(part, "search", None)
+
+
+def _attached(part: Any, heads: Mapping[str, nn.Module]) -> Any:
+    named = getattr(part, "heads", {})
+    changes: dict[str, Any] = {
+        name: heads[head] for name, head in named.items() if getattr(part, name) is None and head in heads
+    }
+    if (search := getattr(part, "search", None)) is not None:
+        changes["search"] = _attached(search, heads)
+    return replace(part, **changes) if changes else part
+
+
+def plain_search() -> PlanningConfig:
+    """Latent L2 and a small CEM: how a run plans that lacks the heads that it asks for."""
+    search = registry.load("solvers", "cem")(num_candidates=100, num_elites=10, num_iterations=5)
+    return PlanningConfig(registry.load("objectives", "l2")(), search)
+
+
+def describe_planning(config: PlanningConfig) -> dict[str, Any]:
+    """What `build_planning` needs to make this way to plan anew, without its heads: registered names and fields, JSON-ready."""
+    parts = {"objective": _described(config.objective), "solver": _described(config.solver)}
+    return {**{field.name: getattr(config, field.name) for field in fields(config)}, **parts}
+
+
+def build_planning(description: Mapping[str, Any], source: object = "the description of how to plan") -> PlanningConfig:
+    """Make a way to plan from what `describe_planning` gave; its heads are None.
+
+    Raises:
+        ValueError: a name is not registered, or a field is unknown, missing or out of range; `source` is named.
+    """
+    try:
+        objective = _built("objectives", description["objective"])
+        solver = _built("solvers", description["solver"])
+        return PlanningConfig(**{**description, "objective": objective, "solver": solver})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{source} does not describe a way to plan that this version knows: {error!r}. Use the lewm version that wrote it."
+        ) from None
+
+
+def _described(part: Any) -> dict[str, Any]:
+    """Of a plug-in; a search inside of it is described likewise."""
+    settings = {field.name: getattr(part, field.name) for field in fields(part) if field.name not in getattr(part, "heads", {})}
+    if settings.get("search") is not None:
+        settings["search"] = _described(settings["search"])
+    return {"name": type(part).__module__.rpartition(".")[2].replace("_", "-"), **settings}
+
+
+def _built(kind: str, description: Mapping[str, Any]) -> Any:
+    settings = dict(description)
+    plugin = registry.load(kind, settings.pop("name"))
+    if settings.get("search") is not None:
+        settings["search"] = _built("solvers", settings["search"])
+    return plugin(**settings)

@@ -1,0 +1,216 @@
+"""Analyses of a run, kept in the run: asked once, and again only if something changed of what they are about.
+
+run/analyses/
+  probing/result.json          numbers and tables, and what they are about
+  probing/arrays.safetensors   what figures are drawn from
+  probing/<panel>.svg          figures; .webp and .still.webp those that move
+  surprise/refusal.json        in place of all that: why this run cannot be asked
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from safetensors.numpy import save as packed
+
+import lewm
+from lewm import registry
+from lewm.contracts import Result
+from lewm.files import write_atomically, write_json
+from lewm.runs import checkpoints
+from lewm.runs.run import Analysis, Subject, Unsupported
+
+__all__ = ["ANALYSES", "REFUSAL", "Draw", "Report", "analyse", "analyses", "load_result", "save_result"]
+
+Report = Callable[[str, int, int, str, str], None]
+"""Called with the analysis, how much is done, how much there is, a line of numbers (or ""), and what is alarming (or "")."""
+
+Draw = Callable[[Result, Path], None]
+"""Called with a result and the folder that its figures go into."""
+
+
+def analyses(
+    names: Sequence[str] | None = None, seed: int = 0, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Analysis]:
+    """Make analyses, ready to be asked.
+
+    Args:
+        names: which; None is all there are.
+        seed: of those that draw anything at random.
+        settings: analysis -> fields that differ from their defaults.
+
+    Raises:
+        ValueError: there is no such analysis.
+    """
+    known = registry.names("analyses")
+    chosen = known if names is None else [registry.choose("analysis", name.replace("_", "-"), known) for name in names]
+    made = []
+    for name in dict.fromkeys(chosen):
+        kind = registry.load("analyses", name)
+        seeded = {"seed": seed} if "seed" in {field.name for field in dataclasses.fields(kind)} else {}
+        made.append(kind(**seeded, **(settings or {}).get(name, {})))
+    return made
+
+
+def analyse(
+    run: Path,
+    subject: Subject,
+    names: Sequence[str] | None = None,
+    report: Report = lambda *_: None,
+    again: bool = False,
+    seed: int = 0,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    draw: Draw | None = None,
+) -> dict[str, Result | Unsupported]:
+    """Ask analyses about a run, store the answers in it, and return them.
+
+    An answer that is there already is kept if it was given by the same version with the same settings, about the same weights
+    and the same data.
+
+    Args:
+        run: the run's folder.
+        subject: the run, opened.
+        names, seed, settings: as for `analyses`.
+        report: called as they proceed.
+        again: ask even what was answered.
+        draw: writes the figures of a result into a folder, beside the numbers; what was stored without is drawn when it is
+            asked for again. None draws nothing.
+
+    Returns:
+        Analysis -> its result, or why this run cannot be asked.
+
+    Raises:
+        ValueError: there is no such analysis, or the run is damaged.
+        KeyboardInterrupt: Ctrl-C; what was complete stays.
+    """
+    answers: dict[str, Result | Unsupported] = {}
+    for analysis in analyses(names, seed, settings):
+        folder, about = run / ANALYSES / analysis.name, _about(run, subject, analysis)
+        kept = None if again else _kept(folder, about)
+        if kept is not None:
+            answers[analysis.name] = kept
+            if draw is not None and not any(folder.glob("*.svg")):
+                draw(kept, folder)
+            report(analysis.name, 1, 1, f"{analysis.name}: kept", "")
+        else:
+            answers[analysis.name] = _ask(analysis, subject, folder, about, report, draw)
+    return answers
+
+
+def _ask(
+    analysis: Analysis, subject: Subject, folder: Path, about: Mapping[str, Any], report: Report, draw: Draw | None
+) -> Result | Unsupported:
+    def progress(done: int, total: int, note: str) -> None:
+        report(analysis.name, min(done, total - 1), total, note, "")  # it is not done before it is drawn and stored
+
+    report(analysis.name, 0, 1, "", "")
+    began = time.perf_counter()
+    try:
+        result = analysis.run(subject, progress)
+    except (Unsupported, ImportError) as error:
+        refusal = error if isinstance(error, Unsupported) else Unsupported(str(error))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESULT).unlink(missing_ok=True)
+        write_json(folder / REFUSAL, {"name": analysis.name, "about": dict(about), "why": str(refusal)})
+        report(analysis.name, 1, 1, f"{analysis.name}: not possible", "")
+        return refusal
+    about = {**about, "seconds": round(time.perf_counter() - began, 2)}
+    for old in (*folder.glob("*.svg"), *folder.glob("*.webp")):
+        old.unlink()
+    if draw is not None:
+        draw(result, folder)
+    save_result(folder, result, about)
+    (folder / REFUSAL).unlink(missing_ok=True)
+    report(analysis.name, 1, 1, "", "")
+    return result
+
+
+def _about(run: Path, subject: Subject, analysis: Analysis) -> dict[str, Any]:
+    """Everything that an answer depends on, JSON-ready."""
+    episodes = subject.episodes
+    return {
+        "settings": dataclasses.asdict(analysis),  # type: ignore[call-overload]  # every analysis is a dataclass
+        "weights": checkpoints.digest_of_newest(run),
+        "heads": {name: checkpoints.digest_of_head(run, name) for name in sorted(subject.heads)},
+        "planning": repr(subject.planning),  # all settings, and of heads only that they are there
+        "data": {
+            "path": str(episodes.path),
+            "provenance": dataclasses.asdict(episodes.provenance),
+            "episodes": len(episodes),
+            "rows": int(episodes.steps),
+            "fit_episodes": len(subject.fit_ids),
+            "test_episodes": len(subject.test_ids),
+        },
+        "lewm": lewm.__version__,
+    }
+
+
+def _kept(folder: Path, about: Mapping[str, Any]) -> Result | None:
+    """The answer that is there, if it is about the same; one that is damaged is asked for anew."""
+    try:
+        found = load_result(folder)
+    except ValueError:
+        return None
+    if found is None:
+        return None
+    result, told = found
+    told.pop("seconds", None)
+    return result if told == json.loads(json.dumps(about)) else None
+
+
+ANALYSES, REFUSAL = "analyses", "refusal.json"
+
+RESULT, ARRAYS = "result.json", "arrays.safetensors"
+
+
+def save_result(folder: Path, result: Result, about: Mapping[str, Any]) -> None:
+    """Write a result into its folder. The JSON comes last, so that its presence means that all is there.
+
+    Args:
+        about: JSON-ready: what was asked of what, so that a reader knows whether it still holds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(array) for name, array in result.arrays.items()}
+    (folder / RESULT).unlink(missing_ok=True)  # of an earlier result, whose arrays these are not
+    write_atomically(folder / ARRAYS, packed(arrays))
+    told = {"name": result.name, "about": dict(about), "values": result.values, "tables": result.tables}
+    write_atomically(folder / RESULT, json.dumps(_plain(told), indent=1, allow_nan=False).encode())
+
+
+def load_result(folder: Path) -> tuple[Result, dict[str, Any]] | None:
+    """Read what `save` wrote: the result and what it is about; None where there is none.
+
+    Raises:
+        ValueError: it is damaged; the file is named.
+    """
+    if not (folder / RESULT).exists():
+        return None
+    try:
+        told = json.loads((folder / RESULT).read_text())
+        result = Result(told["name"], told["values"], load_file(folder / ARRAYS), told["tables"])
+        return result, told["about"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder} is damaged: expected {RESULT} and {ARRAYS} of an analysis, got {error!r}. Delete the folder and run the "
+            "analysis again."
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready: numpy's numbers as Python's, and null for what is not a number."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

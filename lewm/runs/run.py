@@ -1,0 +1,292 @@
+"""A trained run, opened for use: its model, the episodes it never saw, the world they are of, and how its recipe plans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+
+from lewm import registry
+from lewm.contracts import Result, World, WorldModel
+from lewm.data.episodes import Episodes, check_fits
+from lewm.files import read_json
+from lewm.planning.agent import PlanningConfig
+from lewm.planning.config import attach, build_planning, heads_of, plain_search
+from lewm.runs import checkpoints
+from lewm.worlds.kit.opening import open_world
+
+__all__ = ["Analysis", "Progress", "Run", "Subject", "Unsupported", "open_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What evaluation and pictures need of a run.
+
+    Attributes:
+        path: its folder.
+        experiment: what training, or the import of published weights, recorded of it.
+        model: from the newest checkpoint, in evaluation mode.
+        episodes: an opened episode file.
+        heldout: those of its episodes that this model was not trained on; of unknown origin, those with other numbers than
+            the episodes that it was trained on, or all where there are no such, or where those numbers are unknown too. What
+            its heads were fitted to counts as trained on.
+        own_data: whether the file holds the very stream of episodes that the run was trained on; None where that is unknown,
+            as it is of every imported run.
+        planning: as the run stores it, which is how its recipe plans, or the paper's recipe for an imported run's world. A
+            run that stores none plans with the paper's defaults. What needs heads has them, where the run does.
+        heads: small networks that were fitted to the model's latents, by name, frozen.
+        lacks: heads that the recipe's way to plan asks for and the run does not have; `planning` is then a search that does
+            without, and whoever shows results says so.
+    """
+
+    path: Path
+    experiment: Mapping[str, Any]
+    model: WorldModel
+    episodes: Episodes
+    heldout: tuple[int, ...]
+    own_data: bool | None
+    planning: PlanningConfig
+    heads: Mapping[str, nn.Module] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
+
+    @property
+    def remark(self) -> str:
+        """Why this run does not plan as its recipe says, and the remedy; "" if it does."""
+        if not self.lacks:
+            return ""
+        return (
+            f"{self.path} has no {' and '.join(repr(name) for name in self.lacks)}, with which its recipe plans, so this is a "
+            f"plain search. For the recipe's planner: lewm fit {self.path}"
+        )
+
+    def world(self, num_envs: int, look: str | None = None) -> World:
+        """Open the world that the episodes are of, in their look, or another one, and their size.
+
+        Raises:
+            ValueError: neither the file nor the run says which world that is, or it is unknown here.
+            ImportError: the world needs a package that is missing.
+        """
+        look = look or self.episodes.provenance.look
+        options = {} if look in (None, "published") else {"look": look}
+        return open_world(self.world_name, num_envs, image_size=self.model.spec.image_size, **options)
+
+    @property
+    def subject(self) -> Subject:
+        """What analyses look at."""
+        metrics = self.path / checkpoints.METRICS
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        opened = self.world if self.experiment.get("world") or self.episodes.provenance.world else None
+        recipe = str(self.experiment.get("recipe", ""))
+        return Subject(self.model, self.episodes, *self.for_probes, opened, tuple(lines), self.planning, self.heads, recipe)
+
+    @property
+    def world_name(self) -> str:
+        """As the episode file has it, or else the run."""
+        name = self.episodes.provenance.world or self.experiment.get("world")
+        if not name:
+            raise ValueError(
+                f"{self.episodes.path}: expected the file or the run to name its world, got neither. Train with --world NAME, "
+                f"or give a file that `lewm collect` made. Known: {', '.join(registry.names('envs'))}."
+            )
+        return str(name)
+
+    @property
+    def for_probes(self) -> tuple[list[int], list[int]]:
+        """Episodes to fit a probe on and others to test it on: training's split, or halves of data that it never saw."""
+        seen = [i for i in range(len(self.episodes)) if i not in set(self.heldout)]
+        half = len(self.heldout) // 2
+        return (seen, list(self.heldout)) if seen else (list(self.heldout[:half]), list(self.heldout[half:]))
+
+
+def open_run(path: Path | str, data: Path | str | None = None, device: str = "auto") -> Run:
+    """Open a run folder, and the episodes to use it with.
+
+    Args:
+        data: episode file; by default the one that the run was trained on, or imported with.
+        device: where the model goes; "auto" takes a CUDA device where there is one.
+
+    Raises:
+        ValueError: not a run, damaged, without its episodes, or episodes that do not fit the model; the file is named.
+    """
+    path = Path(path)
+    experiment = read_json(path / checkpoints.EXPERIMENT)
+    training = _training_of(experiment, path / checkpoints.EXPERIMENT)
+    model = checkpoints.load(path, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    file = data or training.path
+    if file is None or (data is None and not Path(file).is_file()):
+        got = "none" if file is None else "no such file"
+        raise ValueError(
+            f"{file or path}: expected the episodes that {path} was trained on, got {got}. Pass theirs with --data FILE."
+        )
+    episodes = Episodes.open(file)
+    check_fits(episodes, model.spec.image_size, model.spec.statistics.action_dim)
+    learnt, found = experiment.get("world"), episodes.provenance.world
+    if None not in (learnt, found) and learnt != found:
+        cure = "Pass episodes of the run's world with --data FILE"
+        raise ValueError(f"{file}: expected episodes of world '{learnt}', as {path} learnt it, got some of '{found}'. {cure}.")
+    same = _same_data(training, episodes)
+    everything = tuple(range(len(episodes)))
+    heads = {name: checkpoints.load_head(path, name, model) for name in checkpoints.head_names(path)}
+    trained = training.episodes if same is not False else frozenset()
+    fitted = [_episodes_of_head(path / checkpoints.HEADS / name / checkpoints.HEAD, episodes) for name in heads]
+    heldout = tuple(i for i in everything if i not in trained.union(*fitted))
+    if same is None and not heldout:
+        heldout = everything
+    source = path / checkpoints.EXPERIMENT
+    if (stored := experiment.get("planning")) is not None:
+        planning = attach(build_planning(stored, source), heads)
+    else:
+        planning = PlanningConfig(registry.load("objectives", "l2")(), registry.load("solvers", "cem")())
+    lacks = tuple(sorted(heads_of(planning)))
+    return Run(path, experiment, model, episodes, heldout, same, plain_search() if lacks else planning, heads, lacks)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What is known of the episodes that a run was trained on.
+
+    Attributes:
+        path: their file; of an imported run the one it was imported with, which need not be what it was trained on.
+        episodes: their numbers.
+        provenance: of the file.
+        counts: its episodes and rows.
+    """
+
+    path: Path | None
+    episodes: frozenset[int] = frozenset()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    counts: tuple[int, int] | None = None
+
+
+def _training_of(experiment: Mapping[str, Any], source: Path) -> _Training:
+    try:
+        path = Path(experiment["data_path"]) if experiment["data_path"] is not None else None
+        if "imported" in experiment:
+            return _Training(path)
+        known = experiment["data"]
+        trained = frozenset(int(i) for i in experiment["split"]["train"])
+        return _Training(path, trained, dict(known["provenance"]), (int(known["episodes"]), int(known["steps"])))
+    except (KeyError, TypeError, ValueError) as error:
+        expected = "the split and the data that a training records"
+        raise ValueError(f"{source} is damaged: expected {expected}, got {error!r}. Restore it, or train again.") from None
+
+
+def _same_data(training: _Training, episodes: Episodes) -> bool | None:
+    """Does a file hold the stream of episodes that something was trained on? None where that is unknown."""
+    same = _same_stream(training.provenance, asdict(episodes.provenance))
+    if same is None and training.counts == (len(episodes), episodes.steps) and _same_file(episodes.path, training.path):
+        return True
+    return same
+
+
+def _episodes_of_head(source: Path, episodes: Episodes) -> frozenset[int]:
+    """Those of a file that a head was, or may have been, fitted to."""
+    training = _training_of(read_json(source).get("fitted_to", {}), source)
+    return frozenset() if _same_data(training, episodes) is False else training.episodes
+
+
+def _same_file(path: Path, other: Path | None) -> bool:
+    return other is not None and path.resolve() == other.resolve()
+
+
+def _same_stream(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+    """Do two files hold one stream of episodes? None where one of them does not say.
+
+    How the world looked, or which version drew it, is not asked: pictures that differ a little, or options that are only
+    spelt otherwise, must not make what was trained on count as unseen.
+    """
+    pairs = [(own.get(name), other.get(name)) for name in ("world", "policy", "seed")]
+    if any(a != b for a, b in pairs if None not in (a, b)):
+        return False
+    return None if any(None in pair for pair in pairs) else True
+
+
+Progress = Callable[[int, int, str], None]
+"""Called with how much is done, how much there is, and a line of numbers or ""."""
+
+
+class Unsupported(ValueError):
+    """The run or its data do not hold what an analysis needs; the message says what, and what would help."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A frozen model, episodes that it learnt from and others, and what else is known of the run.
+
+    Attributes:
+        model: in evaluation mode; an analysis leaves it as it is, bit by bit.
+        episodes: an opened episode file.
+        fit_ids: episodes to fit read-outs on; those that the model was trained on.
+        test_ids: episodes to measure on, which the model never saw.
+        open_world: number of environments -> the world that the episodes are of, in their look; with a second argument, in
+            that look. None where the world is not known or cannot be opened here.
+        metrics: lines of metrics.jsonl; empty where there are none, as of an imported run.
+        planning: how the run plans; None where that is unknown.
+        heads: small networks on the model's latents, by name, frozen.
+        recipe: by which the run was made, or "".
+    """
+
+    model: WorldModel
+    episodes: Episodes
+    fit_ids: Sequence[int]
+    test_ids: Sequence[int]
+    open_world: Callable[..., World] | None = None
+    metrics: Sequence[Mapping[str, Any]] = ()
+    planning: PlanningConfig | None = None
+    heads: Mapping[str, nn.Module] = field(default_factory=dict)
+    recipe: str = ""
+
+    def require_episodes(self, fit: int, test: int, why: str) -> None:
+        """Refuse data that would give a number without support.
+
+        Args:
+            fit, test: the fewest episodes of either side.
+            why: what they are for, as in "an interval over episodes".
+
+        Raises:
+            Unsupported: there are fewer.
+        """
+        if len(self.fit_ids) < fit or len(self.test_ids) < test:
+            raise Unsupported(
+                f"{self.episodes.path}: expected at least {fit} episodes that were trained on and {test} held-out ones, for "
+                f"{why}, got {len(self.fit_ids)} and {len(self.test_ids)}. Collect more episodes."
+            )
+
+    def require_states(self) -> None:
+        """Refuse episodes without the true state.
+
+        Raises:
+            Unsupported: they have none.
+        """
+        if not self.episodes.state_names:
+            raise Unsupported(
+                f"{self.episodes.path}: expected episodes with state columns, got none. Collect with `lewm collect`, which "
+                "records them; analyses of latents alone need none."
+            )
+
+
+class Analysis(Protocol):
+    """One file in `analyses/`: a frozen dataclass that is asked about a run. It prints nothing, draws nothing, writes nothing.
+
+    `figures/<name>.py` draws its results, with `draw(result) -> list[Panel]`.
+
+    Attributes:
+        name: that of its file, and of its results.
+        question: what it answers, in one sentence.
+    """
+
+    name: ClassVar[str]
+    question: ClassVar[str]
+
+    def run(self, subject: Subject, progress: Progress = ...) -> Result:
+        """Answer; same subject and settings, same numbers.
+
+        Raises:
+            Unsupported: the run cannot be asked this.
+        """
+        ...

@@ -1,0 +1,112 @@
+"""Worlds by name, to be stepped together: those with a batched form, and single environments in a loop."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lewm import registry
+from lewm.contracts import Policy, World, WorldSpec
+
+__all__ = ["Looped", "open_world"]
+
+
+class Looped:
+    """The role `World` over single Gymnasium environments, for plug-ins that have no batched form.
+
+    Args:
+        envs: equal environments after the contract of a world plug-in: `env_spec`, `reset(seed=, options=)` with `info` holding
+            "state", "goal" and "success", `step`, `render_state(state)` and `policy(name, seed)`; `regions(states)` if it
+            has any. One with several success criteria has them all in `info["criteria"]`, by name. One whose spec names
+            things has `teleport(things, state, seed)` and `recoloured(thing, turn)`. Where drawing is slow, `advance(action)`
+            may do what `step` does but draw, and return the `info`: not every step is looked at.
+    """
+
+    def __init__(self, envs: Sequence[Any]):
+        self.envs = list(envs)
+        self.spec: WorldSpec = self.envs[0].env_spec
+        self.num_envs = len(self.envs)
+        self._infos = [env.reset(seed=0)[1] for env in self.envs]
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        return tuple(self.envs[0].policies)
+
+    @property
+    def states(self) -> np.ndarray:
+        return np.stack([np.array(info["state"], np.float32) for info in self._infos])
+
+    @property
+    def goals(self) -> np.ndarray:
+        return np.stack([np.array(info["goal"], np.float32) for info in self._infos])
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self._infos = [env.reset(seed=int(seed))[1] for env, seed in zip(self.envs, seeds, strict=True)]
+
+    def set_states(self, states: np.ndarray) -> None:
+        self._set(states, self.goals)
+
+    def set_goals(self, goals: np.ndarray) -> None:
+        self._set(self.states, goals)
+
+    def step(self, actions: np.ndarray) -> None:
+        clipped = np.clip(actions, self.spec.action_low, self.spec.action_high).astype(np.float32)
+        self._infos = [
+            env.advance(action) if hasattr(env, "advance") else env.step(action)[4]
+            for env, action in zip(self.envs, clipped, strict=True)
+        ]
+
+    def render(self, states: np.ndarray | None = None) -> np.ndarray:
+        if states is None:
+            return np.stack([env.render() for env in self.envs])
+        return np.stack([self.envs[0].render_state(state) for state in states])
+
+    def success(self, criterion: str | None = None) -> np.ndarray:
+        first, name = self.spec.criteria[0], self.spec.criteria[0] if criterion is None else criterion
+        registry.choose(f"success criterion of {self.spec.name}", name, self.spec.criteria)
+        return np.array([bool(info["success"] if name == first else info["criteria"][name]) for info in self._infos])
+
+    def policy(self, name: str, seeds: Sequence[int]) -> Policy:
+        registry.choose(f"policy of {self.spec.name}", name, self.policies)
+        policies = [env.policy(name, int(seed)) for env, seed in zip(self.envs, seeds, strict=True)]
+        return lambda: np.stack([policy() for policy in policies]).astype(np.float32)
+
+    def regions(self, states: np.ndarray) -> np.ndarray | None:
+        return self.envs[0].regions(states) if hasattr(self.envs[0], "regions") else None
+
+    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        moved = [self.envs[0].teleport(things, state, int(seed)) for state, seed in zip(states, seeds, strict=True)]
+        return np.stack(moved).astype(np.float32)
+
+    def recoloured(self, thing: str, turn: float = 0.5) -> str:
+        return str(self.envs[0].recoloured(thing, turn))
+
+    def _set(self, states: np.ndarray, goals: np.ndarray) -> None:
+        # By reset, not by set_state: only reset answers with an `info` that is true of the new state and goal.
+        options = [{"state": state, "goal": goal} for state, goal in zip(states, goals, strict=True)]
+        self._infos = [env.reset(options=option)[1] for env, option in zip(self.envs, options, strict=True)]
+
+
+def open_world(name: str, num_envs: int, **options: Any) -> World:
+    """Open `num_envs` environments of one kind to be stepped together.
+
+    Args:
+        name: of a world plug-in.
+        options: of that plug-in, such as `image_size`.
+
+    Raises:
+        ValueError: no such world or option; the nearest names are offered.
+        ImportError: the world needs a package that is missing; the message names the extra to install.
+    """
+    plugin = registry.load("worlds", name)
+    batched = hasattr(plugin, "batched")
+    # A `single.Single` takes any option and hands it on: its world is asked.
+    parameters = inspect.signature(getattr(plugin, "world_class", plugin)).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        known = [parameter for parameter in parameters if parameter != "num_envs"]
+        for option in options:
+            registry.choose(f"option of world '{name}'", option, known)
+    return plugin.batched(num_envs, **options) if batched else Looped([plugin(**options) for _ in range(num_envs)])
