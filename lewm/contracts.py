@@ -189,7 +189,7 @@ class Result:
     Attributes:
         name: the analysis.
         values: JSON-ready scalars and short lists, with intervals as [low, high].
-        arrays: name -> array for `figures`; never written to JSON.
+        arrays: name -> array for `report.sections`; never written to JSON.
         tables: caption -> rows, each column -> number or text: what a person reads, in the terminal and beside a figure. All
             rows of a table have the same columns; a caption says how many were measured.
     """
@@ -238,7 +238,7 @@ class Head(Protocol):
     """A small network on frozen latents, fitted after the world model and stored beside it; an `nn.Module`.
 
     One file in `heads/`, whose config gives one with `.build(latent_dim, block_dim)`. A solver or an objective that needs heads
-    has a field for each, None until `fitting.attach` fills it, and names them in a class variable `heads`: {field: head}.
+    has a field for each, None until `config.attach` fills it, and names them in a class variable `heads`: {field: head}.
     """
 
     def loss(self, batch: Hindsight) -> Losses:
@@ -279,7 +279,7 @@ class Proposing(Protocol):
 class World(Protocol):
     """B environments of one kind stepped together: what collection and evaluation drive.
 
-    A world plug-in is a `gymnasium.Env` (one environment). `worlds.kit.opening.open_world` turns it into this role: through the
+    A world plug-in is a `gymnasium.Env` (one environment). `opening.open_world` turns it into this role: through the
     class method `batched(num_envs, **options)` where the plug-in has one, else by looping over single environments.
     """
 
@@ -339,6 +339,6 @@ class World(Protocol):
 
     def recoloured(self, thing: str, turn: float = 0.5) -> str:
         """The look like this world's own but for the colour of one of `spec.things`, turned on the colour wheel; see
-        `single.turned_color`. Dynamics are the same.
+        `looks.turned_color`. Dynamics are the same.
         """
         ...

@@ -163,7 +163,7 @@ class Economy:
         require_evaluation_mode(model)
         subject.require_episodes(0, 1, "observations to plan from")
         if subject.planning is None:
-            raise Unsupported("expected a run that knows how it plans, got none. Open one with `runs.open_run`.")
+            raise Unsupported("expected a run that knows how it plans, got none. Open one with `run.open_run`.")
         paper = PlanningConfig(registry.load("objectives", "l2")(), registry.load("solvers", "cem")())
         own = {} if subject.planning == paper else {_named(subject.planning): (subject.planning, self.plans)}
         planners = {**own, PAPER: (paper, self.paper_plans)}

@@ -107,7 +107,7 @@ class Probing:
             `angles`, `mlp_angles`: mean absolute error in degrees of each angle that its cosine and sine give, 90 being chance;
             and their `_interval`.
             `rollout`: what a ridge probe reads after each block of an open-loop rollout, a probe that is fitted on encoded
-            frames but with the penalty that suits predictions (see `reading.steady_probe`); empty where the episodes are too
+            frames but with the penalty that suits predictions (see `ridge.steady_probe`); empty where the episodes are too
             short. `steps`, env steps after each block; `rollouts`, `episodes`; and per state variable (`variables`) and per
             unit (`units`, the root mean square over those `variables` that can be read at all): `unit`, degrees for angles,
             `rmse` per block with `rmse_interval`, `encoded_rmse`, the floor: the same probe on the latents of the frames that

@@ -93,7 +93,7 @@ class ReferencePushT:
     """One environment, step by step; the walls are the published thin ones.
 
     Args:
-        state: (7,) in the order of `EnvSpec.state_names`.
+        state: (7,) in the order of `WorldSpec.state_names`.
         table: side of the table in units.
     """
 

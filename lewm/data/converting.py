@@ -161,7 +161,7 @@ def _noted(provenance: Provenance, more: dict[str, Any]) -> Provenance:
 
 
 def _episode(recordings: Source, i: int, camera: str, selection: Selection) -> Episode:
-    """Episode i in the shape that `recording` writes, or a ValueError that names its files."""
+    """Episode i in the shape that `writing` takes, or a ValueError that names its files."""
     length, origin = int(recordings.lengths[i]), recordings.origin(i)
     action_columns, state_columns = choose_columns(recordings, selection)
     actions = _numbers(recordings, i, action_columns)

@@ -7,7 +7,7 @@ hold one row per observation, episodes end to end:
     step_idx (N,) int64     ep_idx (N,) int64       ep_len (E,) int32        ep_offset (E,) int64
 
 Row t of `action` is the action taken *from* observation t, so an episode of L observations has L-1 actions and its last row
-is NaN. That row marks the end and is never an input to anything. `recording` writes these files.
+is NaN. That row marks the end and is never an input to anything. `writing` writes these files.
 
 A file may hold one row per block of `every` env steps (an attribute of its root; 1 where it does not say). Row t then shows the
 world after t * every steps, and its action row, (every*a,), is the `every` env actions taken from there on, side by side. To a

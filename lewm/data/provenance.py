@@ -14,7 +14,7 @@ class Provenance:
     """Where a file's episodes come from, stored as plain attributes of its root; None or empty where a file does not say.
 
     Attributes:
-        world, version, look, state_names, state_units: as in `EnvSpec`.
+        world, version, look, state_names, state_units: as in `WorldSpec`.
         policy, seed: what acted, and the number from which every episode was drawn.
         options: JSON of what else the world was opened with, such as its image size.
         lewm_version: that wrote the file.

@@ -39,7 +39,7 @@ LOAD_BYTES = 64 << 20
 
 
 class Source(Protocol):
-    """What windows need of an opened episode file; see `data.Episodes`. Worker processes are given copies of it."""
+    """What windows need of an opened episode file; see `episodes.Episodes`. Worker processes are given copies of it."""
 
     path: Path
     lengths: np.ndarray

@@ -1,6 +1,6 @@
 """Write episode files such that none can half-exist: whole episodes, appended one by one, whatever interrupts them.
 
-The layout is described in `data`, which reads it.
+The layout is described in `episodes`, which reads it.
 """
 
 from __future__ import annotations

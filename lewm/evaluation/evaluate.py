@@ -236,7 +236,7 @@ class Recording:
         goal_state: (S,).
         actions: (t, a) env units; action i leads from frame i to frame i+1.
         success_step: env step of the success, with which the recording ends; None if it never came.
-        replans: what was planned, with the latents in which candidates were imagined to end; see `planning.Replan`.
+        replans: what was planned, with the latents in which candidates were imagined to end; see `agent.Replan`.
     """
 
     pixels: np.ndarray

@@ -175,7 +175,7 @@ def _subject(
     metrics: Sequence[Mapping[str, Any]],
     run_folder: Path,
 ) -> Subject:
-    """What the analyses look at, as `runs.open_run` would open it."""
+    """What the analyses look at, as `run.open_run` would open it."""
 
     def opened(num_envs: int, *look: str) -> World:
         options = experiment.options | ({"look": look[0]} if look else {})

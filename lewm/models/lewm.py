@@ -27,8 +27,8 @@ class LeWMConfig:
 
     Attributes:
         patch_size, encoder_width, encoder_depth, encoder_heads: the ViT; its MLP is four times as wide.
-        position, overlap: "learned" and False in the paper; "sincos" and True for small models, see `nn.ViT`.
-        stem: "patch" in the paper; "conv" puts three strided convolutions in its place, see `nn.ViT`.
+        position, overlap: "learned" and False in the paper; "sincos" and True for small models, see `layers.ViT`.
+        stem: "patch" in the paper; "conv" puts three strided convolutions in its place, see `layers.ViT`.
         latent_dim: D.
         projector_dim: hidden width of both projectors.
         projector_norm: batch norm in the projectors. False puts a LayerNorm there: an ablation that collapses.
@@ -84,7 +84,7 @@ class LeWMConfig:
     def tiny(cls) -> LeWMConfig:
         """Half a million parameters for 64 px and a CPU.
 
-        Ours: sizes found on Two-Room; how pixels and positions enter is what makes it learn (see `nn.ViT`).
+        Ours: sizes found on Two-Room; how pixels and positions enter is what makes it learn (see `layers.ViT`).
         """
         return cls(
             patch_size=8,

@@ -1,6 +1,6 @@
 """Receding-horizon control in latent space: an `Agent` turns what it sees and a goal picture into actions.
 
-It knows roles only. `model.encode` gives the context and the goal, `scoring` makes a cost of action sequences from the model's
+It knows roles only. `model.encode` gives the context and the goal, `cost` makes a cost of action sequences from the model's
 rollout and the objective, `solver.solve` searches it, and the first blocks of the plan are executed before the next replan.
 """
 

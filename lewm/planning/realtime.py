@@ -1,7 +1,7 @@
 """A world that does not wait: the agent is asked for an action at a fixed rate, and what it has by the deadline is taken.
 
 Every env step has a period. Within it the world is drawn, the agent looks and plans, and the world takes its step; what remains
-of the period is slept. The agent's search is anytime (`planning.Agent.act`), so a plan is as good as the period allows.
+of the period is slept. The agent's search is anytime (`agent.Agent.act`), so a plan is as good as the period allows.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def draw_episode(recording: Recording, budget: int, view: View | None = None) ->
     """Draw an attempt with its searches.
 
     Args:
-        recording: of `evaluation.record_episodes`.
+        recording: of `evaluate.record_episodes`.
         budget: env steps that were allowed.
         view: None for worlds whose state is no place in the picture: observation, goal and captions only.
     """

@@ -20,7 +20,7 @@ def success_panel(title: str, scores: Mapping[str, Mapping[str, float]]) -> Pane
     """Success rates with their 95% intervals, one bar each; the first is the agent's, the others are floors.
 
     Args:
-        scores: name -> `rate`, `low` and `high`, as in `evaluation.Score`.
+        scores: name -> `rate`, `low` and `high`, as in `evaluate.Score`.
     """
 
     def draw(axes: Axes) -> None:

@@ -1,6 +1,6 @@
 """One self-contained HTML page about one run, or several side by side: pictures and text are inside, nothing is fetched.
 
-It is made of what the run folders hold, as `records.read` gives it. Figures are drawn anew from stored numbers and never copied
+It is made of what the run folders hold, as `record.record_of` gives it. Figures are drawn anew from stored numbers and never copied
 from a folder, so that a stranger's run can put no markup into it.
 """
 
@@ -65,7 +65,7 @@ def render(records: Sequence[Record], command: str) -> str:
     """Write the page.
 
     Args:
-        records: one or more, as `records.read` gives them.
+        records: one or more, as `record.record_of` gives them.
         command: that made the page.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

@@ -273,7 +273,7 @@ class Subject:
 class Analysis(Protocol):
     """One file in `analyses/`: a frozen dataclass that is asked about a run. It prints nothing, draws nothing, writes nothing.
 
-    `figures/<name>.py` draws its results, with `draw(result) -> list[Panel]`.
+    `report/sections/<name>.py` draws its results, with `draw(result) -> list[Panel]`.
 
     Attributes:
         name: that of its file, and of its results.

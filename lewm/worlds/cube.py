@@ -148,7 +148,7 @@ class CubeWorld:
     Args:
         num_envs: B.
         image_size: height and width of the pictures, 16 or more.
-        look: one of `rendering.LOOKS`, or with another colour of gripper or block: "fast,arm_color=0000ff,block_color=00ff00".
+        look: one of `offscreen.LOOKS`, or with another colour of gripper or block: "fast,arm_color=0000ff,block_color=00ff00".
     """
 
     policies: ClassVar[tuple[str, ...]] = ("expert", "random")

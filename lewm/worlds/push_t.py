@@ -155,7 +155,7 @@ class PushTWorld:
     Args:
         num_envs: B.
         image_size: height and width of the pictures, 16 or more.
-        look: "published", "tiny", or changed factors as in `EnvSpec.look`.
+        look: "published", "tiny", or changed factors as in `WorldSpec.look`.
         max_steps: env steps at which collection cuts an episode.
         factors: changed factors by name, such as `agent_color="0000ff"`.
     """

@@ -56,7 +56,7 @@ class ReacherWorld:
     Args:
         num_envs: B.
         image_size: height and width of the pictures, 16 or more.
-        look: one of `rendering.LOOKS`, or with another colour of the arm: "fast,arm_color=0000ff".
+        look: one of `offscreen.LOOKS`, or with another colour of the arm: "fast,arm_color=0000ff".
     """
 
     policies: ClassVar[tuple[str, ...]] = ("expert", "random")

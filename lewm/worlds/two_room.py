@@ -139,7 +139,7 @@ class TwoRoomWorld:
     Args:
         num_envs: B.
         image_size: height and width of the pictures, 16 or more.
-        look: "published", or changed factors as in `EnvSpec.look`.
+        look: "published", or changed factors as in `WorldSpec.look`.
         factors: the same by name, such as `agent_color="0000ff"`. To change a factor in the middle of an episode, draw the
             later states with a second world.
     """

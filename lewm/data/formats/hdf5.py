@@ -27,7 +27,7 @@ ROWS_AT_ONCE = 64
 
 
 class HDF5:
-    """An opened file, or the only one in a folder. See `conversion.Source`."""
+    """An opened file, or the only one in a folder. See `sources.Source`."""
 
     @staticmethod
     def recognises(path: Path) -> bool:

@@ -29,7 +29,7 @@ ROWS_AT_ONCE = 64
 
 
 class Lance:
-    """An opened table: a folder that ends in .lance, or the only such folder in another. See `conversion.Source`."""
+    """An opened table: a folder that ends in .lance, or the only such folder in another. See `sources.Source`."""
 
     unfit = "an episode file: `lewm data convert` makes one of these recordings"
     provenance = Provenance()

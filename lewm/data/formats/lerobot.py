@@ -48,7 +48,7 @@ class _Entry:
 
 
 class LeRobot:
-    """An opened folder. See `conversion.Source`."""
+    """An opened folder. See `sources.Source`."""
 
     unfit = "an episode file: `lewm data convert` makes one of these recordings"
     provenance = Provenance()

@@ -33,7 +33,7 @@ OWNERS, COUNTERS, TIMES = ("video", "episode"), ("frame", "step"), ("time", "tim
 
 
 class Videos:
-    """An opened folder. See `conversion.Source`."""
+    """An opened folder. See `sources.Source`."""
 
     unfit = "an episode file: `lewm data convert` makes one of these recordings"
     provenance = Provenance()

@@ -48,7 +48,7 @@ def read_look(world: str, look: str, names: Sequence[str], colors: Mapping[str, 
         colors: thing -> its colour when it is not painted.
 
     Returns:
-        The look as `EnvSpec.look` has it, the named one in it, and the colours of the things whose colour it changes.
+        The look as `WorldSpec.look` has it, the named one in it, and the colours of the things whose colour it changes.
 
     Raises:
         ValueError: no such look or thing, or no colour.
