@@ -3,24 +3,10 @@
 import pytest
 import torch
 
-from lewm.cli import main
+from lewm.cli.main import main
+from tests.support.project import SIZE, train_command
 
 torch.set_num_threads(1)
-
-SIZE = 32
-SMALL = [
-    f"--image-size={SIZE}",
-    "--training.updates=30",
-    "--training.batch-size=16",
-    "--training.log-every=5",
-    "--training.checkpoint-every=10",
-    "--training.recalibration=2",
-    "--model.encoder-width=32",
-    "--model.encoder-depth=1",
-    "--model.predictor-depth=1",
-    "--model.sigreg-slices=64",
-]
-"""Flags that make the smallest recipe one of seconds."""
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +23,3 @@ def small_run(small_data, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "run"
     assert main(train_command(small_data, path)) == 0
     return path
-
-
-def train_command(data, run, *more):
-    """The words of a small `lewm train`."""
-    return ["train", "two-room-tiny", "--data", str(data), "--out", str(run), *SMALL, *more]

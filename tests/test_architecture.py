@@ -51,7 +51,7 @@ MODULES = {module_of(path): path for path in FILES}
 
 def plugin(module: str) -> str | None:
     """The folder of plug-ins that a module is a plug-in of, if it is one."""
-    folder, _, name = module.rpartition(".")
+    folder, _, _ = module.rpartition(".")
     return folder if folder in PLUGINS and MODULES[module].name != "__init__.py" else None
 
 

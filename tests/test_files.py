@@ -1,38 +1,23 @@
 """Archives and hub ids: what is honest arrives whole, what is not is refused and leaves nothing outside its folder."""
 
-import io
 import sys
 import tarfile
 
 import huggingface_hub
 import numpy as np
 import pytest
-import zstandard
 
-from lewm.files import fetch, is_archive, unpack
+from lewm.data.archives import is_archive, unpack
+from lewm.files import fetch
+from tests.support.archives import tar, zst
 
 NOISE = np.random.default_rng(0).bytes(300_000)
-
-
-def tar(members):
-    """A tar of (TarInfo or name, content)."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for member, content in members:
-            info = tarfile.TarInfo(member) if isinstance(member, str) else member
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return packed.getvalue()
 
 
 def special(name, kind, target=""):
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info
-
-
-def zst(content):
-    return zstandard.ZstdCompressor().compress(content)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import tyro
 
 from lewm import registry
-from lewm.cli import main
+from lewm.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -128,7 +128,7 @@ def test_every_command_parses(readme, monkeypatch):
 def names(words):
     """(kind, name) of the plug-ins that a command names."""
     if words[:1] == ["collect"] and len(words) > 1 and not words[1].startswith("-"):
-        yield "envs", words[1]
+        yield "worlds", words[1]
     for kind in ("solvers", "objectives"):
         if (value := flag(words, f"--{kind.removesuffix('s')}")) is not None:
             yield kind, value

@@ -99,7 +99,3 @@ def _paragraph(error: Exception) -> str:
         full = " What was complete is kept: make room, then run the same command again." if error.errno == errno.ENOSPC else ""
         return f"{where}{error.strerror}.{full}"
     return " ".join(str(error).split())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

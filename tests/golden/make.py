@@ -1,8 +1,8 @@
 """Make the golden arrays with the authors' own code: python tests/golden/make.py PUBLIC
 
 PUBLIC is a folder that holds `jepa.py` and `module.py` of github.com/lucas-maes/le-wm (MIT). It also needs transformers 5 and
-einops, and nothing else: no GPU, no data, no weights. Weights and inputs come from seeds (tests/reference_lewm.py), so a file
-holds outputs alone. tests/test_parity.py compares `lewm` with them.
+einops, and nothing else: no GPU, no data, no weights. Weights and inputs come from seeds (tests/support/reference_lewm.py), so a file
+holds outputs alone. tests/models/test_parity.py compares `lewm` with them.
 """
 
 import sys
@@ -14,11 +14,12 @@ import torch
 from transformers import ViTConfig, ViTModel
 
 FOLDER = Path(__file__).parent
-sys.path[:0] = [str(FOLDER.parent), sys.argv[1]]
+sys.path[:0] = [str(FOLDER.parent.parent), sys.argv[1]]
 
 from jepa import JEPA  # noqa: E402  of PUBLIC
 from module import MLP, ARPredictor, Embedder, SIGReg  # noqa: E402  of PUBLIC
-from reference_lewm import CONFIGS, IMAGENET_MEAN, IMAGENET_STD, inputs, sizes, weights  # noqa: E402
+
+from tests.support.reference_lewm import CONFIGS, IMAGENET_MEAN, IMAGENET_STD, inputs, sizes, weights  # noqa: E402
 
 
 def published_model(config):

@@ -1,0 +1,90 @@
+"""What a terminal shows: names and numbers as they are, from one process, and a Ctrl-C that is never lost."""
+
+import io
+import signal
+import sys
+
+import pytest
+from rich.console import Console
+
+from lewm.cli import console
+
+
+def test_only_the_first_process_speaks(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    console.say("text")
+    console.facts({"a": 1})
+    console.table(("a",), [("b",)])
+    console.alarm("red")
+    with console.Bars() as bars:
+        bars.update("stage", 1, 1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_facts_join_nested_names(capsys):
+    console.facts({"success": {"rate": 0.12345, "steps": None}, "names": ["x", 2.0], "none": []}, title="Result")
+    lines = [line.split("  ", 2)[1:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [(name, value.strip()) for name, value in lines] == [
+        ("success rate", "0.1235"),
+        ("success steps", "-"),
+        ("names", "x, 2"),
+        ("none", "-"),
+    ]
+
+
+def test_bars_keep_note_and_alarm_until_the_next_ones(capsys):
+    with console.Bars() as bars:
+        bars.update("train", 1, 3, "loss 2", "collapsed")
+        bars.update("train", 3, 3)
+        bars.update("evaluate", 5, 5)
+    assert capsys.readouterr().err.splitlines() == ["train: 3/3 loss 2 collapsed", "evaluate: 5/5"]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_swallowed_ctrl_c_is_raised_again(request):
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
+
+    class Swallows:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)  # in this very thread: other libraries may have started more
+
+    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    with console.Bars() as bars:
+        bars.update("collect", 1, 2)
+        Swallows()
+        with pytest.raises(KeyboardInterrupt):
+            bars.update("collect", 2, 2)
+    assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == (before, hook)
+
+
+def test_what_else_goes_wrong_in_a_destructor_is_still_shown(monkeypatch):
+    class Broken:
+        def __del__(self):
+            raise ValueError("not ours")
+
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: shown.append(str(unraisable.exc_value)))
+    with console.Bars():
+        Broken()
+    assert shown == ["not ours"]
+
+
+NAME = "[bold]walks[/b] [red].h5"
+
+
+def test_square_brackets_are_no_markup(monkeypatch, capsys):
+    console.say(NAME)
+    console.alarm(NAME)
+    console.facts({NAME: NAME}, title=NAME)
+    console.table((NAME,), [(NAME,)], title=NAME)
+    said = capsys.readouterr()
+    assert said.out.count(NAME) == 7
+    assert said.err.count(NAME) == 1
+
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None)
+    monkeypatch.setattr(console, "_console", lambda stderr=False: terminal)
+    with console.Bars() as bars:
+        bars.update(NAME, 1, 2, NAME, NAME)
+    assert terminal.file.getvalue().count(NAME) % 3 == 0
+    assert terminal.file.getvalue().count(NAME) >= 3

@@ -1,0 +1,187 @@
+"""Every world model, tiny: shapes, causality, independence, memory, and that it can learn."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lewm import registry
+from lewm.contracts import Batch, DataSpec, Statistics, WorldModel
+from lewm.models.lewm import LeWM, LeWMConfig
+from lewm.models.nn import losses as sigreg_losses
+from lewm.runs import checkpoints
+
+SPEC = DataSpec(32, 5, Statistics((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), (0.1, -0.2), (1.0, 0.5)))
+ENCODER = {"patch_size": 8, "encoder_width": 32, "encoder_depth": 2, "encoder_heads": 2, "position": "sincos", "overlap": True}
+PREDICTOR = {"predictor_width": 32, "predictor_depth": 2, "predictor_heads": 2, "predictor_head_dim": 16}
+SMALL = {**ENCODER, **PREDICTOR, "predictor_mlp_dim": 64, "latent_dim": 24, "projector_dim": 48, "sigreg_slices": 64}
+
+
+@pytest.fixture(params=[(name, context) for name in registry.names("models") for context in (1, 3)], ids=str)
+def model(request) -> WorldModel:
+    name, context = request.param
+    torch.manual_seed(0)
+    model = registry.load("models", name)(**SMALL, context=context).build(SPEC)
+    for parameter in model.parameters():  # AdaLN-zero would hide the action: make everything matter
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def pixels(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, (*shape, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def batch(size: int = 6, length: int = 4) -> Batch:
+    return Batch(
+        pixels(size, length), torch.randn(size, length - 1, SPEC.block_dim, generator=torch.Generator().manual_seed(2))
+    )
+
+
+def test_fulfils_the_role(model):
+    assert isinstance(model, WorldModel)
+
+
+def test_shapes(model):
+    z = model.encode(pixels(2, model.context))
+    assert z.shape == (2, model.context, model.latent_dim)
+    rollout = model.rollout(z, torch.randn(2, model.context - 1, 10), torch.randn(2, 7, 5, 10))
+    assert rollout.shape == (2, 7, 5, model.latent_dim)
+    losses = model.train().loss(batch())
+    assert all(term.shape == () for term in losses.terms.values())
+    assert torch.isfinite(losses.total)
+
+
+def test_rollout_equals_one_step_at_a_time(model):
+    """A twin that keeps the whole history itself and asks for one latent at a time."""
+    for k in range(1, model.context + 1):
+        z, past, actions = model.encode(pixels(2, k)), torch.randn(2, k - 1, 10), torch.randn(2, 3, 5, 10)
+        rollout = model.rollout(z, past, actions)
+        for candidate in range(3):
+            latents, blocks = z, past
+            for h in range(5):
+                following = model.rollout(
+                    latents[:, -model.context :],
+                    blocks[:, max(0, latents.shape[1] - model.context) :],
+                    actions[:, candidate : candidate + 1, h : h + 1],
+                )[:, 0]
+                torch.testing.assert_close(rollout[:, candidate, h], following[:, 0], rtol=1e-4, atol=1e-5)
+                latents, blocks = torch.cat([latents, following], 1), torch.cat([blocks, actions[:, candidate, h : h + 1]], 1)
+
+
+def test_future_actions_do_not_change_past_latents_but_past_actions_do(model):
+    z, past, actions = model.encode(pixels(2, 1)), torch.zeros(2, 0, 10), torch.randn(2, 1, 5, 10)
+    changed = actions.clone()
+    changed[:, :, 3] += 1
+    a, b = model.rollout(z, past, actions), model.rollout(z, past, changed)
+    torch.testing.assert_close(a[:, :, :3], b[:, :, :3], rtol=0, atol=0)
+    assert (a[:, :, 3:] - b[:, :, 3:]).abs().amin(dim=(0, 1, 3)).max() >= 0
+    assert ((a[:, :, 3:] - b[:, :, 3:]).norm(dim=-1) > 1e-4).all()
+
+
+def test_rows_are_independent(model):
+    x = pixels(4, 2)
+    torch.testing.assert_close(model.encode(x)[1:2], model.encode(x[1:2]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.encode(x)[:, 1:], model.encode(x[:, 1:]), rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_are_not_changed(model):
+    b = batch()
+    copy = Batch(b.pixels.clone(), b.actions.clone())
+    model.train().loss(b).total.backward()
+    assert torch.equal(b.pixels, copy.pixels)
+    assert torch.equal(b.actions, copy.actions)
+
+
+def test_planning_in_training_mode_is_refused(model):
+    z = model.encode(pixels(1, 1))
+    with pytest.raises(ValueError, match="eval"):
+        model.train().rollout(z, torch.zeros(1, 0, 10), torch.zeros(1, 1, 1, 10))
+
+
+def test_wrong_pictures_are_named(model):
+    with pytest.raises(ValueError, match=r"\(B, T, 3, 32, 32\).*64"):
+        model.encode(torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="float32"):
+        model.encode(torch.zeros(1, 1, 3, 32, 32))
+    with pytest.raises(ValueError, match="past_actions must hold k-1=0"):
+        model.rollout(torch.zeros(1, 1, model.latent_dim), torch.zeros(1, 2, 10), torch.zeros(1, 1, 1, 10))
+    with pytest.raises(ValueError, match="longer than the context"):
+        model.loss(batch(length=model.context))
+
+
+def test_overfits_one_batch(model):
+    """Prediction error falls by far while SIGReg keeps the latents apart."""
+    model.train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    b, history = batch(16), []
+    for step in range(60):
+        losses = model.loss(b, torch.Generator().manual_seed(step))
+        losses.total.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        history.append(losses.terms["prediction"].item() / float(losses.watch["latent_std"]) ** 2)
+    assert history[-1] < 0.25 * history[0]
+
+
+def test_save_and_load_are_bit_equal(model, tmp_path):
+    checkpoints.save(tmp_path, 1, model)
+    loaded = checkpoints.load(tmp_path)
+    assert not loaded.training
+    assert loaded.spec == model.spec
+    assert torch.equal(loaded.encode(pixels(2, 2)), model.encode(pixels(2, 2)))
+
+
+def test_paper_preset_has_the_published_number_of_parameters():
+    spec = dataclasses.replace(SPEC, image_size=224)
+    with torch.device("meta"):
+        model = LeWM(LeWMConfig.paper(), spec)
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert count == {
+        "encoder": 5_501_376,
+        "projector": 792_768,
+        "action_encoder": 156_206,
+        "predictor": 10_791_360,
+        "predictor_projector": 792_768,
+    }
+    assert sum(count.values()) == 18_034_478
+
+
+def test_stop_gradient_changes_gradients_and_not_the_loss():
+    grads = []
+    for stop_gradient in (False, True):
+        torch.manual_seed(0)
+        model = LeWMConfig(**SMALL, stop_gradient=stop_gradient).build(SPEC)
+        total = model.loss(batch(), torch.Generator().manual_seed(0)).total
+        total.backward()
+        grads.append((total.item(), model.encoder.cls.grad.norm().item()))
+    assert grads[0][0] == grads[1][0]
+    assert grads[0][1] != grads[1][1]
+
+
+def test_pooled_sigreg_tests_all_frames_as_one_sample():
+    torch.manual_seed(0)
+    pooled = LeWMConfig(**SMALL, context=1, sigreg_pooled=True).build(SPEC)
+    apart = LeWMConfig(**SMALL, context=1).build(SPEC)
+    apart.load_state_dict(pooled.state_dict())
+    losses = [m.loss(batch(6, 2), torch.Generator().manual_seed(3)).terms for m in (pooled, apart)]
+    torch.testing.assert_close(losses[0]["prediction"], losses[1]["prediction"])
+    # One sample of 12 latents in the place of two samples of 6 each; a batch of 12 one-frame windows is the same sample.
+    flat = pooled.encode(batch(6, 2).pixels).flatten(0, 1)[:, None]
+    directions = sigreg_losses.draw_directions(24, 64, torch.Generator().manual_seed(3), "cpu")
+    torch.testing.assert_close(losses[0]["sigreg"], sigreg_losses.sigreg_reference(flat, directions), rtol=1e-4, atol=1e-5)
+    assert not torch.isclose(losses[0]["sigreg"], losses[1]["sigreg"])
+
+
+def test_a_conv_stem_reaches_the_same_grid_and_sees_across_patches():
+    torch.manual_seed(0)
+    encoder = LeWMConfig(**{**SMALL, "overlap": False}, stem="conv").build(SPEC).encoder
+    picture = torch.randn(1, 3, 32, 32, requires_grad=True)
+    grid = encoder.patches(picture)
+    assert grid.shape == (1, 32, 4, 4)
+    (seen,) = torch.autograd.grad(grid[0, :, 1, 1].sum(), picture)
+    rows = seen[0].abs().sum(dim=(0, 2)).nonzero().flatten()
+    assert rows.min() < 8 <= 15 <= rows.max(), "patch 1 is rows 8 to 15; its stem begins before them"
+    with pytest.raises(ValueError, match="power of 2"):
+        LeWMConfig(**{**SMALL, "overlap": False, "patch_size": 6}, stem="conv").build(SPEC)
+    with pytest.raises(ValueError, match="no overlap"):
+        LeWMConfig(**SMALL, stem="conv").build(SPEC)

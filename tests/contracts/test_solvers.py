@@ -1,0 +1,187 @@
+"""What every solver owes (`contracts.Solver`). Known answers, solver by solver, are in `test_solvers.py`."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lewm import registry
+from lewm.contracts import Plan
+from lewm.planning.solvers.cem import CEM
+from tests.support.search import BOX, A, B, Counted, H, generators, quadratic, ripples, start, walls
+
+NAMES = registry.names("solvers")
+every_solver = pytest.mark.parametrize("name", NAMES)
+
+
+NEEDED = {"amortised": {"search": CEM(), "spread": 1.0}}
+"""What a solver cannot search without, by name."""
+
+
+def make(name, **settings):
+    """A solver as its defaults have it, and with what it needs."""
+    return registry.load("solvers", name)(**NEEDED.get(name, {}), **settings)
+
+
+def stops(name):
+    return any(field.name == "stop_spread" for field in dataclasses.fields(registry.load("solvers", name)))
+
+
+every_solver_that_stops = pytest.mark.parametrize("name", [name for name in NAMES if stops(name)])
+
+
+def solve(name, cost, plan=None, seeds=range(B), **settings):
+    return make(name, **settings).solve(cost, plan or start(), BOX, generators(seeds))
+
+
+@every_solver
+def test_finds_a_known_minimum(name):
+    target = torch.tensor([[1.5, -0.5], [-1.0, 0.8]])
+    assert (solve(name, quadratic(target)).mean - target).abs().max() < 0.02
+
+
+@every_solver
+@pytest.mark.parametrize("cost", [quadratic(0.7), walls, ripples], ids=["bowl", "walls", "ripples"])
+@pytest.mark.parametrize("mean", [0.0, 0.7, 1.0, 5.0])
+def test_is_never_worse_than_its_start(name, cost, mean):
+    def of(plan):
+        return cost(BOX.clamp(plan.mean)[:, None])[:, 0]
+
+    for seeds in (range(3), range(3, 6)):
+        assert (of(solve(name, cost, start(mean=mean), seeds)) <= of(start(mean=mean))).all()
+
+
+@every_solver
+def test_scores_and_returns_only_what_lies_in_the_box(name):
+    def cost(actions):
+        assert (actions >= BOX.low).all()
+        assert (actions <= BOX.high).all()
+        return quadratic(10.0)(actions)
+
+    for mean in (-30.0, 0.0, 30.0):
+        cost(solve(name, cost, start(mean=mean)).mean[:, None])
+    assert (BOX.high - solve(name, cost).mean).max() < 0.02
+
+
+@every_solver
+def test_same_generators_give_the_same_plan_and_others_do_not(name):
+    plans = [solve(name, walls, seeds=seeds) for seeds in ((1, 2, 3), (1, 2, 3), (1, 2, 4))]
+    assert torch.equal(plans[0].mean, plans[1].mean)
+    assert torch.equal(plans[0].std, plans[1].std)
+    assert not torch.equal(plans[0].mean[2], plans[2].mean[2])
+
+
+@every_solver
+def test_a_batch_never_changes_a_plan(name):
+    targets = torch.linspace(-1, 1, 5)[:, None, None, None]
+    together = solve(name, quadratic(targets), start(5), seeds=range(10, 15))
+    for i in range(5):
+        alone = solve(name, quadratic(targets[i]), start(1), seeds=[10 + i])
+        assert torch.equal(alone.mean[0], together.mean[i])
+        assert torch.equal(alone.std[0], together.std[i])
+
+
+@every_solver
+def test_never_prefers_nan(name):
+    def cost(actions):  # positive costs, so that a NaN read as 0 would win
+        return torch.where(actions[..., 0, 0] > 0.2, torch.nan, 10 + (actions - 0.5).square().sum((-1, -2)))
+
+    mean = solve(name, cost).mean[:, 0, 0]
+    assert (mean <= 0.2).all()
+    assert (mean > 0.1).all()
+
+
+@every_solver
+@pytest.mark.parametrize("hopeless", [torch.nan, torch.inf])
+def test_survives_when_every_rollout_diverges(name, hopeless):
+    plan = solve(name, lambda actions: actions.sum((-1, -2)) * 0 + hopeless, start(mean=0.3))
+    assert torch.equal(plan.mean, start(mean=0.3).mean)
+    assert plan.std.isfinite().all()
+
+
+@every_solver
+def test_one_diverging_environment_does_not_disturb_the_others(name):
+    def cost(actions):
+        costs = quadratic(0.5)(actions)
+        return torch.cat([torch.full_like(costs[:1], torch.nan), costs[1:]])
+
+    assert torch.equal(solve(name, cost).mean[1:], solve(name, quadratic(0.5)).mean[1:])
+
+
+@every_solver
+def test_a_start_that_diverges_is_left_behind(name):
+    def cost(actions):
+        return torch.where(actions[..., 0, 0].abs() < 0.01, torch.nan, quadratic(0.5)(actions))
+
+    assert (cost(solve(name, cost).mean[:, None]) < 0.5).all()  # NaN at the start itself
+
+
+@every_solver
+def test_scores_exactly_what_it_declares(name):
+    cost = Counted(quadratic(0.0))
+    solve(name, cost)
+    assert sum(cost.calls) == make(name).evaluations
+
+
+@every_solver
+def test_leaves_its_arguments_and_the_model_alone(name):
+    model = torch.nn.Linear(A, A)
+    plan = start(mean=0.5)
+    solve(name, lambda actions: model(actions).square().sum((-1, -2)), plan)
+    assert torch.equal(plan.mean, start(mean=0.5).mean)
+    assert torch.equal(plan.std, start().std)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@every_solver
+def test_returns_a_plan_without_gradients(name):
+    plan = solve(name, quadratic(0.0))
+    assert not plan.mean.requires_grad
+    assert not plan.std.requires_grad
+
+
+@every_solver
+def test_wants_one_generator_per_environment(name):
+    with pytest.raises(ValueError, match="one generator per environment, 3 of them, got 2"):
+        solve(name, walls, seeds=range(2))
+
+
+# -------------------------------------------------------------------------------------------------- stopping early
+
+SPREAD = 0.03
+
+
+@every_solver_that_stops
+def test_stops_when_the_spread_is_small_and_not_before(name):
+    cost = Counted(quadratic(0.3))
+    plan = solve(name, cost, stop_spread=SPREAD)
+    declared = make(name, stop_spread=SPREAD).evaluations
+    assert declared == make(name).evaluations
+    assert declared / 30 < sum(cost.calls) < declared
+    assert (plan.mean - 0.3).abs().max() < 0.2
+    never = solve(name, quadratic(0.3), stop_spread=1e-30)
+    assert torch.equal(never.mean, solve(name, quadratic(0.3)).mean)
+
+
+@every_solver_that_stops
+def test_stopping_early_never_lets_a_batch_change_a_plan(name):
+    """Nor the next plan: a finished environment leaves its generator alone while others go on."""
+    widths, targets = torch.tensor([0.04, 0.3, 1.0, 2.0]), torch.tensor([0.0, -0.3, 0.5, 0.9])[:, None, None, None]
+    wide = Plan(mean=torch.zeros(4, H, A), std=widths[:, None, None].expand(4, H, A))
+    shared, rounds = generators(range(4)), []
+    together = make(name, stop_spread=SPREAD).solve(quadratic(targets), wide, BOX, shared)
+    for i in range(4):
+        cost, (own,) = Counted(quadratic(targets[i])), generators([i])
+        alone = make(name, stop_spread=SPREAD).solve(cost, Plan(wide.mean[i : i + 1], wide.std[i : i + 1]), BOX, [own])
+        assert torch.equal(alone.mean[0], together.mean[i])
+        assert torch.equal(alone.std[0], together.std[i])
+        assert torch.equal(own.get_state(), shared[i].get_state())
+        rounds.append(len(cost.calls))
+    assert len(set(rounds)) > 1, "all finished in the same round: the test compares nothing"
+
+
+@every_solver_that_stops
+@pytest.mark.parametrize("setting", [{"stop_spread": -0.1}, {"num_iterations": 0}, {"num_candidates": 0}])
+def test_refuses_sizes_that_make_no_search(name, setting):
+    with pytest.raises(ValueError, match="must"):
+        make(name, **setting)

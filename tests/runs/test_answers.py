@@ -1,0 +1,191 @@
+"""Answers that are kept while they hold, asked again when they do not; refusals that leave the other analyses alone."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from lewm import registry
+from lewm.cli.main import main
+from lewm.contracts import Result
+from lewm.runs import checkpoints
+from lewm.runs.answers import ANALYSES, ARRAYS, RESULT, analyse, analyses, load_result
+from lewm.runs.run import Unsupported, open_run
+
+asked = []
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Remembers that it was asked."""
+
+    size: int = 3
+    seed: int = 0
+
+    name: ClassVar[str] = "counting"
+    question: ClassVar[str] = "How many frames are there?"
+
+    def run(self, subject, progress=lambda *_: None):
+        asked.append(self)
+        progress(1, 1, "all of them")
+        rows = [{"episodes": len(subject.episodes), "size": self.size}]
+        return Result(self.name, {"size": self.size}, {"counts": np.arange(self.size)}, {"what was counted": rows})
+
+
+@dataclass(frozen=True)
+class Refusing:
+    """Cannot be asked of any run."""
+
+    name: ClassVar[str] = "refusing"
+    question: ClassVar[str] = "What can nobody know?"
+
+    def run(self, subject, progress=lambda *_: None):
+        raise Unsupported("expected what nobody has, got nothing. Give up.")
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """Needs a package that is missing."""
+
+    name: ClassVar[str] = "lacking"
+    question: ClassVar[str] = "What would that package say?"
+
+    def run(self, subject, progress=lambda *_: None):
+        raise ImportError("expected the package 'x'. Install it with: pip install x")
+
+
+@pytest.fixture
+def plugged(monkeypatch):
+    """In place of the real analyses."""
+    kinds = {kind.name: kind for kind in (Counting, Lacking, Refusing)}
+    names, load = registry.names, registry.load
+    monkeypatch.setattr(registry, "names", lambda kind: sorted(kinds) if kind == "analyses" else names(kind))
+    monkeypatch.setattr(registry, "load", lambda kind, name: kinds[name] if kind == "analyses" else load(kind, name))
+    asked.clear()
+
+
+@pytest.fixture
+def run(small_run, tmp_path):
+    return shutil.copytree(small_run, tmp_path / "run")
+
+
+@pytest.fixture
+def opened(run):
+    found = open_run(run)
+    yield found
+    found.episodes.close()
+
+
+def about(run):
+    return json.loads((run / ANALYSES / "counting" / "result.json").read_text())["about"]
+
+
+def test_an_answer_is_kept_while_it_holds(plugged, run, opened):
+    subject = opened.subject
+    first = analyse(run, subject, ["counting"])["counting"]
+    again = analyse(run, subject, ["counting"])["counting"]
+    assert len(asked) == 1
+    assert again.values == first.values
+    assert again.tables == first.tables
+    np.testing.assert_array_equal(again.arrays["counts"], first.arrays["counts"])
+    told = about(run)
+    assert told["seconds"] >= 0
+    assert told["settings"] == {"size": 3, "seed": 0}
+    assert told["weights"] == checkpoints.digest_of_newest(run)
+    assert told["data"]["episodes"] == len(subject.episodes) == 16
+
+
+def test_it_is_asked_again_after_another_fit_and_for_another_way_to_plan(plugged, run, opened):
+    model = opened.model
+    for count in (1, 2):
+        head = registry.load("heads", "temporal")().build(model.latent_dim, model.spec.block_dim)  # other random weights
+        checkpoints.save_head(run, "temporal", head, {})
+        subject = dataclasses.replace(opened.subject, heads={"temporal": checkpoints.load_head(run, "temporal", model)})
+        for _ in range(2):
+            analyse(run, subject, ["counting"])
+        assert len(asked) == count
+    slower = dataclasses.replace(subject, planning=dataclasses.replace(subject.planning, receding=3))
+    analyse(run, slower, ["counting"])
+    assert len(asked) == 3
+
+
+def test_it_is_asked_again_for_other_settings_seeds_data_weights_and_on_demand(plugged, run, opened):
+    subject = opened.subject
+    fewer = dataclasses.replace(subject, test_ids=list(subject.test_ids)[:-1])
+    changes = [{}, {"settings": {"counting": {"size": 4}}}, {"seed": 5}, {}, {"again": True}]
+    for count, change in enumerate(changes, 1):
+        analyse(run, subject, ["counting"], **change)
+        assert len(asked) == count, change
+    analyse(run, fewer, ["counting"])
+    assert len(asked) == 6
+    weights = checkpoints.latest(run) / "weights.safetensors"
+    model = checkpoints.load(run)
+    model.get_parameter(next(iter(dict(model.named_parameters())))).data.add_(1)
+    weights.unlink()
+    checkpoints.save(run, 31, model)
+    analyse(run, fewer, ["counting"])
+    assert len(asked) == 7
+
+
+def test_a_damaged_answer_is_asked_for_anew(plugged, run, opened):
+    analyse(run, opened.subject, ["counting"])
+    (run / ANALYSES / "counting" / ARRAYS).write_bytes(b"torn")
+    analyse(run, opened.subject, ["counting"])
+    assert len(asked) == 2
+    assert load_result(run / ANALYSES / "counting") is not None
+
+
+def test_what_cannot_be_asked_is_said_and_the_others_are_answered(plugged, run, opened):
+    seen = []
+    answers = analyse(run, opened.subject, report=lambda *words: seen.append(words))
+    assert isinstance(answers["counting"], Result)
+    assert isinstance(answers["refusing"], Unsupported)
+    assert "pip install x" in str(answers["lacking"])
+    refusal = json.loads((run / ANALYSES / "refusing" / "refusal.json").read_text())
+    assert "Give up." in refusal["why"]
+    assert not (run / ANALYSES / "refusing" / RESULT).exists()
+    for name in answers:  # every bar begins and ends
+        assert {done for stage, done, *_ in seen if stage == name} >= {0, 1}
+
+
+def test_an_unknown_analysis_is_refused_with_the_nearest(plugged, run, opened):
+    with pytest.raises(ValueError, match="Did you mean 'counting'"):
+        analyse(run, opened.subject, ["countin"])
+
+
+def test_interrupted_it_keeps_what_is_complete(plugged, monkeypatch, run, opened):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Lacking, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        analyse(run, opened.subject)
+    assert load_result(run / ANALYSES / "counting") is not None
+    assert not (run / ANALYSES / "lacking").exists()
+
+
+def test_the_command_shows_tables_and_writes_the_numbers(plugged, run, tmp_path, capsys):
+    assert main(["analyse", str(run), "--json", str(tmp_path / "told.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "counting: what was counted" in shown
+    assert "refusing is not possible for this run. expected what nobody has" in shown
+    told = json.loads((tmp_path / "told.json").read_text())["analyses"]
+    assert told["counting"]["values"] == {"size": 3}
+    assert "Give up." in told["refusing"]["why"]
+
+
+def test_an_analysis_that_was_named_and_is_not_possible_is_an_error(plugged, run, capsys):
+    assert main(["analyse", str(run), "refusing", "counting"]) == 2
+    said = capsys.readouterr()
+    assert "expected what nobody has" in said.err
+    assert "counting: what was counted" in said.out  # the other one was answered all the same
+
+
+def test_every_analysis_can_be_made_and_has_a_question():
+    for analysis in analyses(seed=3):
+        assert analysis.question.endswith("?")
+        assert getattr(analysis, "seed", 3) == 3

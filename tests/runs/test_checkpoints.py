@@ -1,0 +1,171 @@
+"""Run folders: what is written comes back, what is broken names itself, and a full disk costs nothing that was there."""
+
+import json
+import resource
+import signal
+
+import pytest
+import torch
+
+from lewm.contracts import DataSpec, Statistics
+from lewm.files import read_json, write_json
+from lewm.models.lewm import LeWMConfig
+from lewm.planning.heads.temporal import TemporalConfig
+from lewm.runs import checkpoints
+
+CONFIG = LeWMConfig(
+    patch_size=8,
+    encoder_width=16,
+    encoder_depth=1,
+    encoder_heads=2,
+    latent_dim=8,
+    projector_dim=16,
+    context=1,
+    predictor_width=16,
+    predictor_depth=1,
+    predictor_heads=2,
+    predictor_head_dim=8,
+    predictor_mlp_dim=16,
+    sigreg_slices=16,
+)
+
+
+def model():
+    return CONFIG.build(DataSpec(16, 5, Statistics((0.5,) * 3, (0.3,) * 3, (0.1, 0.2), (1.0, 2.0))))
+
+
+def trained(own):
+    optimiser = torch.optim.AdamW(own.parameters(), lr=1e-3)
+    for parameter in own.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimiser.step()
+    return optimiser
+
+
+def test_model_and_optimiser_come_back_bit_for_bit(tmp_path):
+    own = model()
+    optimiser = trained(own)
+    checkpoints.save(tmp_path, 7, own, optimiser, {"seconds": 1.5})
+    other = model()
+    fresh = torch.optim.AdamW(other.parameters(), lr=1e-3)
+    assert checkpoints.restore(tmp_path, other, fresh) == {"update": 7, "seconds": 1.5}
+    for mine, theirs in zip(own.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+    for index, slots in optimiser.state_dict()["state"].items():
+        for slot, value in slots.items():
+            assert torch.equal(value, fresh.state_dict()["state"][index][slot])
+    assert checkpoints.load(tmp_path).spec == own.spec
+
+
+def test_only_the_newest_whole_checkpoint_counts(tmp_path):
+    own = model()
+    checkpoints.save(tmp_path, 1, own)
+    checkpoints.save(tmp_path, 2, own)
+    (tmp_path / "checkpoints" / ".00000003.partial").mkdir()
+    assert checkpoints.latest(tmp_path).name == "00000002"
+    assert not (tmp_path / "checkpoints" / "00000001").exists()
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_the_last_checkpoint_whole(tmp_path):
+    own = model()
+    checkpoints.save(tmp_path, 1, own)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1][1]))
+    try:
+        with pytest.raises(OSError, match=r"weights\.safetensors"):
+            checkpoints.save(tmp_path, 2, own)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[1])
+        signal.signal(signal.SIGXFSZ, before[0])
+    assert checkpoints.latest(tmp_path).name == "00000001"
+    checkpoints.load(tmp_path)
+
+
+def test_a_run_is_claimed_once_and_differences_are_named(tmp_path):
+    description = {"model": checkpoints.describe_model(model()), "training": {"seed": 0, "updates": 5}}
+    checkpoints.claim(tmp_path, description, {"note": "first"})
+    checkpoints.save(tmp_path, 1, model())
+    checkpoints.claim(tmp_path, description, {"note": "second"})
+    with pytest.raises(ValueError, match=r"training\.seed was 0, now 3"):
+        checkpoints.claim(tmp_path, {**description, "training": {"seed": 3, "updates": 5}}, {})
+    assert read_json(tmp_path / "experiment.json")["note"] == "first"
+
+
+def test_the_log_is_cut_back_to_where_training_goes_on(tmp_path):
+    log = checkpoints.Log(tmp_path, 0)
+    for update in (10, 20, 30):
+        log.write({"update": update})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 4')  # what a kill leaves
+    checkpoints.Log(tmp_path, 20).write({"update": 21})
+    lines = [json.loads(line)["update"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [10, 20, 21]
+
+
+HEAD = TemporalConfig(hidden_dim=8, metric_dim=4, oneway_dim=4)
+
+
+def with_head(run):
+    own, head = model(), HEAD.build(CONFIG.latent_dim, 10)
+    checkpoints.save(run, 1, own)
+    checkpoints.save_head(run, "temporal", head, {"metrics": {"loss": 0.5}})
+    return own, head
+
+
+def test_a_head_comes_back_frozen_and_bit_for_bit(tmp_path):
+    assert checkpoints.head_names(tmp_path) == []
+    own, head = with_head(tmp_path)
+    assert checkpoints.head_names(tmp_path) == ["temporal"]
+    other = checkpoints.load_head(tmp_path, "temporal", own)
+    assert other.config == HEAD
+    assert not other.training
+    for mine, theirs in zip(head.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert not theirs.requires_grad
+    assert read_json(tmp_path / "heads" / "temporal" / "head.json")["metrics"] == {"loss": 0.5}
+    again = HEAD.build(CONFIG.latent_dim, 10)
+    checkpoints.save_head(tmp_path, "temporal", again, {})
+    replaced = next(checkpoints.load_head(tmp_path, "temporal", own).parameters())
+    assert torch.equal(replaced, next(again.parameters()))
+    assert [file.name for file in (tmp_path / "heads").iterdir()] == ["temporal"]
+
+
+def test_a_head_of_other_weights_does_not_count(tmp_path):
+    with_head(tmp_path)
+    new = model()
+    checkpoints.save(tmp_path, 2, new)
+    assert checkpoints.head_names(tmp_path) == []
+    with pytest.raises(ValueError, match=r"expected a head 'temporal' .* got one of other weights. Run: lewm fit .* temporal"):
+        checkpoints.load_head(tmp_path, "temporal", new)
+    with pytest.raises(ValueError, match=r"got none\. Run: lewm fit"):
+        checkpoints.load_head(tmp_path, "amortised", new)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"config": {"width": 3}}, "describes no head this version knows"),
+        ({"config": {"hidden_dim": 9}}, "does not fit"),
+        ({"head": "amortised"}, "describes another head"),
+    ],
+)
+def test_a_head_whose_description_is_wrong_names_its_file(change, said, tmp_path):
+    own, _ = with_head(tmp_path)
+    file = tmp_path / "heads" / "temporal" / "head.json"
+    write_json(file, {**read_json(file), **change})
+    with pytest.raises(ValueError, match=rf"temporal/.*{said}"):
+        checkpoints.load_head(tmp_path, "temporal", own)
+
+
+def test_an_interrupted_fitting_leaves_the_head_that_was_there(tmp_path, monkeypatch):
+    own, head = with_head(tmp_path)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "write_json", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save_head(tmp_path, "temporal", HEAD.build(CONFIG.latent_dim, 10), {})
+    kept = next(checkpoints.load_head(tmp_path, "temporal", own).parameters())
+    assert torch.equal(kept, next(head.parameters()))
+    assert [file.name for file in (tmp_path / "heads").iterdir()] == ["temporal"]

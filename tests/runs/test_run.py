@@ -1,0 +1,167 @@
+"""A trained run opened for use: what counts as held out, and what may be changed about its planning."""
+
+import dataclasses
+import shutil
+
+import h5py
+import pytest
+
+from lewm.cli.flags import PlanningChanges
+from lewm.cli.main import main
+from lewm.data.episodes import Provenance
+from lewm.experiments import recipes
+from lewm.files import read_json, write_json
+from lewm.planning.agent import PlanningConfig
+from lewm.planning.objectives.l2 import L2
+from lewm.planning.solvers.cem import CEM
+from lewm.runs import checkpoints
+from lewm.runs.run import open_run
+
+PLANNING = PlanningConfig(L2(), CEM(num_candidates=100, num_elites=10, num_iterations=4), hold_actions=True)
+SEARCH = ("--solver=cem", "--objective=l2", "--iterations=1")
+"""Which needs no heads."""
+
+
+def collected(path, *more):
+    """A file of the world of the small run, made with other flags."""
+    assert main(["collect", "two-room", "--out", str(path), "--image-size=32", *more]) == 0
+    return path
+
+
+def without_origin(source, path, *names):
+    """The same episodes in a file that does not say where they are from."""
+    shutil.copy(source, path)
+    with h5py.File(path, "r+") as file:
+        for name in names or [f.name for f in dataclasses.fields(Provenance)]:
+            del file.attrs[name]
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(small_run):
+    return set(read_json(small_run / checkpoints.EXPERIMENT)["split"]["train"])
+
+
+def test_what_counts_as_held_out(small_run, trained, tmp_path):
+    """Of its own stream, however long the file grew, a run is tested on what it was not trained on; of another, on all."""
+    own = open_run(small_run)
+    assert set(own.heldout) == set(range(16)) - trained
+    for seed, episodes, expected in ((0, 20, set(range(20)) - trained), (1, 4, {0, 1, 2, 3})):
+        opened = open_run(small_run, collected(tmp_path / f"{seed}.h5", f"--episodes={episodes}", f"--seed={seed}"))
+        assert (set(opened.heldout), opened.own_data) == (expected, seed == 0)
+        fit, test = opened.for_probes
+        assert fit
+        assert test
+        assert not set(fit) & set(test)
+
+
+@pytest.mark.parametrize("look", ["agent_color=#FF0000", "agent_color=ff0000", "agent_color=0000ff", "speed=5"])
+def test_another_look_or_spelling_of_it_does_not_unsee_an_episode(look, small_run, trained, tmp_path):
+    opened = open_run(small_run, collected(tmp_path / "e.h5", "--episodes=16", f"--look={look}"))
+    assert opened.own_data is True
+    assert set(opened.heldout) == set(range(16)) - trained
+
+
+def test_another_policy_is_other_data(small_run, tmp_path):
+    opened = open_run(small_run, collected(tmp_path / "e.h5", "--episodes=4", "--policy=random"))
+    assert (opened.own_data, opened.heldout) == (False, (0, 1, 2, 3))
+
+
+def test_episodes_of_another_world_are_refused(small_run, small_data, tmp_path):
+    shutil.copy(small_data, tmp_path / "e.h5")
+    with h5py.File(tmp_path / "e.h5", "r+") as file:
+        file.attrs["world"] = "push-t"
+    with pytest.raises(
+        ValueError, match=r"e\.h5: expected episodes of world 'two-room', as .* learnt it, got some of 'push-t'. Pass"
+    ):
+        open_run(small_run, tmp_path / "e.h5")
+
+
+@pytest.mark.parametrize("silent", [(), ("seed",), ("policy", "look")])
+def test_of_unknown_origin_the_numbers_of_training_are_left_out(silent, small_run, small_data, trained, tmp_path, capsys):
+    path = without_origin(small_data, tmp_path / "e.h5", *silent)
+    opened = open_run(small_run, path)
+    assert opened.own_data is None
+    assert set(opened.heldout) == set(range(16)) - trained
+    assert main(["evaluate", str(small_run), "--data", str(path), "--episodes=2", *SEARCH]) == 0
+    assert "on 3 episodes perhaps seen in its training, origin unknown" in capsys.readouterr().out
+
+
+def test_what_is_known_to_differ_is_other_data_whatever_else_is_unknown(small_run, tmp_path):
+    path = collected(tmp_path / "seed.h5", "--episodes=4", "--seed=1")
+    opened = open_run(small_run, without_origin(path, tmp_path / "e.h5", "policy", "world"))
+    assert (opened.own_data, opened.heldout) == (False, (0, 1, 2, 3))
+
+
+def test_of_unknown_origin_all_are_taken_where_nothing_would_be_left(small_run, trained, tmp_path):
+    first = min(set(range(16)) - trained)
+    assert first, "the first episode was trained on"
+    path = collected(tmp_path / "few.h5", f"--episodes={first}")
+    assert open_run(small_run, path).heldout == ()
+    opened = open_run(small_run, without_origin(path, tmp_path / "e.h5"))
+    assert (opened.own_data, opened.heldout) == (None, tuple(range(first)))
+
+
+def test_the_very_file_of_a_training_is_its_own_though_it_says_nothing(small_run, small_data, trained, tmp_path):
+    data, run = without_origin(small_data, tmp_path / "e.h5"), tmp_path / "run"
+    shutil.copytree(small_run, run)
+    experiment = read_json(run / checkpoints.EXPERIMENT)
+    experiment["data"]["provenance"] = dataclasses.asdict(Provenance())
+    write_json(run / checkpoints.EXPERIMENT, {**experiment, "data_path": str(data)})
+    opened = open_run(run)
+    assert opened.own_data is True
+    assert set(opened.heldout) == set(range(16)) - trained
+
+
+def test_changes_to_planning():
+    recipe = PLANNING
+    changed = PlanningChanges(candidates=64, elites=8, intermediate=0.5, receding=2, hold_actions=False).apply(recipe)
+    assert (changed.solver.num_candidates, changed.solver.num_elites, changed.solver.num_iterations) == (64, 8, 4)
+    assert (changed.objective.intermediate, changed.receding, changed.hold_actions) == (0.5, 2, False)
+    assert PlanningChanges().apply(recipe) == recipe
+    assert PlanningChanges(solver="cem").apply(recipe) == recipe, "the recipe's own solver keeps its settings"
+
+    @dataclasses.dataclass(frozen=True)
+    class Simple:
+        steps: int = 3
+
+    with pytest.raises(ValueError, match="has a setting 'candidates'"):
+        PlanningChanges(candidates=3).apply(PlanningConfig(recipe.objective, Simple()))
+
+
+def test_settings_reach_the_search_inside_of_a_solver():
+    recipe = PLANNING
+    changed = PlanningChanges(solver="amortised", search="icem", candidates=64, elites=8, guarded=True).apply(recipe)
+    assert (changed.solver.guarded, type(changed.solver.search).__name__) == (True, "ICEM")
+    assert (changed.solver.search.num_candidates, changed.solver.search.num_elites) == (64, 8)
+    again = PlanningChanges(iterations=2, guarded=False, countdown=25).apply(changed)
+    assert (again.solver.search.num_iterations, again.solver.search.num_candidates) == (2, 64)
+    assert (again.solver.guarded, again.solver.countdown) == (False, 25)
+    with pytest.raises(ValueError, match="expected a solver that takes a search, got 'cem'"):
+        PlanningChanges(solver="cem", search="icem").apply(recipe)
+    with pytest.raises(ValueError, match="neither solver 'amortised' nor objective 'l2' has a setting 'candidates'"):
+        PlanningChanges(solver="amortised", candidates=64).apply(recipe)
+
+
+def test_what_a_head_was_fitted_to_is_not_held_out(small_run, small_data, trained, tmp_path):
+    """Of its own data a run's heads see what training saw; of other data, half, and the other half is left to test on."""
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    other = collected(tmp_path / "other.h5", "--episodes=6", "--seed=1")
+    assert main(["fit", str(run), "temporal", "--updates=2"]) == 0
+    assert set(open_run(run).heldout) == set(range(16)) - trained
+    assert open_run(run, other).heldout == tuple(range(6))
+    assert main(["fit", str(run), "temporal", "--updates=2", "--data", str(other)]) == 0
+    opened = open_run(run, other)
+    assert opened.heldout == (3, 4, 5)
+    assert opened.for_probes == ([0, 1, 2], [3, 4, 5])
+    assert set(open_run(run).heldout) == set(range(16)) - trained
+
+
+def test_another_solver_is_planned_with_as_in_the_paper():
+    recipe = recipes.load("two-room-tiny").planning
+    assert recipe.receding == 1
+    paper = PlanningChanges(solver="cem", objective="l2").apply(recipe)
+    assert paper == PlanningConfig(L2(), CEM(300, 30, 30))
+    assert PlanningChanges(solver="cem", receding=2).apply(recipe).receding == 2
+    assert PlanningChanges(objective="l2").apply(recipe).receding == 1

@@ -1,0 +1,285 @@
+"""Two-Room: geometry, motion, pictures and expert against known answers and a slow twin."""
+
+import numpy as np
+import pytest
+
+from lewm import registry
+from lewm.benchmarks import two_room as twin
+from lewm.worlds.two_room import TwoRoom, slide
+
+WALLS = (99.5, 124.5)  # where the centre touches the wall, left and right
+PASSAGE = (33.25, 64.75)  # where the centre fits through the door
+
+
+def legal(states):
+    x, y = np.asarray(states, np.float64).T
+    inside = (x >= 21) & (x <= 203) & (y >= 21) & (y <= 203)
+    return inside & ((x <= WALLS[0]) | (x >= WALLS[1]) | ((y >= PASSAGE[0]) & (y <= PASSAGE[1])))
+
+
+def anywhere(count, seed=0):
+    """Legal positions, some of them exactly on a face of the wall or in the door."""
+    positions = np.random.default_rng(seed).uniform(21, 203, (count, 2)).astype(np.float32)
+    positions[: count // 10, 0], positions[count // 10 : count // 5, 0] = WALLS
+    return positions[legal(positions)]
+
+
+def move(start, *moves):
+    for step in moves:
+        start = slide(np.array([start]), np.array([step]))[0]
+    return start.tolist()
+
+
+def test_the_registry_offers_it():
+    assert registry.load("worlds", "two-room") is TwoRoom
+
+
+# ---------------------------------------------------------------------------------------------------------- motion
+
+
+def test_free_motion_is_the_action_times_the_speed():
+    env = TwoRoom(image_size=32)
+    env.reset(seed=0, options={"state": [60, 112]})
+    assert env.step([0.5, -1.0])[-1]["state"].tolist() == [62.5, 107.0]
+    fast = TwoRoom(image_size=32, speed=10.5)
+    fast.reset(seed=0, options={"state": [60, 112]})
+    assert fast.step([-1.0, 0.0])[-1]["state"].tolist() == [49.5, 112.0]
+
+
+def test_walls_stop_and_let_slide():
+    assert move((60, 112), (1000, 0)) == [99.5, 112]
+    assert move((160, 112), (-1000, 0)) == [124.5, 112]
+    assert move((60, 112), (-1000, -1000)) == [21, 21]
+    assert move((160, 112), (1000, 1000)) == [203, 203]
+    assert move((99.5, 112), (5, 3)) == [99.5, 115]  # along the wall while pushing against it
+    assert move((99.5, 112), (-5, 3)) == [94.5, 115]  # and off it again
+    assert move((99.5, 60), (0, 80)) == [99.5, 140]  # along the wall past the door, not pushing
+    assert move((50, 21), (10, -3)) == [60, 21]
+
+
+def test_the_door_lets_through():
+    assert move((90, 49), (50, 0)) == [140, 49]
+    assert move((140, 60), (-50, -10)) == [90, 50]
+    assert move((112, 49), (0, 1000)) == [112, 64.75]  # inside, the frame stops and lets slide
+    assert move((112, 49), (0, 1000), (30, 0)) == [142, 64.75]
+    # Sliding down the wall while pushing right: at the door after a quarter of the step, through after another, then free.
+    assert move((99.5, 21), (100, 49)) == [174.5, 70]
+
+
+def test_a_point_falls_into_the_door_as_it_slides_by():
+    x, y = move((99.5, 21), (12, 49))  # at the door after a quarter of the step, at its far end after 44 / 49 of it
+    assert x == pytest.approx(99.5 + 12 * 0.75)
+    assert y == 64.75
+
+
+@pytest.mark.parametrize("speed", [0.1, 5, 50, 1000, 1e9])
+def test_no_speed_tunnels(speed):
+    start = anywhere(20_000)
+    moves = np.random.default_rng(1).uniform(-1, 1, start.shape) * speed
+    moves[::7, 0] = 0
+    moves[::11, 1] = 0
+    end = slide(start, moves)
+    assert legal(end).all()
+    crossed = (start[:, 0] < 112) != (end[:, 0] < 112)
+    assert crossed.any() or speed < 1
+    # Only where the straight way meets the wall at the door, or reaches the door by sliding along the wall towards it.
+    face = np.where(start[:, 0] < 112, *WALLS)
+    outside = (start[:, 0] <= WALLS[0]) | (start[:, 0] >= WALLS[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        height = start[:, 1] + moves[:, 1] * (face - start[:, 0]) / moves[:, 0]
+    down_past, up_past = (height > PASSAGE[1] + 1e-3) & (moves[:, 1] >= 0), (height < PASSAGE[0] - 1e-3) & (moves[:, 1] <= 0)
+    assert not (crossed & outside & (down_past | up_past)).any()
+
+
+def test_motion_equals_the_slow_twin():
+    rng = np.random.default_rng(2)
+    start = np.concatenate([anywhere(100), np.stack([rng.uniform(80, 144, 200), rng.uniform(25, 75, 200)], axis=1)])
+    start = start[legal(start)]
+    actions = rng.uniform(-1, 1, start.shape)
+    ours = slide(start, 40 * actions)
+    reference = np.stack([twin.reference_step(s, a, speed=40, bit_px=0.02) for s, a in zip(start, actions, strict=True)])
+    crossed = (start[:, 0] < 112) != (ours[:, 0] < 112)
+    assert crossed.sum() > 20
+    assert np.abs(ours - reference).max() < 0.1
+
+
+def test_a_dot_put_into_a_wall_is_freed_beside_it():
+    assert move((105, 150), (0, 0)) == [99.5, 150]
+    assert move((119, 150), (0, 0)) == [124.5, 150]
+    assert move((0, 300), (0, 0)) == [21, 203]
+
+
+def test_states_are_kept_as_given_and_nonsense_is_refused():
+    world = TwoRoom.batched(2, image_size=32)
+    for states in ([[60, 112], [150.25, 30.5]], [[15, 100], [112, 150]]):  # the second as published data may begin
+        world.set_states(np.array(states))
+        np.testing.assert_array_equal(world.states, np.float32(states))
+    for bad in ([[1, 2]], [[1, 2], [np.nan, 3]], [1, 2]):
+        with pytest.raises(ValueError, match="shape"):
+            world.set_states(np.array(bad))
+    with pytest.raises(ValueError, match="actions must have shape"):
+        world.step(np.zeros(2))
+    world.set_states(np.array([[60, 112], [60, 112]]))
+    world.step(np.array([[np.nan, 1], [np.inf, -np.inf]]))
+    assert world.states.tolist() == [[60, 117], [65, 107]]
+
+
+def test_success_is_nearer_than_16_px():
+    world = TwoRoom.batched(3, image_size=32)
+    world.set_goals(np.array([[60, 100]] * 3))
+    world.set_states(np.array([[60, 100], [60, 115.9], [60, 116]]))
+    assert world.success().tolist() == [True, True, False]
+
+
+def test_starts_and_goals_are_legal_spread_and_apart():
+    world = TwoRoom.batched(2000, image_size=16)
+    world.reset(range(2000))
+    for places in (world.states, world.goals):
+        assert legal(places).all()
+        assert ((places[:, 0] <= WALLS[0]) | (places[:, 0] >= WALLS[1])).all()  # in a room, not in the door
+        assert 0.45 < world.regions(places).mean() < 0.55
+        np.testing.assert_allclose(np.quantile(places[:, 1], [0, 0.5, 1]), [21, 112, 203], atol=6)
+    assert np.linalg.norm(world.states - world.goals, axis=1).min() >= 32
+    assert world.regions(np.array([[111.9, 49], [112, 49]])).tolist() == [0, 1]
+
+
+# -------------------------------------------------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("size", [32, 64, 96, 224])
+def test_pictures_equal_the_slow_twin(size):
+    world = TwoRoom.batched(1, image_size=size)
+    states = np.concatenate([anywhere(30), [[21, 21], [203, 203], [0, 0], [223, 110], [500, 500]]])
+    for state, ours in zip(states, world.render(states), strict=True):
+        difference = np.abs(ours.astype(int) - twin.reference_render(state, size))
+        assert difference.max() <= 1  # a rounding tie
+        assert (difference > 0).mean() < 0.002
+
+
+def test_the_published_picture():
+    pixels = TwoRoom.batched(1).render(np.array([[60, 112]]))[0]
+    assert pixels[112, 60].tolist() == [255, 0, 0]  # row is y, column is x
+    one_std = round(255 * (1 - np.exp(-0.5)))
+    assert pixels[112, 67].tolist() == [255, one_std, one_std]
+    dark = (pixels == 0).all(axis=2)
+    assert np.flatnonzero(dark[150]).tolist() == [*range(10, 14), *range(107, 118), *range(210, 214)]
+    assert np.flatnonzero(dark[:, 112]).tolist() == [*range(35), *range(64, 224)]
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_the_position_is_in_the_picture_below_a_pixel(size):
+    states = np.random.default_rng(3).uniform((45, 60), (75, 170), (50, 2))
+    world = TwoRoom.batched(1, image_size=size)
+    ink = 255.0 - world.render(states)[..., 1]
+    ink[:, :, : int(20 * size / 224)] = ink[:, :, int(100 * size / 224) :] = 0  # the room without border and wall
+    ink[:, : int(20 * size / 224)] = ink[:, int(200 * size / 224) :] = 0
+    middles = (np.arange(size) + 0.5) * 224 / size - 0.5
+    x, y = (ink.sum(axis=axis) @ middles / ink.sum(axis=(1, 2)) for axis in (1, 2))
+    assert np.abs(np.stack([x, y], axis=1) - states).max() < 0.03 * 224 / size
+
+
+@pytest.mark.parametrize("shrink", [2, 4])
+def test_a_smaller_picture_is_the_large_one_resized(shrink):
+    states = anywhere(40)
+    large = TwoRoom.batched(1).render(states).astype(float)
+    resized = large.reshape(len(states), 224 // shrink, shrink, 224 // shrink, shrink, 3).mean(axis=(2, 4))
+    small = TwoRoom.batched(1, image_size=224 // shrink).render(states)
+    away = resized[:, :, :, 0] == 255  # on the floor; over a half-covered pixel, blending and averaging differ a little
+    assert np.abs(small - resized)[away].max() < 3
+    assert np.abs(small - resized).mean() < 0.1
+
+
+# --------------------------------------------------------------------------------------------------------- factors
+
+
+def test_a_changed_factor_shows_in_picture_and_provenance():
+    blue = TwoRoom(image_size=64, agent_color="#0000FF", speed=10.5)
+    assert blue.env_spec.look == "agent_color=0000ff,speed=10.5"
+    assert blue.render_state([60, 112])[32, 17].argmax() == 2
+    again = TwoRoom(image_size=64, look=blue.env_spec.look)
+    assert again.env_spec == blue.env_spec
+    assert TwoRoom(image_size=64, speed=5).env_spec.look == "published"
+    np.testing.assert_array_equal(again.render_state([60, 112]), blue.render_state([60, 112]))
+    expected = twin.reference_render(np.array([60, 112]), 64, color=(0, 0, 255))
+    assert np.abs(again.render_state([60, 112]).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"look": "agent_colour=0000ff"}, "Did you mean 'agent_color'"),
+        ({"agent_colour": "0000ff"}, "Did you mean 'agent_color'"),
+        ({"agent_color": "blue"}, "six hexadecimal digits"),
+        ({"speed": -1}, "positive number"),
+        ({"look": "speed=fast"}, "positive number"),
+        ({"image_size": 8}, "image_size >= 16"),
+    ],
+)
+def test_bad_options_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        TwoRoom(**options)
+
+
+# -------------------------------------------------------------------------------------------------------- policies
+
+
+def episodes(policy, count=300, steps=100):
+    world = TwoRoom.batched(count, image_size=16)
+    world.reset(range(count))
+    act, met = world.policy(policy, range(count)), np.zeros(count, bool)
+    states, actions = [world.states], []
+    for _ in range(steps):
+        actions.append(act())
+        world.step(actions[-1])
+        states.append(world.states)
+        met |= world.success()
+    return met, np.stack(states), np.stack(actions)
+
+
+@pytest.fixture(scope="module")
+def expert():
+    return episodes("expert")
+
+
+def test_the_expert_meets_its_goal(expert):
+    """Slowly, since noise drowns two thirds of its headway, but nearly always, and through the door where it has to."""
+    assert episodes("expert", 100, steps=400)[0].mean() >= 0.98
+    assert expert[0].mean() > 5 * episodes("random")[0].mean()
+    assert 0.4 < episodes("straight-line")[0].mean() < 0.8  # about the share of goals in the same room: a floor, no solution
+
+
+def test_the_expert_shows_the_world(expert):
+    _, states, _ = expert
+    rooms = states[..., 0] >= 112
+    assert (rooms.any(axis=0) & ~rooms.all(axis=0)).mean() > 0.5  # most episodes see both rooms
+    assert 0.4 < rooms.mean() < 0.6
+    cells, *_ = np.histogram2d(*states.reshape(-1, 2).T, bins=6, range=[[21, 203]] * 2)
+    assert cells.min() > 0.001 * cells.sum()  # an even spread would be 0.028
+
+
+def test_the_expert_acts_as_published(expert):
+    """Unit direction plus noise of std 2, clipped to the box, repeated in one step of twenty."""
+    actions = expert[2]
+    repeated = (actions[1:] == actions[:-1]).all(axis=2) & (np.abs(actions[1:]) < 1).any(axis=2)
+    assert 0.04 < repeated.mean() / (np.abs(actions[1:]) < 1).any(axis=2).mean() < 0.06
+    assert 0.6 < (np.abs(actions) == 1).mean() < 0.7  # P(|u + 2n| > 1), u from 0 to 1, is 0.62 to 0.66
+
+
+def test_one_seed_serves_world_and_policy_without_tying_them():
+    world = TwoRoom.batched(500, image_size=16)
+    world.reset(range(500))
+    first = world.policy("random", range(500))()
+    assert np.abs(np.corrcoef(world.states.T, first.T)[:2, 2:]).max() < 0.2
+
+
+def test_the_expert_turns_to_a_new_goal():
+    world = TwoRoom.batched(50, image_size=16)
+    world.reset(range(50))
+    act = world.policy("expert", range(50))
+    for goal in ([40, 180], [180, 180]):
+        world.set_goals(np.tile(np.float32(goal), (50, 1)))
+        met = np.zeros(50, bool)
+        for _ in range(400):
+            world.step(act())
+            met |= world.success()
+        assert met.mean() > 0.95
