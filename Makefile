@@ -36,7 +36,7 @@ bench: .venv/installed  ## every benchmark, each paired against its reference
 	$(BIN)/lewm bench
 
 ablations: .venv/installed  ## the rows of LOG.md: lambda = 0, no batch norm, seeds
-	$(BIN)/python -m lewm.benchmarks.ablations $(ARGS)
+	$(BIN)/python -m lewm.experiments.ablations $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -91,7 +91,7 @@ class Run:
         if not name:
             raise ValueError(
                 f"{self.episodes.path}: expected the file or the run to name its world, got neither. Train with --world NAME, "
-                f"or give a file that `lewm collect` made. Known: {', '.join(registry.names('envs'))}."
+                f"or give a file that `lewm collect` made. Known: {', '.join(registry.names('worlds'))}."
             )
         return str(name)
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from lewm.analyses.planning import Planning, recordings_of
+from lewm.analyses.planning import Planning
+from lewm.analyses.probes.attempts import recordings_of
 from lewm.data.provenance import Provenance
 from lewm.planning.agent import PlanningConfig
 from lewm.planning.objectives.l2 import L2

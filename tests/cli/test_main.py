@@ -41,13 +41,14 @@ def test_help_lists_every_command_and_imports_next_to_nothing():
 
 
 def test_every_command_is_a_file_and_every_file_a_command():
-    assert {path.stem for path in (ROOT / "commands").glob("[a-z]*.py")} == COMMANDS.keys()
+    assert {path.stem for path in (ROOT / "cli" / "commands").glob("[a-z]*.py")} == COMMANDS.keys()
 
 
 def test_every_package_is_installed():
-    packages = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {".".join(("lewm", *path.parent.relative_to(ROOT).parts)) for path in ROOT.rglob("__init__.py")}
-    assert folders <= set(packages)
+    found = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert found == {"include": ["lewm*"]}
+    folders = {path.parent for path in ROOT.rglob("*.py")}
+    assert all((folder / "__init__.py").exists() for folder in folders)
 
 
 def test_version(capsys):

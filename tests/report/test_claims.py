@@ -128,7 +128,7 @@ def test_the_page_is_a_table_of_all_claims_with_their_commands():
     assert len(rows) == 20
     assert all(line.count("|") == 6 for line in rows), "a cell holds a bar"
     assert "**does not hold**" in rows[0], "a claim that fails stays in the table"
-    assert "python -m lewm.benchmarks.ablations --seeds 0 1 2 --variants base lambda-0`" in page
+    assert "python -m lewm.experiments.ablations --seeds 0 1 2 --variants base lambda-0`" in page
 
 
 def test_the_command_reads_files_and_refuses_others(tmp_path, capsys):

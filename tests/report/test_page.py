@@ -13,6 +13,7 @@ import pytest
 
 from lewm import registry
 from lewm.analyses import planning
+from lewm.analyses.probes.attempts import arrays_of, recordings_of
 from lewm.cli import main
 from lewm.contracts import Result
 from lewm.report.canvas import Panel
@@ -82,7 +83,7 @@ def planned(ends=("reached", "missed")):
     arrays = {"costs": np.array([[[0.8, 1.0, 1.3], [0.4, 0.5, 0.6]]])}
     arrays |= {"imagined": np.full((1, 3, 2), 30.0, np.float32), "real": np.full((1, 11, 2), 31.0, np.float32)}
     for number, end in enumerate(ends):
-        of = planning._arrays(recording(success=end == "reached"), lambda latents: 10 * np.asarray(latents))
+        of = arrays_of(recording(success=end == "reached"), lambda latents: 10 * np.asarray(latents))
         arrays |= {f"attempt {number} {name}": array for name, array in of.items()}
     rows = [
         {"steps": 5 * h, "error": 1.0, "copy": 4.0, "ratio": 0.25, "ratio_interval": [0.2, 0.31]}
@@ -250,7 +251,7 @@ def test_clips_show_what_was_recorded():
     ]
     assert [clip.solved for clip in clips] == [True, False, False]
     assert [clip.solved for clip in clips_of(planned(("missed", "reached", "reached")), 2)] == [False, True]  # evenly spaced
-    again = planning.recordings_of(planned())[0]
+    again = recordings_of(planned())[0]
     original = recording()
     np.testing.assert_array_equal(again.pixels, original.pixels)
     assert again.success_step == original.success_step
