@@ -21,7 +21,7 @@ from lewm.contracts import Result, WorldModel
 from lewm.data.episodes import Episodes
 from lewm.models.nn.decoder import Decoder, Patches
 from lewm.models.nn.frozen import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
-from lewm.runs.run import Progress, Subject, Unsupported
+from lewm.runs.run import Progress, Run, Unsupported
 from lewm.stats import FEWEST_GROUPS, bootstrap, bootstrap_mean
 from lewm.training.fit import FittingConfig, descend
 
@@ -126,7 +126,7 @@ class Decoding:
     name: ClassVar[str] = "decoding"
     question: ClassVar[str] = "What does a latent look like, and what does the model imagine?"
 
-    def run(self, subject: Subject, progress: Progress = lambda *_: None) -> Result:
+    def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
         """Learn to draw, and measure it on episodes that neither model nor decoder saw.
 
         Errors are squared errors of pixels in [0, 1]. As a number alone they say little, most pixels being the same in all
@@ -148,14 +148,14 @@ class Decoding:
             ValueError: the model is in training mode.
         """
         began = time.perf_counter()
-        model, episodes = subject.model, subject.episodes
+        model, episodes = run.model, run.episodes
         require_evaluation_mode(model)
-        subject.require_episodes(2, FEWEST_GROUPS, "an interval over episodes")
+        run.require_episodes(2, FEWEST_GROUPS, "an interval over episodes")
         generator = np.random.default_rng(self.seed)
-        windows = _Windows.drawn(subject, self.horizon, self.windows, generator)  # first, since it may refuse
+        windows = _Windows.drawn(run, self.horizon, self.windows, generator)  # first, since it may refuse
         frames = max(2, min(self.frames, MOST_PIXEL_BYTES // (3 * episodes.image_size**2)))
-        rows, _ = _sample(episodes, subject.fit_ids, frames, generator)
-        test_rows, groups = _sample(episodes, subject.test_ids, self.test_frames, generator)
+        rows, _ = _sample(episodes, run.fit_ids, frames, generator)
+        test_rows, groups = _sample(episodes, run.test_ids, self.test_frames, generator)
         steps = -(-len(rows) // FRAMES_AT_ONCE) + self.updates
         pixels, bank = _seen(model, episodes, rows, lambda done: progress(done, steps, "encode"))
         config = FittingConfig(self.updates, self.batch_size, self.learning_rate, weight_decay=1e-4, seed=self.seed)
@@ -205,7 +205,7 @@ class Decoding:
                 {"episode": int(windows.episodes[w]), "env_step": int(windows.starts[w] * episodes.every)} for w in by_motion
             ],
             "fit_frames": len(rows),
-            "fit_episodes": len(subject.fit_ids),
+            "fit_episodes": len(run.fit_ids),
             "test_frames": len(test_rows),
             "test_episodes": len(np.unique(groups)),
             "windows": len(windows.rows),
@@ -256,16 +256,16 @@ class _Windows:
     horizon: int
 
     @classmethod
-    def drawn(cls, subject: Subject, horizon: int, count: int, generator: np.random.Generator) -> _Windows:
+    def drawn(cls, run: Run, horizon: int, count: int, generator: np.random.Generator) -> _Windows:
         """One window of each of at most so many held-out episodes, from a start drawn at random."""
-        model, episodes, spec = subject.model, subject.episodes, subject.model.spec
+        model, episodes, spec = run.model, run.episodes, run.model.spec
         stride, left_over = divmod(spec.frameskip, episodes.every)
         if left_over:
             raise Unsupported(
                 f"{episodes.path}: expected rows that a block of {spec.frameskip} env steps is made of, got one per "
                 f"{episodes.every}. Use the episodes that the run was trained on."
             )
-        ids = np.asarray(subject.test_ids)
+        ids = np.asarray(run.test_ids)
         past = model.context - 1
         reach = (episodes.lengths[ids] - 1) // stride - past
         horizon = min(horizon, int(np.median(reach)))

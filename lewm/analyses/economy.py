@@ -27,7 +27,7 @@ from lewm import registry
 from lewm.contracts import Result, WorldModel, WorldSpec
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
 from lewm.planning.agent import Agent, PlanningConfig
-from lewm.runs.run import Progress, Subject, Unsupported
+from lewm.runs.run import Progress, Run, Unsupported
 
 __all__ = ["Economy", "PUBLISHED", "Published", "count_flops", "count_plan", "published"]  # the analysis first
 
@@ -145,7 +145,7 @@ class Economy:
     name: ClassVar[str] = "economy"
     question: ClassVar[str] = "What do a frame and a plan cost, in tokens, arithmetic, time and bytes?"
 
-    def run(self, subject: Subject, progress: Progress = lambda *_: None) -> Result:
+    def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
         """Count on a copy of the model, on a CPU; measure on the model itself, where it is.
 
         Returns:
@@ -159,20 +159,20 @@ class Economy:
             Unsupported: there is no held-out episode to take an observation from, or nobody knows how the run plans.
             ValueError: the model is in training mode.
         """
-        model = subject.model
+        model = run.model
         require_evaluation_mode(model)
-        subject.require_episodes(0, 1, "observations to plan from")
-        if subject.planning is None:
+        run.require_episodes(0, 1, "observations to plan from")
+        if run.planning is None:
             raise Unsupported("expected a run that knows how it plans, got none. Open one with `run.open_run`.")
         paper = PlanningConfig(registry.load("objectives", "l2")(), registry.load("solvers", "cem")())
-        own = {} if subject.planning == paper else {_named(subject.planning): (subject.planning, self.plans)}
+        own = {} if run.planning == paper else {_named(run.planning): (run.planning, self.plans)}
         planners = {**own, PAPER: (paper, self.paper_plans)}
         flops, scaling = _arithmetic(model)
         plans: dict[str, Any] = {}
         for name, (planning, count) in planners.items():
             progress(len(plans), len(planners), name)
-            looks = _observations(subject, count, self.seed)
-            plans[name] = asdict(_plan(subject, planning, looks, flops["predict"], self.limit_s))
+            looks = _observations(run, count, self.seed)
+            plans[name] = asdict(_plan(run, planning, looks, flops["predict"], self.limit_s))
         progress(len(planners), len(planners), "")
         picture = f"raw picture, {model.spec.image_size} px"
         tensors = [*cast(nn.Module, model).parameters(), *cast(nn.Module, model).buffers()]
@@ -182,7 +182,7 @@ class Economy:
             "bytes_per_frame": {"latent": 4 * model.latent_dim, picture: 3 * model.spec.image_size**2, **PATCH_BYTES},
             "flops": flops,
             "scaling": scaling,
-            "parameters": _parameters(cast(nn.Module, model), subject.heads),
+            "parameters": _parameters(cast(nn.Module, model), run.heads),
             "weights_bytes": sum(x.numel() * x.element_size() for x in tensors),
             "hardware": _hardware(device_of(model)),
             "plans": plans,
@@ -287,11 +287,11 @@ class _Plan:
     gflops_per_s: float
 
 
-def _plan(subject: Subject, planning: PlanningConfig, looks: Sequence[Look], per_latent: float, limit_s: float) -> _Plan:
+def _plan(run: Run, planning: PlanningConfig, looks: Sequence[Look], per_latent: float, limit_s: float) -> _Plan:
     """Count one plan, and time one per look but the first, which warms up; a latent's FLOPs are given."""
-    spec = _env_spec(subject.model)
-    flops, calls = count_plan(subject.model, planning, spec, looks[0])
-    agent = Agent(subject.model, planning, spec, [0])
+    spec = _env_spec(run.model)
+    flops, calls = count_plan(run.model, planning, spec, looks[0])
+    agent = Agent(run.model, planning, spec, [0])
     laps: list[tuple[float, float]] = []
     for now, goal in looks:
         agent.reset()
@@ -302,7 +302,7 @@ def _plan(subject: Subject, planning: PlanningConfig, looks: Sequence[Look], per
             break
     seconds, work = zip(*(laps[1:] or laps), strict=True)
     return _Plan(
-        steps=planning.receding * subject.model.spec.frameskip,
+        steps=planning.receding * run.model.spec.frameskip,
         predictor_calls=calls,
         flops=flops,
         predicted_share=calls * per_latent / max(flops, 1),
@@ -332,10 +332,10 @@ def _arithmetic(model: WorldModel, candidates: int = 300, horizon: int = 5) -> t
     return flops, {"candidates": wider / max(once, 1), "horizon": longer / max(once, 1)}
 
 
-def _observations(subject: Subject, count: int, seed: int) -> list[Look]:
+def _observations(run: Run, count: int, seed: int) -> list[Look]:
     """`count` + 1 times a held-out observation, and as its goal a later one of its episode."""
-    episodes, generator = subject.episodes, np.random.default_rng(seed)
-    chosen = generator.choice(np.asarray(subject.test_ids), count + 1)
+    episodes, generator = run.episodes, np.random.default_rng(seed)
+    chosen = generator.choice(np.asarray(run.test_ids), count + 1)
     last = episodes.lengths[chosen] - 1
     ahead = np.minimum(max(1, OFFSET // episodes.every), last)
     now = episodes.offsets[chosen] + generator.integers(last - ahead + 1)

@@ -23,7 +23,7 @@ from lewm.models.nn import losses
 from lewm.models.nn.frozen import device_of, encode
 from lewm.models.nn.layers import recalibrating
 from lewm.runs import checkpoints
-from lewm.runs.run import Progress, Subject, Unsupported
+from lewm.runs.run import Progress, Run, Unsupported
 from lewm.stats import FEWEST_GROUPS, bootstrap, bootstrap_mean, rank_correlation
 from lewm.training.hindsight import rows_of_block
 
@@ -73,7 +73,7 @@ class Geometry:
     name: ClassVar[str] = "geometry"
     question: ClassVar[str] = "What shape does the latent space have, and can planning follow its distances?"
 
-    def run(self, subject: Subject, progress: Progress = lambda *_: None) -> Result:
+    def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
         """Measure straightness, isotropy, costs against steps-to-go, and open-loop error.
 
         Returns:
@@ -88,10 +88,10 @@ class Geometry:
 
         Cost: episodes x frames through the encoder, twice with controls.
         """
-        model, episodes = subject.model, subject.episodes
+        model, episodes = run.model, run.episodes
         generator = np.random.default_rng(self.seed)
-        ids = self._long_enough(subject)
-        sample = _one_frame_each(episodes, generator.permutation(subject.test_ids)[: self.sample], generator)
+        ids = self._long_enough(run)
+        sample = _one_frame_each(episodes, generator.permutation(run.test_ids)[: self.sample], generator)
         encoders = [model, _with_random_weights(model, sample, self.seed)] if self.controls else [model]
         paths, *random = (encode_paths(encoder, episodes, ids, lambda _, *done: progress(*done)) for encoder in encoders)
         states = _states(episodes, paths) if episodes.has_states else None
@@ -104,7 +104,7 @@ class Geometry:
         spectrum = torch.linalg.eigvalsh(centred.T @ centred / len(centred)).flip(0).clamp_min(0.0).cpu().numpy()
         arrays = {"null": null, "spectrum": spectrum, "std": centred.square().mean(dim=0).sqrt().cpu().numpy()}
         costs: dict[str, Distance] = {"l2": lambda first, second: (first - second).square().sum(dim=-1)}
-        if head := subject.heads.get("temporal"):
+        if head := run.heads.get("temporal"):
             costs["temporal"] = head.distance  # type: ignore[assignment]
         saturation = {}
         for name, cost in costs.items():
@@ -126,7 +126,7 @@ class Geometry:
             "straightness": {
                 **self._straightness(paths, paths.latents),
                 **{name: found if found and found["n"] else None for name, found in controls.items()},
-                **_over_training(subject),
+                **_over_training(run),
             },
             "isotropy": isotropy,
             "latent_std": float(std),
@@ -134,19 +134,19 @@ class Geometry:
             "latent_dim": model.latent_dim,
             "dims_99": int(np.searchsorted(spectrum.cumsum(), 0.99 * spectrum.sum()) + 1),
             "spectrum": [float(f"{value:.4g}") for value in spectrum],
-            **self._ranks(paths, costs, *_surroundings(subject, states), generator),
+            **self._ranks(paths, costs, *_surroundings(run, states), generator),
             "saturation": saturation,
             "open_loop": open_loop,
             "open_loop_not_better_from": worse[0] if worse else None,
         }
         return Result(self.name, values, arrays, _tables(values))
 
-    def _long_enough(self, subject: Subject) -> list[int]:
+    def _long_enough(self, run: Run) -> list[int]:
         """Held-out episodes that hold a path with a turn, a context of the model and a block to predict."""
-        episodes, frames = subject.episodes, max(3, subject.model.context + 1)
-        rows = (frames - 1) * rows_of_block(subject.model, episodes) + 1
-        subject.require_episodes(0, FEWEST_GROUPS, "an interval over episodes")
-        fit = [int(i) for i in subject.test_ids if episodes.lengths[i] >= rows]
+        episodes, frames = run.episodes, max(3, run.model.context + 1)
+        rows = (frames - 1) * rows_of_block(run.model, episodes) + 1
+        run.require_episodes(0, FEWEST_GROUPS, "an interval over episodes")
+        fit = [int(i) for i in run.test_ids if episodes.lengths[i] >= rows]
         if len(fit) < FEWEST_GROUPS:
             raise Unsupported(
                 f"{episodes.path}: expected at least {FEWEST_GROUPS} held-out episodes of {rows} rows or more, so that each "
@@ -286,15 +286,15 @@ def _configuration(states: np.ndarray, episodes: Episodes) -> Tensor:
     return torch.from_numpy(centred / np.maximum(centred.std(axis=0), 1e-9))
 
 
-def _surroundings(subject: Subject, states: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _surroundings(run: Run, states: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(F, s) configurations where states are known, and (F,) rooms where the world has some and can be opened here."""
     if states is None:
         return None, None
     regions = None
-    if subject.open_world is not None:
+    if run.open_world is not None:
         with suppress(ImportError):
-            regions = subject.open_world(1).regions(states)
-    return _configuration(states, subject.episodes).numpy(), regions
+            regions = run.open_world(1).regions(states)
+    return _configuration(states, run.episodes).numpy(), regions
 
 
 def _pixel_turns(episodes: Episodes, paths: Paths) -> np.ndarray:
@@ -303,9 +303,9 @@ def _pixel_turns(episodes: Episodes, paths: Paths) -> np.ndarray:
     return torch.cat([losses.turns(pixels.flatten(1).float()) for pixels in of]).double().numpy()
 
 
-def _over_training(subject: Subject) -> dict[str, Any]:
+def _over_training(run: Run) -> dict[str, Any]:
     """Straightness of a few held-out paths as the training logged it."""
-    logged = [(row["update"], row["straightness"]) for row in subject.metrics if row.get("straightness") is not None]
+    logged = [(row["update"], row["straightness"]) for row in run.metrics if row.get("straightness") is not None]
     curve = [[int(update), float(value)] for update, value in logged if np.isfinite(value)]
     return {"curve": curve, "curve_from": "the training's log" if curve else "nothing: the training did not log it"}
 

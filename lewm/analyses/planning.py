@@ -23,7 +23,7 @@ from lewm.evaluation.evaluate import record_episodes
 from lewm.evaluation.tasks import Pairs, Task, Unavailable, draw_pairs, padded, place
 from lewm.models.nn.frozen import encode
 from lewm.planning.agent import Agent, PlanningConfig
-from lewm.runs.run import Progress, Subject, Unsupported
+from lewm.runs.run import Progress, Run, Unsupported
 from lewm.stats import bootstrap
 
 __all__ = ["Planning"]  # the analysis first
@@ -62,7 +62,7 @@ class Planning:
     name: ClassVar[str] = "planning"
     question: ClassVar[str] = "Does what the model imagines of its plans come true?"
 
-    def run(self, subject: Subject, progress: Progress = lambda *_: None) -> Result:
+    def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
         """Make plans, carry them out, and compare.
 
         Returns:
@@ -77,30 +77,30 @@ class Planning:
         Raises:
             Unsupported: the world or the way to plan is unknown, or the data give too few pairs.
         """
-        if subject.open_world is None or subject.planning is None:
+        if run.open_world is None or run.planning is None:
             raise Unsupported(
-                f"{subject.episodes.path}: expected a run that says of which world it is and how it plans, got one that does "
+                f"{run.episodes.path}: expected a run that says of which world it is and how it plans, got one that does "
                 "not. Train it by a recipe, or on episodes of `lewm collect`."
             )
-        subject.require_states()
-        subject.require_episodes(1, FEWEST, "an interval over episodes")
-        world = subject.open_world(TOGETHER)
+        run.require_states()
+        run.require_episodes(1, FEWEST, "an interval over episodes")
+        world = run.open_world(TOGETHER)
         protocol = Task.along(self.offset, self.pairs, self.seed)
         try:
-            pairs = draw_pairs(subject.episodes, subject.test_ids, world, protocol)
+            pairs = draw_pairs(run.episodes, run.test_ids, world, protocol)
         except Unavailable as error:
             raise Unsupported(str(error)) from None
         pairs = pairs[pairs.strict]
         ended = []
         for part in pairs.portions(world.num_envs):
-            ended.append(_carried_out(subject.model, subject.planning, world, subject.episodes, part, self.seed))
+            ended.append(_carried_out(run.model, run.planning, world, run.episodes, part, self.seed))
             progress(len(ended), -(-len(pairs) // world.num_envs) + 1, "")
         plans = _Carried(*map(np.concatenate, zip(*(dataclasses.astuple(each) for each in ended), strict=True)))
-        read = self._read_out(subject) if world.spec.picture_extent is not None else None
-        horizon = self._horizon(plans, pairs, subject.model.spec.frameskip, read, world)
+        read = self._read_out(run) if world.spec.picture_extent is not None else None
+        horizon = self._horizon(plans, pairs, run.model.spec.frameskip, read, world)
         chosen = self._worth_recording(pairs, world)
-        few = subject.open_world(len(chosen))
-        recordings = record_episodes(subject.model, subject.planning, few, subject.episodes, pairs[chosen], protocol)
+        few = run.open_world(len(chosen))
+        recordings = record_episodes(run.model, run.planning, few, run.episodes, pairs[chosen], protocol)
         arrays = {"costs": plans.costs}
         if read is not None:
             imagined = np.concatenate([plans.states[:, 0, None, :2], read(plans.imagined)], axis=1)
@@ -123,8 +123,8 @@ class Planning:
             "episodes": len(np.unique(pairs.start_episodes)),
             "offset": protocol.offset,
             "budget": protocol.budget,
-            "solver": _name(subject.planning.solver),
-            "objective": _name(subject.planning.objective),
+            "solver": _name(run.planning.solver),
+            "objective": _name(run.planning.objective),
             "rounds": plans.costs.shape[1],
             "picture_extent": world.spec.picture_extent,
             "tolerance": world.spec.tolerance,
@@ -157,11 +157,11 @@ class Planning:
             rows.append(row)
         return rows
 
-    def _read_out(self, subject: Subject) -> Callable[[np.ndarray], np.ndarray]:
+    def _read_out(self, run: Run) -> Callable[[np.ndarray], np.ndarray]:
         """(..., D) latents -> (..., 2) places: a probe of frames of episodes that were trained on."""
-        episodes = subject.episodes
+        episodes = run.episodes
         place = readings_of(episodes)[:2]
-        return steady_probe(subject.model, episodes, subject.fit_ids, place, self.fit_frames, self.seed).predict
+        return steady_probe(run.model, episodes, run.fit_ids, place, self.fit_frames, self.seed).predict
 
     def _worth_recording(self, pairs: Pairs, world: World) -> np.ndarray:
         """Places among the pairs, by a rule that knows nothing of how the attempts end."""

@@ -33,7 +33,7 @@ from lewm.analyses.probes.targets import (
 from lewm.contracts import Result
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
 from lewm.runs import checkpoints
-from lewm.runs.run import Progress, Subject
+from lewm.runs.run import Progress, Run
 from lewm.stats import bootstrap_mean
 from lewm.training.fit import FittingConfig, descend
 
@@ -92,11 +92,11 @@ class Probing:
     name: ClassVar[str] = "probing"
     question: ClassVar[str] = "What of the true state can be read from a latent, and from a predicted one?"
 
-    def run(self, subject: Subject, progress: Progress = lambda *_: None) -> Result:
+    def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
         """Probe every state variable.
 
         Args:
-            subject: its `fit_ids` are fitted on, its `test_ids`, which neither model nor probe saw, tested on. Whole episodes,
+            run: its `fit_ids` are fitted on, its `test_ids`, which neither model nor probe saw, tested on. Whole episodes,
                 because frames of one episode are near-duplicates of each other.
 
         Returns:
@@ -121,19 +121,19 @@ class Probing:
             Unsupported: the data have no states, or too few episodes.
             ValueError: the model is in training mode, the two sides share episodes, or a state is not finite.
         """
-        model, episodes = subject.model, subject.episodes
+        model, episodes = run.model, run.episodes
         require_evaluation_mode(model)
-        if shared := set(subject.fit_ids) & set(subject.test_ids):
+        if shared := set(run.fit_ids) & set(run.test_ids):
             raise ValueError(
                 f"a probe must be tested on episodes it was not fitted on, got {sorted(shared)[:5]} on both sides. "
                 "Split the episodes."
             )
-        subject.require_states()
-        subject.require_episodes(FEWEST_FIT, FEWEST_TEST, "probes with an interval over episodes")
+        run.require_states()
+        run.require_episodes(FEWEST_FIT, FEWEST_TEST, "probes with an interval over episodes")
         encoders = {"latents": latent_features(model), **(self._rivals(model) if self.controls else {})}
         done, stages = count(1), 1 + len(encoders) * (1 + self.mlp) + (self.rollouts > 0)
         readings = readings_of(episodes)
-        fit, test = _sides(subject, readings, encoders, (self.fit_frames, self.test_frames), self.seed)
+        fit, test = _sides(run, readings, encoders, (self.fit_frames, self.test_frames), self.seed)
         progress(next(done), stages, f"{len(fit.states)} and {len(test.states)} frames encoded")
 
         scored: dict[str, list[dict[str, Any]]] = {}  # what is read from -> a row per reading
@@ -161,7 +161,7 @@ class Probing:
         rollout = NO_ROLLOUT
         if self.rollouts:
             unread = {reading.of for reading in readings if not variables[reading.name]["r2"] >= READABLE}
-            rollout = self._rollout(subject, readings, fit, unread)
+            rollout = self._rollout(run, readings, fit, unread)
             progress(next(done), stages, "predictions read")
         plane, share = _principal_plane(test.features["latents"])
         values = {
@@ -170,7 +170,7 @@ class Probing:
             "rollout": rollout,
             "place": _place(readings),
             "plane_variance": share,
-            "fit_episodes": len(subject.fit_ids),
+            "fit_episodes": len(run.fit_ids),
             "fit_frames": len(fit.states),
             "test_episodes": len(np.unique(test.groups)),
             "test_frames": len(test.states),
@@ -224,15 +224,15 @@ class Probing:
             found[:, [i]] = probe.predict(_quadratic(asked[:, others]))
         return found
 
-    def _rollout(self, subject: Subject, readings: Sequence[Reading], fit: _Side, unread: set[str]) -> dict[str, Any]:
+    def _rollout(self, run: Run, readings: Sequence[Reading], fit: _Side, unread: set[str]) -> dict[str, Any]:
         """What is read of predicted latents, see `run`."""
-        model, episodes = subject.model, subject.episodes
-        rolled = roll_out(model, episodes, subject.test_ids, self.horizon, self.rollouts, (self.seed, 2), FEWEST_TEST)
+        model, episodes = run.model, run.episodes
+        rolled = roll_out(model, episodes, run.test_ids, self.horizon, self.rollouts, (self.seed, 2), FEWEST_TEST)
         if rolled is None:
             return NO_ROLLOUT
-        ahead = first_predictions(model, episodes, subject.fit_ids, readings, self.seed)
+        ahead = first_predictions(model, episodes, run.fit_ids, readings, self.seed)
         probe = fit_probe(fit.features["latents"], fit.states, fit.groups, self.seed, ahead)
-        off = _errors_of_rollouts(rolled, probe, subject, readings)
+        off = _errors_of_rollouts(rolled, probe, run, readings)
 
         def summary(of: Sequence[str]) -> dict[str, Any]:
             squares = {what: np.mean([each[name] ** 2 for name in of], axis=0) for what, each in off.items()}
@@ -279,29 +279,27 @@ class _Side:
 
 
 def _sides(
-    subject: Subject, readings: Sequence[Reading], encoders: Mapping[str, Features], most: tuple[int, int], seed: int
+    run: Run, readings: Sequence[Reading], encoders: Mapping[str, Features], most: tuple[int, int], seed: int
 ) -> tuple[_Side, _Side]:
     """Fit and test."""
-    generator, episodes = np.random.default_rng(seed), subject.episodes
-    frames = [
-        sample_frames(episodes, ids, n, generator) for ids, n in zip((subject.fit_ids, subject.test_ids), most, strict=True)
-    ]
+    generator, episodes = np.random.default_rng(seed), run.episodes
+    frames = [sample_frames(episodes, ids, n, generator) for ids, n in zip((run.fit_ids, run.test_ids), most, strict=True)]
     fit, test = (
         _Side(features_of(encoders, episodes, rows), state_targets(episodes, readings, rows), groups) for rows, groups in frames
     )
     if "pixels" in encoders:
-        axes = _principal_axes(fit.features["pixels"], subject.model.latent_dim)
+        axes = _principal_axes(fit.features["pixels"], run.model.latent_dim)
         for side in (fit, test):
             side.features["pixels"] = side.features["pixels"] @ axes
     return fit, test
 
 
 def _errors_of_rollouts(
-    rolled: Rollouts, probe: Probe, subject: Subject, readings: Sequence[Reading]
+    rolled: Rollouts, probe: Probe, run: Run, readings: Sequence[Reading]
 ) -> dict[str, dict[str, np.ndarray]]:
     """What was read, and state variable -> (n, H) errors."""
     frames, place = np.unique(rolled.rows, return_inverse=True)  # rollouts overlap
-    states = state_targets(subject.episodes, readings, frames)[place.reshape(rolled.rows.shape)]
+    states = state_targets(run.episodes, readings, frames)[place.reshape(rolled.rows.shape)]
     last = np.broadcast_to(rolled.last[:, None], rolled.encoded.shape)
     seen = {"rmse": rolled.predicted, "encoded_rmse": rolled.encoded, "copy_rmse": last}
     return {what: errors(readings, probe.predict(latents), states) for what, latents in seen.items()}

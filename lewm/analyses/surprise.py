@@ -20,7 +20,7 @@ from torch import Tensor
 from lewm.contracts import Result, World, WorldModel, WorldSpec
 from lewm.data.episodes import check_fits
 from lewm.models.nn.frozen import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
-from lewm.runs.run import Progress, Subject, Unsupported
+from lewm.runs.run import Progress, Run, Unsupported
 from lewm.stats import bootstrap_mean, p_value, rank_correlation
 
 __all__ = ["Surprise", "compare", "score", "tell"]  # the analysis first
@@ -75,7 +75,7 @@ class Surprise:
     name: ClassVar[str] = "surprise"
     question: ClassVar[str] = "Is the model surprised by what cannot happen?"
 
-    def run(self, subject: Subject, progress: Progress = lambda *_: None) -> Result:
+    def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
         """Measure the surprise of frames around edits: the squared error of the predicted latent, mean over D.
 
         Every frame is predicted from the encoded latents of the K frames before it and the blocks executed from them.
@@ -94,25 +94,25 @@ class Surprise:
         Cost: of each episode K + before + (E + 1) (1 + after) pictures are drawn and encoded, for E edits: 2 in a world of one
         thing, 5 in one of two.
         """
-        model, K = subject.model, subject.model.context
+        model, K = run.model, run.model.context
         require_evaluation_mode(model)
-        subject.require_states()
-        check_fits(subject.episodes, model.spec.image_size, model.spec.statistics.action_dim)
-        painter = _opened(subject, 1)
+        run.require_states()
+        check_fits(run.episodes, model.spec.image_size, model.spec.statistics.action_dim)
+        painter = _opened(run, 1)
         spec = painter.spec
         if not spec.things:
             raise Unsupported(f"expected a world in which something can be edited, got '{spec.name}', which names nothing.")
-        segments = self._recorded(subject, spec)
+        segments = self._recorded(run, spec)
         recorded = len(segments)
-        if subject.episodes.every == 1 and subject.episodes.provenance.policy in painter.policies and recorded < self.episodes:
-            segments += self._played(subject, self.episodes - recorded)
+        if run.episodes.every == 1 and run.episodes.provenance.policy in painter.policies and recorded < self.episodes:
+            segments += self._played(run, self.episodes - recorded)
         if len(segments) < FEWEST:
             raise Unsupported(
-                f"{subject.episodes.path}: expected at least {FEWEST} held-out episodes of {K + self.before + self.after} "
+                f"{run.episodes.path}: expected at least {FEWEST} held-out episodes of {K + self.before + self.after} "
                 f"blocks, for tests over episodes, got {len(segments)}. Collect more, or longer ones."
             )
         states, actions = (np.stack(parts) for parts in zip(*segments, strict=True))
-        world, seeds = _opened(subject, len(states)), _seeds(self.seed, "teleport", len(states))
+        world, seeds = _opened(run, len(states)), _seeds(self.seed, "teleport", len(states))
         start, blocks = states[:, K + self.before], actions[:, K + self.before :]
         past = _latents(model, painter, states[:, : K + self.before])
 
@@ -125,7 +125,7 @@ class Surprise:
         for edit in edits:
             progress(len(ways), len(edits), edit.name)
             if edit.kind == "colour":
-                drawn_by, way = _opened(subject, 1, painter.recoloured(edit.things[0], self.turn)), ways[0]
+                drawn_by, way = _opened(run, 1, painter.recoloured(edit.things[0], self.turn)), ways[0]
             else:
                 drawn_by, way = painter, _continued(world, world.teleport(edit.things, start, seeds), blocks)
             ways.append(way)
@@ -153,17 +153,17 @@ class Surprise:
         )
         return result
 
-    def _recorded(self, subject: Subject, spec: WorldSpec) -> list[Segment]:
+    def _recorded(self, run: Run, spec: WorldSpec) -> list[Segment]:
         """Of held-out episodes, the edit in the middle or as near to it as the frames around it allow."""
-        episodes, past = subject.episodes, subject.model.context + self.before
-        stride, rest = divmod(subject.model.spec.frameskip, episodes.every)
+        episodes, past = run.episodes, run.model.context + self.before
+        stride, rest = divmod(run.model.spec.frameskip, episodes.every)
         if rest or len(episodes.state_names) != len(spec.state_names):
             raise Unsupported(
                 f"{episodes.path}: expected {len(spec.state_names)} state variables at the ends of blocks of "
-                f"{subject.model.spec.frameskip} steps, got {len(episodes.state_names)} every {episodes.every}. Collect anew."
+                f"{run.model.spec.frameskip} steps, got {len(episodes.state_names)} every {episodes.every}. Collect anew."
             )
         found: list[Segment] = []
-        for i in np.random.default_rng(self.seed).permutation(np.asarray(subject.test_ids, np.int64)).tolist():
+        for i in np.random.default_rng(self.seed).permutation(np.asarray(run.test_ids, np.int64)).tolist():
             last = int(episodes.lengths[i]) - 1
             if len(found) < self.episodes and last >= (past + self.after) * stride:
                 middle = min(max((last + 1) // 2, past * stride), last - self.after * stride)
@@ -172,19 +172,19 @@ class Surprise:
                 found.append((episodes.states(i)[rows], blocks))
         return found
 
-    def _played(self, subject: Subject, count: int) -> list[Segment]:
+    def _played(self, run: Run, count: int) -> list[Segment]:
         """Of new episodes, the edit as late as in the middle one of the file's episodes."""
-        model, past = subject.model, subject.model.context + self.before
-        world = _opened(subject, count)
+        model, past = run.model, run.model.context + self.before
+        world = _opened(run, count)
         world.reset(_seeds(self.seed, "world", count))
-        act = world.policy(str(subject.episodes.provenance.policy), _seeds(self.seed, "policy", count))
+        act = world.policy(str(run.episodes.provenance.policy), _seeds(self.seed, "policy", count))
 
         def step() -> np.ndarray:
             actions = np.clip(act(), world.spec.action_low, world.spec.action_high).astype(np.float32)
             world.step(actions)
             return actions
 
-        for _ in range(int(np.median(subject.episodes.lengths)) // 2 - past * model.spec.frameskip):
+        for _ in range(int(np.median(run.episodes.lengths)) // 2 - past * model.spec.frameskip):
             step()
         states, blocks = [world.states], []
         for _ in range(past + self.after):
@@ -348,13 +348,13 @@ def _area(told: dict[str, Any]) -> str:
     return f"{told['auc']:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _opened(subject: Subject, num_envs: int, *look: str) -> World:
-    if subject.open_world is None:
+def _opened(run: Run, num_envs: int, *look: str) -> World:
+    if run.open_world is None:
         raise Unsupported(
             "expected a run whose world is known, to edit episodes in it, got one without. Train with --world NAME."
         )
     try:
-        return subject.open_world(num_envs, *look)
+        return run.open_world(num_envs, *look)
     except (ImportError, ValueError) as error:  # a package or a graphics driver is missing; the message names it
         raise Unsupported(f"the world of this run cannot be opened here: {error}") from error
 

@@ -16,6 +16,7 @@ from torch import nn
 from lewm import registry
 from lewm.planning.agent import PlanningConfig
 from lewm.planning.config import attach
+from lewm.runs.run import Run
 
 __all__ = ["PlanningChanges", "described"]
 
@@ -58,6 +59,11 @@ class PlanningChanges:
     hold_actions: bool | None = None
     warm_start: bool | None = None
     precision: str | None = None
+
+    def of(self, run: Run) -> PlanningConfig:
+        """Return how a run plans, changed; errors are those of `apply`."""
+        assert run.planning is not None, "an opened run knows how it plans"
+        return self.apply(run.planning, run.heads)
 
     def apply(self, config: PlanningConfig, heads: Mapping[str, nn.Module] = MappingProxyType({})) -> PlanningConfig:
         """Return the changed settings.

@@ -27,7 +27,7 @@ from lewm.experiments.reproduce import collect_episodes, open_recipe_world, seed
 from lewm.files import read_json, write_json
 from lewm.planning.config import plain_search
 from lewm.runs import checkpoints
-from lewm.runs.run import Subject
+from lewm.runs.run import Run
 from lewm.training.train import train
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) 
         score = evaluate(model, plain_search(), world, episodes, split["heldout"], protocol, ()).score(AGENT, strict=True)
         scores[name] = {"rate": score.rate, "low": score.low, "high": score.high, "pairs": score.episodes}
     probing = Probing(mlp=False, controls=False, rollouts=0, seed=seed)
-    probe = probing.run(Subject(model, episodes, split["train"], split["heldout"])).values["variables"]
+    probe = probing.run(Run(model, episodes, split["train"], split["heldout"])).values["variables"]
     lines = [json.loads(line) for line in (run / checkpoints.METRICS).read_text().splitlines()]
     measured = {
         "variant": variant,

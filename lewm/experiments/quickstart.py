@@ -41,7 +41,7 @@ from lewm.report.page import render
 from lewm.report.record import record_of
 from lewm.runs import checkpoints
 from lewm.runs.answers import analyse
-from lewm.runs.run import Subject
+from lewm.runs.run import Run
 from lewm.stats import bootstrap
 from lewm.worlds.kit.opening import open_world
 
@@ -103,8 +103,7 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
             other_room = _evaluate(experiment, model, world, episodes, split["heldout"], protocol, report)
     with book.timed("analyse"):
         answers = analyse(
-            run_folder,
-            _subject(experiment, model, episodes, split, metrics, run_folder),
+            _run(experiment, model, episodes, split, metrics, run_folder),
             tuple(ANALYSES),
             report,
             seed=seed,
@@ -167,14 +166,14 @@ def _evaluate(
     return evaluate(model, experiment.planning, world, episodes, heldout, protocol, progress=progress)
 
 
-def _subject(
+def _run(
     experiment: Experiment,
     model: WorldModel,
     episodes: Episodes,
     split: Mapping[str, list[int]],
     metrics: Sequence[Mapping[str, Any]],
     run_folder: Path,
-) -> Subject:
+) -> Run:
     """What the analyses look at, as `run.open_run` would open it."""
 
     def opened(num_envs: int, *look: str) -> World:
@@ -183,7 +182,7 @@ def _subject(
 
     heads = {name: checkpoints.load_head(run_folder, name, model) for name in checkpoints.head_names(run_folder)}
     told = (opened, tuple(metrics), experiment.planning, heads, experiment.recipe)
-    return Subject(model, episodes, split["train"], split["heldout"], *told)
+    return Run(model, episodes, split["train"], split["heldout"], *told, path=run_folder)
 
 
 def _through_door(world: World, evaluation: Evaluation) -> np.ndarray:

@@ -38,7 +38,7 @@ from lewm.models.nn.frozen import device_of
 from lewm.planning.agent import PlanningConfig
 from lewm.planning.config import attach, describe_planning, heads_of
 from lewm.runs import checkpoints
-from lewm.runs.run import Subject
+from lewm.runs.run import Run
 from lewm.training.fit import fit_heads
 from lewm.training.train import Progress, train
 from lewm.worlds.kit.opening import open_world
@@ -110,7 +110,7 @@ def reproduce(
             evaluation = _evaluate(experiment, planning, model, episodes, split["heldout"], pairs, seed, report)
         with book.timed("probe"):
             report("probe", 0, 1, "", "")
-            probing = Probing(seed=seed).run(Subject(model, episodes, split["train"], split["heldout"]))
+            probing = Probing(seed=seed).run(Run(model, episodes, split["train"], split["heldout"]))
             report("probe", 1, 1, "", "")
     metrics = [json.loads(line) for line in (out / "run" / checkpoints.METRICS).read_text().splitlines()]
     result = {

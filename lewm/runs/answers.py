@@ -27,7 +27,7 @@ from lewm import registry
 from lewm.contracts import Result
 from lewm.files import write_atomically, write_json
 from lewm.runs import checkpoints
-from lewm.runs.run import Analysis, Subject, Unsupported
+from lewm.runs.run import Analysis, Run, Unsupported
 
 __all__ = ["ANALYSES", "REFUSAL", "Draw", "Report", "analyse", "analyses", "load_result", "save_result"]
 
@@ -62,8 +62,7 @@ def analyses(
 
 
 def analyse(
-    run: Path,
-    subject: Subject,
+    run: Run,
     names: Sequence[str] | None = None,
     report: Report = lambda *_: None,
     again: bool = False,
@@ -77,8 +76,7 @@ def analyse(
     and the same data.
 
     Args:
-        run: the run's folder.
-        subject: the run, opened.
+        run: opened from its folder.
         names, seed, settings: as for `analyses`.
         report: called as they proceed.
         again: ask even what was answered.
@@ -92,9 +90,10 @@ def analyse(
         ValueError: there is no such analysis, or the run is damaged.
         KeyboardInterrupt: Ctrl-C; what was complete stays.
     """
+    assert run.path is not None, "answers are kept in the run's folder"
     answers: dict[str, Result | Unsupported] = {}
     for analysis in analyses(names, seed, settings):
-        folder, about = run / ANALYSES / analysis.name, _about(run, subject, analysis)
+        folder, about = run.path / ANALYSES / analysis.name, _about(run, analysis)
         kept = None if again else _kept(folder, about)
         if kept is not None:
             answers[analysis.name] = kept
@@ -102,12 +101,12 @@ def analyse(
                 draw(kept, folder)
             report(analysis.name, 1, 1, f"{analysis.name}: kept", "")
         else:
-            answers[analysis.name] = _ask(analysis, subject, folder, about, report, draw)
+            answers[analysis.name] = _ask(analysis, run, folder, about, report, draw)
     return answers
 
 
 def _ask(
-    analysis: Analysis, subject: Subject, folder: Path, about: Mapping[str, Any], report: Report, draw: Draw | None
+    analysis: Analysis, run: Run, folder: Path, about: Mapping[str, Any], report: Report, draw: Draw | None
 ) -> Result | Unsupported:
     def progress(done: int, total: int, note: str) -> None:
         report(analysis.name, min(done, total - 1), total, note, "")  # it is not done before it is drawn and stored
@@ -115,7 +114,7 @@ def _ask(
     report(analysis.name, 0, 1, "", "")
     began = time.perf_counter()
     try:
-        result = analysis.run(subject, progress)
+        result = analysis.run(run, progress)
     except (Unsupported, ImportError) as error:
         refusal = error if isinstance(error, Unsupported) else Unsupported(str(error))
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,21 +133,22 @@ def _ask(
     return result
 
 
-def _about(run: Path, subject: Subject, analysis: Analysis) -> dict[str, Any]:
+def _about(run: Run, analysis: Analysis) -> dict[str, Any]:
     """Everything that an answer depends on, JSON-ready."""
-    episodes = subject.episodes
+    assert run.path is not None
+    episodes = run.episodes
     return {
         "settings": dataclasses.asdict(analysis),  # type: ignore[call-overload]  # every analysis is a dataclass
-        "weights": checkpoints.digest_of_newest(run),
-        "heads": {name: checkpoints.digest_of_head(run, name) for name in sorted(subject.heads)},
-        "planning": repr(subject.planning),  # all settings, and of heads only that they are there
+        "weights": checkpoints.digest_of_newest(run.path),
+        "heads": {name: checkpoints.digest_of_head(run.path, name) for name in sorted(run.heads)},
+        "planning": repr(run.planning),  # all settings, and of heads only that they are there
         "data": {
             "path": str(episodes.path),
             "provenance": dataclasses.asdict(episodes.provenance),
             "episodes": len(episodes),
             "rows": int(episodes.steps),
-            "fit_episodes": len(subject.fit_ids),
-            "test_episodes": len(subject.test_ids),
+            "fit_episodes": len(run.fit_ids),
+            "test_episodes": len(run.test_ids),
         },
         "lewm": lewm.__version__,
     }

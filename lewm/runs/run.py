@@ -20,38 +20,60 @@ from lewm.planning.config import attach, build_planning, heads_of, plain_search
 from lewm.runs import checkpoints
 from lewm.worlds.kit.opening import open_world
 
-__all__ = ["Analysis", "Progress", "Run", "Subject", "Unsupported", "open_run"]
+__all__ = ["Analysis", "Progress", "Run", "Unsupported", "open_run"]
+
+
+Progress = Callable[[int, int, str], None]
+"""Called with how much is done, how much there is, and a line of numbers or ""."""
+
+
+class Unsupported(ValueError):
+    """The run or its data do not hold what an analysis needs; the message says what, and what would help."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What evaluation and pictures need of a run.
+    """A frozen model, episodes that it learnt from and others, and what else is known of how it was made.
+
+    The first nine fields are what analyses look at; they hold for a model without a folder too.
 
     Attributes:
+        model: from the newest checkpoint, in evaluation mode; whoever is given a run leaves it as it is, bit by bit.
+        episodes: an opened episode file.
+        fit_ids: episodes to fit read-outs on: those that the model was trained on, or half of data that it never saw.
+        test_ids: episodes to measure on, which the model never saw.
+        open_world: number of environments -> the world that the episodes are of, in their look; with a second argument, in
+            that look. None where the world is not known or cannot be opened here.
+        metrics: lines of metrics.jsonl; empty where there are none, as of an imported run.
+        planning: as the run stores it, which is how its recipe plans, or the paper's recipe for an imported run's world. A
+            run that stores none plans with the paper's defaults. What needs heads has them, where the run does. None where
+            nothing is known.
+        heads: small networks that were fitted to the model's latents, by name, frozen.
+        recipe: by which the run was made, or "".
         path: its folder.
         experiment: what training, or the import of published weights, recorded of it.
-        model: from the newest checkpoint, in evaluation mode.
-        episodes: an opened episode file.
         heldout: those of its episodes that this model was not trained on; of unknown origin, those with other numbers than
             the episodes that it was trained on, or all where there are no such, or where those numbers are unknown too. What
             its heads were fitted to counts as trained on.
         own_data: whether the file holds the very stream of episodes that the run was trained on; None where that is unknown,
             as it is of every imported run.
-        planning: as the run stores it, which is how its recipe plans, or the paper's recipe for an imported run's world. A
-            run that stores none plans with the paper's defaults. What needs heads has them, where the run does.
-        heads: small networks that were fitted to the model's latents, by name, frozen.
         lacks: heads that the recipe's way to plan asks for and the run does not have; `planning` is then a search that does
             without, and whoever shows results says so.
     """
 
-    path: Path
-    experiment: Mapping[str, Any]
     model: WorldModel
     episodes: Episodes
-    heldout: tuple[int, ...]
-    own_data: bool | None
-    planning: PlanningConfig
+    fit_ids: Sequence[int]
+    test_ids: Sequence[int]
+    open_world: Callable[..., World] | None = None
+    metrics: Sequence[Mapping[str, Any]] = ()
+    planning: PlanningConfig | None = None
     heads: Mapping[str, nn.Module] = field(default_factory=dict)
+    recipe: str = ""
+    path: Path | None = None
+    experiment: Mapping[str, Any] = field(default_factory=dict)
+    heldout: tuple[int, ...] = ()
+    own_data: bool | None = None
     lacks: tuple[str, ...] = ()
 
     @property
@@ -71,18 +93,8 @@ class Run:
             ValueError: neither the file nor the run says which world that is, or it is unknown here.
             ImportError: the world needs a package that is missing.
         """
-        look = look or self.episodes.provenance.look
-        options = {} if look in (None, "published") else {"look": look}
-        return open_world(self.world_name, num_envs, image_size=self.model.spec.image_size, **options)
-
-    @property
-    def subject(self) -> Subject:
-        """What analyses look at."""
-        metrics = self.path / checkpoints.METRICS
-        lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-        opened = self.world if self.experiment.get("world") or self.episodes.provenance.world else None
-        recipe = str(self.experiment.get("recipe", ""))
-        return Subject(self.model, self.episodes, *self.for_probes, opened, tuple(lines), self.planning, self.heads, recipe)
+        opened = self.open_world or _opener(self.world_name, self.episodes, self.model.spec.image_size)
+        return opened(num_envs, *([] if look is None else [look]))
 
     @property
     def world_name(self) -> str:
@@ -95,12 +107,33 @@ class Run:
             )
         return str(name)
 
-    @property
-    def for_probes(self) -> tuple[list[int], list[int]]:
-        """Episodes to fit a probe on and others to test it on: training's split, or halves of data that it never saw."""
-        seen = [i for i in range(len(self.episodes)) if i not in set(self.heldout)]
-        half = len(self.heldout) // 2
-        return (seen, list(self.heldout)) if seen else (list(self.heldout[:half]), list(self.heldout[half:]))
+    def require_episodes(self, fit: int, test: int, why: str) -> None:
+        """Refuse data that would give a number without support.
+
+        Args:
+            fit, test: the fewest episodes of either side.
+            why: what they are for, as in "an interval over episodes".
+
+        Raises:
+            Unsupported: there are fewer.
+        """
+        if len(self.fit_ids) < fit or len(self.test_ids) < test:
+            raise Unsupported(
+                f"{self.episodes.path}: expected at least {fit} episodes that were trained on and {test} held-out ones, for "
+                f"{why}, got {len(self.fit_ids)} and {len(self.test_ids)}. Collect more episodes."
+            )
+
+    def require_states(self) -> None:
+        """Refuse episodes without the true state.
+
+        Raises:
+            Unsupported: they have none.
+        """
+        if not self.episodes.state_names:
+            raise Unsupported(
+                f"{self.episodes.path}: expected episodes with state columns, got none. Collect with `lewm collect`, which "
+                "records them; analyses of latents alone need none."
+            )
 
 
 def open_run(path: Path | str, data: Path | str | None = None, device: str = "auto") -> Run:
@@ -143,7 +176,40 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
     else:
         planning = PlanningConfig(registry.load("objectives", "l2")(), registry.load("solvers", "cem")())
     lacks = tuple(sorted(heads_of(planning)))
-    return Run(path, experiment, model, episodes, heldout, same, plain_search() if lacks else planning, heads, lacks)
+    metrics = path / checkpoints.METRICS
+    return Run(
+        model,
+        episodes,
+        *_for_probes(len(episodes), heldout),
+        open_world=_opener(str(found or learnt), episodes, model.spec.image_size) if found or learnt else None,
+        metrics=tuple(json.loads(line) for line in metrics.read_text().splitlines()) if metrics.exists() else (),
+        planning=plain_search() if lacks else planning,
+        heads=heads,
+        recipe=str(experiment.get("recipe", "")),
+        path=path,
+        experiment=experiment,
+        heldout=heldout,
+        own_data=same,
+        lacks=lacks,
+    )
+
+
+def _for_probes(count: int, heldout: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """Episodes to fit a probe on and others to test it on: training's split, or halves of data that it never saw."""
+    seen = [i for i in range(count) if i not in set(heldout)]
+    half = len(heldout) // 2
+    return (seen, list(heldout)) if seen else (list(heldout[:half]), list(heldout[half:]))
+
+
+def _opener(name: str, episodes: Episodes, image_size: int) -> Callable[..., World]:
+    """What opens the world of some episodes, in their look or another one, in a size."""
+
+    def opened(num_envs: int, look: str | None = None) -> World:
+        look = look or episodes.provenance.look
+        options = {} if look in (None, "published") else {"look": look}
+        return open_world(name, num_envs, image_size=image_size, **options)
+
+    return opened
 
 
 @dataclass(frozen=True)
@@ -206,70 +272,6 @@ def _same_stream(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool | Non
     return None if any(None in pair for pair in pairs) else True
 
 
-Progress = Callable[[int, int, str], None]
-"""Called with how much is done, how much there is, and a line of numbers or ""."""
-
-
-class Unsupported(ValueError):
-    """The run or its data do not hold what an analysis needs; the message says what, and what would help."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A frozen model, episodes that it learnt from and others, and what else is known of the run.
-
-    Attributes:
-        model: in evaluation mode; an analysis leaves it as it is, bit by bit.
-        episodes: an opened episode file.
-        fit_ids: episodes to fit read-outs on; those that the model was trained on.
-        test_ids: episodes to measure on, which the model never saw.
-        open_world: number of environments -> the world that the episodes are of, in their look; with a second argument, in
-            that look. None where the world is not known or cannot be opened here.
-        metrics: lines of metrics.jsonl; empty where there are none, as of an imported run.
-        planning: how the run plans; None where that is unknown.
-        heads: small networks on the model's latents, by name, frozen.
-        recipe: by which the run was made, or "".
-    """
-
-    model: WorldModel
-    episodes: Episodes
-    fit_ids: Sequence[int]
-    test_ids: Sequence[int]
-    open_world: Callable[..., World] | None = None
-    metrics: Sequence[Mapping[str, Any]] = ()
-    planning: PlanningConfig | None = None
-    heads: Mapping[str, nn.Module] = field(default_factory=dict)
-    recipe: str = ""
-
-    def require_episodes(self, fit: int, test: int, why: str) -> None:
-        """Refuse data that would give a number without support.
-
-        Args:
-            fit, test: the fewest episodes of either side.
-            why: what they are for, as in "an interval over episodes".
-
-        Raises:
-            Unsupported: there are fewer.
-        """
-        if len(self.fit_ids) < fit or len(self.test_ids) < test:
-            raise Unsupported(
-                f"{self.episodes.path}: expected at least {fit} episodes that were trained on and {test} held-out ones, for "
-                f"{why}, got {len(self.fit_ids)} and {len(self.test_ids)}. Collect more episodes."
-            )
-
-    def require_states(self) -> None:
-        """Refuse episodes without the true state.
-
-        Raises:
-            Unsupported: they have none.
-        """
-        if not self.episodes.state_names:
-            raise Unsupported(
-                f"{self.episodes.path}: expected episodes with state columns, got none. Collect with `lewm collect`, which "
-                "records them; analyses of latents alone need none."
-            )
-
-
 class Analysis(Protocol):
     """One file in `analyses/`: a frozen dataclass that is asked about a run. It prints nothing, draws nothing, writes nothing.
 
@@ -283,8 +285,8 @@ class Analysis(Protocol):
     name: ClassVar[str]
     question: ClassVar[str]
 
-    def run(self, subject: Subject, progress: Progress = ...) -> Result:
-        """Answer; same subject and settings, same numbers.
+    def run(self, run: Run, progress: Progress = ...) -> Result:
+        """Answer; same run and settings, same numbers.
 
         Raises:
             Unsupported: the run cannot be asked this.

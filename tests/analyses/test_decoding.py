@@ -14,7 +14,7 @@ from lewm.contracts import DataSpec, Statistics
 from lewm.models.nn.decoder import Decoder, Patches
 from lewm.report.sections.decoding import draw
 from lewm.runs.answers import load_result, save_result
-from lewm.runs.run import Subject, Unsupported
+from lewm.runs.run import Run, Unsupported
 from lewm.training.fit import FittingConfig
 
 SIZE, RADIUS, SPEED, FRAMESKIP = 32, 2.5, 1.0, 2
@@ -85,8 +85,8 @@ class DotEpisodes:
 
 
 @pytest.fixture(scope="module")
-def subject():
-    return Subject(DotModel(), DotEpisodes(), range(28), range(28, 40))
+def opened():
+    return Run(DotModel(), DotEpisodes(), range(28), range(28, 40))
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def decoder(known):
 
 
 @pytest.fixture(scope="module")
-def result(subject):
-    return QUICK.run(subject)
+def result(opened):
+    return QUICK.run(opened)
 
 
 def squared_error(truth, drawn):
@@ -183,19 +183,19 @@ def test_retrieval_finds_the_frame_itself_and_else_the_nearest():
     assert nearest(line, np.array([[4.9], [5.1]], np.float32)).tolist() == [0, 1]
 
 
-def test_no_gradient_and_no_bit_reaches_the_model(subject):
+def test_no_gradient_and_no_bit_reaches_the_model(opened):
     model = DotModel()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    again = replace(QUICK, updates=2).run(replace(subject, model=model))
+    again = replace(QUICK, updates=2).run(replace(opened, model=model))
     assert again.values["updates"] == 2
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module.training for module in model.modules())
 
 
-def test_an_exact_model_imagines_what_it_would_see(subject, result):
+def test_an_exact_model_imagines_what_it_would_see(opened, result):
     values = result.values
-    assert subject.episodes.inside
+    assert opened.episodes.inside
     assert values["horizon"] == 4
     assert values["windows"] == 12
     curves = {name: curve["share"] for name, curve in values["imagination"].items()}
@@ -213,8 +213,8 @@ def test_scores_stand_beside_their_floor(result):
     assert scores["decoder"]["share_interval"][0] < scores["decoder"]["share"] < scores["decoder"]["share_interval"][1]
 
 
-def test_the_same_subject_gives_the_same_numbers_and_the_stored_decoder_draws_them(subject, result, tmp_path):
-    again = QUICK.run(subject)
+def test_the_same_run_gives_the_same_numbers_and_the_stored_decoder_draws_them(opened, result, tmp_path):
+    again = QUICK.run(opened)
     timed = {"seconds", "milliseconds"}
     assert {k: v for k, v in again.values.items() if k not in timed} == {
         k: v for k, v in result.values.items() if k not in timed
@@ -223,7 +223,7 @@ def test_the_same_subject_gives_the_same_numbers_and_the_stored_decoder_draws_th
     save_result(tmp_path, result, {})
     stored, _ = load_result(tmp_path)
     truth = stored.arrays["clips/truth"]
-    latents = subject.model.encode(torch.from_numpy(truth).permute(0, 1, 4, 2, 3)).detach().numpy()
+    latents = opened.model.encode(torch.from_numpy(truth).permute(0, 1, 4, 2, 3)).detach().numpy()
     np.testing.assert_array_equal(decoder_of(stored).draw(latents), stored.arrays["clips/encoded"])
 
 
@@ -240,7 +240,7 @@ def test_large_pictures_are_stored_small():
 
 def test_what_cannot_be_imagined_is_refused():
     def asked(length, test=range(28, 40)):
-        return Subject(DotModel(), DotEpisodes(length=length), range(28), test)
+        return Run(DotModel(), DotEpisodes(length=length), range(28), test)
 
     with pytest.raises(Unsupported, match="held-out"):
         QUICK.run(asked(24, range(28, 33)))

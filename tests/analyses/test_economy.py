@@ -56,22 +56,22 @@ def test_every_kind_of_product_of_the_engine_is_counted(precision):
 
 
 @pytest.fixture(scope="module")
-def subject(small_run):
-    return open_run(small_run, device="cpu").subject
+def opened(small_run):
+    return open_run(small_run, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def look(subject):
+def look(opened):
     rows = np.array([0, 3])
-    now, goal = subject.episodes.rows("pixels", rows)[:, None]
+    now, goal = opened.episodes.rows("pixels", rows)[:, None]
     return now, goal
 
 
 SPEC = WorldSpec("any", "", 32, (-1.0, -1.0), (1.0, 1.0), (), (), 0)
 
 
-def test_encoding_a_frame_costs_what_its_products_do(subject):
-    config, spec = subject.model.config, subject.model.spec
+def test_encoding_a_frame_costs_what_its_products_do(opened):
+    config, spec = opened.model.config, opened.model.spec
     width, tokens, pixels = config.encoder_width, (spec.image_size // config.patch_size) ** 2, 2 * config.patch_size
     assert config.encoder_depth == 1
     patches = tokens * width * 3 * pixels**2
@@ -81,11 +81,11 @@ def test_encoding_a_frame_costs_what_its_products_do(subject):
     projector = width * config.projector_dim + config.projector_dim * config.latent_dim
     frame = torch.zeros(1, 1, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
     with torch.no_grad():
-        assert count_flops(lambda: subject.model.encode(frame)) == 2 * (patches + block + projector)
+        assert count_flops(lambda: opened.model.encode(frame)) == 2 * (patches + block + projector)
 
 
-def test_a_plan_costs_its_pictures_and_its_rounds(subject, look):
-    model, planning = subject.model, PlanningConfig(L2(), CEM(20, 4, 3))
+def test_a_plan_costs_its_pictures_and_its_rounds(opened, look):
+    model, planning = opened.model, PlanningConfig(L2(), CEM(20, 4, 3))
     frame = torch.zeros(1, 1, 3, 32, 32, dtype=torch.uint8)
     with torch.no_grad():
         pictures = 2 * count_flops(lambda: model.encode(frame))
@@ -101,11 +101,11 @@ def test_a_plan_costs_its_pictures_and_its_rounds(subject, look):
     assert low[0] == pictures + rounds(model.rollout), "the plain way knows no low precision"
 
 
-def test_gradients_are_paid_for(subject, look):
-    done, calls = count_plan(subject.model, PlanningConfig(L2(), Gradient(4, 3)), SPEC, look)
+def test_gradients_are_paid_for(opened, look):
+    done, calls = count_plan(opened.model, PlanningConfig(L2(), Gradient(4, 3)), SPEC, look)
     same = CEM(4, 2, (calls // 5 - 1) // 4)
-    forwards, as_many = count_plan(subject.model, PlanningConfig(L2(), same), SPEC, look)
-    pictures, _ = count_plan(subject.model, PlanningConfig(L2(), CEM(2, 2, 1)), SPEC, look)
+    forwards, as_many = count_plan(opened.model, PlanningConfig(L2(), same), SPEC, look)
+    pictures, _ = count_plan(opened.model, PlanningConfig(L2(), CEM(2, 2, 1)), SPEC, look)
     assert abs(as_many - calls) <= 20
     assert done - pictures > 1.5 * (forwards - pictures)
 
@@ -116,11 +116,11 @@ QUICK = Economy(plans=3, paper_plans=1, limit_s=0)
 
 
 @pytest.fixture(scope="module")
-def result(subject):
-    before = {name: x.clone() for name, x in subject.model.state_dict().items()}
-    found = QUICK.run(subject)
-    assert all(torch.equal(x, before[name]) for name, x in subject.model.state_dict().items())
-    assert not any(module.training for module in subject.model.modules())
+def result(opened):
+    before = {name: x.clone() for name, x in opened.model.state_dict().items()}
+    found = QUICK.run(opened)
+    assert all(torch.equal(x, before[name]) for name, x in opened.model.state_dict().items())
+    assert not any(module.training for module in opened.model.modules())
     return found
 
 
@@ -130,8 +130,8 @@ def without_time(values):
     return {**values, "plans": plans}
 
 
-def test_what_a_run_costs(subject, result):
-    values, model = result.values, subject.model
+def test_what_a_run_costs(opened, result):
+    values, model = result.values, opened.model
     assert (values["tokens_per_frame"], values["latent_numbers"]) == (1, 192)
     assert values["bytes_per_frame"] == {
         "latent": 768, "raw picture, 32 px": 3 * 32 * 32, "196 patch tokens": 301_056, "256 patch tokens": 393_216,
@@ -153,8 +153,8 @@ def test_what_a_run_costs(subject, result):
         assert plan["gflops_per_s"] == pytest.approx(plan["flops"] / plan["seconds"] / 1e9)
 
 
-def test_a_run_that_plans_as_the_paper_is_measured_once_and_but_for_time_as_before(subject, result):
-    again = without_time(QUICK.run(replace(subject, planning=PlanningConfig(L2(), CEM()))).values)
+def test_a_run_that_plans_as_the_paper_is_measured_once_and_but_for_time_as_before(opened, result):
+    again = without_time(QUICK.run(replace(opened, planning=PlanningConfig(L2(), CEM()))).values)
     before = without_time(result.values)
     assert again.pop("planner") == PAPER
     assert list(again["plans"]) == [PAPER]
@@ -170,11 +170,11 @@ def test_it_is_stored_and_read_back(result, tmp_path):
     assert [panel.svg for panel in draw(read)] == [panel.svg for panel in draw(result)]
 
 
-def test_what_cannot_be_measured_is_refused(subject):
+def test_what_cannot_be_measured_is_refused(opened):
     with pytest.raises(Unsupported, match="knows how it plans"):
-        QUICK.run(replace(subject, planning=None))
+        QUICK.run(replace(opened, planning=None))
     with pytest.raises(Unsupported, match="1 held-out"):
-        QUICK.run(replace(subject, test_ids=()))
+        QUICK.run(replace(opened, test_ids=()))
 
 
 # ----------------------------------------------------------------------------------------------------------- records

@@ -23,7 +23,7 @@ from lewm.report.canvas import THEME
 from lewm.report.sections.geometry import draw
 from lewm.runs import checkpoints
 from lewm.runs.answers import load_result, save_result
-from lewm.runs.run import Subject, Unsupported
+from lewm.runs.run import Run, Unsupported
 from lewm.training import train
 from tests.support.point_world import FRAMESKIP, SIZE, SPEED, STATISTICS, PointEpisodes, PointModel, PointWorld
 from tests.support.point_world import draw as picture
@@ -63,14 +63,14 @@ def head(distance):
 
 @pytest.fixture(scope="module")
 def walked():
-    walks = Subject(PointModel(), Walks(), (0,), HELD, open_world=PointWorld)
+    walks = Run(PointModel(), Walks(), (0,), HELD, open_world=PointWorld)
     return GEOMETRY.run(walks)
 
 
 @pytest.fixture(scope="module")
 def marched():
     heads = {"temporal": head(lambda steps: steps.abs().clamp(max=30))}
-    return GEOMETRY.run(Subject(PointModel(), Marches(), (0,), HELD, heads=heads))
+    return GEOMETRY.run(Run(PointModel(), Marches(), (0,), HELD, heads=heads))
 
 
 # ------------------------------------------------------------------------------------------------------- straightness
@@ -137,8 +137,8 @@ def test_walks_are_straight_but_for_their_turns_and_still_ones_do_not_count(walk
 
 def test_the_curve_is_what_the_training_logged():
     lines = ({"update": 1, "straightness": -0.5}, {"update": 2}, {"update": 3, "straightness": float("nan")})
-    subject = Subject(PointModel(), Walks(), (0,), HELD, metrics=(*lines, {"update": 4, "straightness": 0.25}))
-    assert GEOMETRY.run(subject).values["straightness"]["curve"] == [[1, -0.5], [4, 0.25]]
+    opened = Run(PointModel(), Walks(), (0,), HELD, metrics=(*lines, {"update": 4, "straightness": 0.25}))
+    assert GEOMETRY.run(opened).values["straightness"]["curve"] == [[1, -0.5], [4, 0.25]]
 
 
 def test_velocities_are_no_places_and_angles_do_not_jump():
@@ -158,7 +158,7 @@ def test_velocities_are_no_places_and_angles_do_not_jump():
         def actions(self, i):
             return Walks().actions(i)
 
-    found = GEOMETRY.run(Subject(PointModel(), Turning(), (0,), HELD)).values["straightness"]["states"]
+    found = GEOMETRY.run(Run(PointModel(), Turning(), (0,), HELD)).values["straightness"]["states"]
     assert found["value"] == pytest.approx(np.cos(0.1), abs=1e-3)
 
 
@@ -211,7 +211,7 @@ def test_spectrum_and_rank_are_those_of_the_covariance(walked, marched):
 
 def test_a_planted_distance_is_ranked_and_noise_is_not(marched):
     def costs(distance):
-        return GEOMETRY.run(Subject(PointModel(), Marches(), (0,), HELD, heads={"temporal": head(distance)})).values
+        return GEOMETRY.run(Run(PointModel(), Marches(), (0,), HELD, heads={"temporal": head(distance)})).values
 
     exact = costs(lambda steps: steps.abs())["ranks"]
     assert list(exact["temporal"]) == ["5", "10", "25", "50", "75"]  # 100 steps are more than there are
@@ -256,7 +256,7 @@ def test_a_cost_that_saturates_is_found_to_and_one_that_grows_is_not(marched):
 
 @pytest.mark.parametrize("context", [1, 2, 3])
 def test_a_perfect_model_makes_no_error_and_no_change_does(context):
-    result = GEOMETRY.run(Subject(PointModel(context), Marches(), (0,), HELD))
+    result = GEOMETRY.run(Run(PointModel(context), Marches(), (0,), HELD))
     assert list(result.values["open_loop"]) == [str(h) for h in range(1, 11)]
     for h, found in enumerate(result.values["open_loop"].values(), 1):
         assert found["error"] < 1e-8
@@ -276,7 +276,7 @@ def test_it_says_from_where_a_model_is_no_better_than_no_change():
             now = context[:, -1, None, None]
             return torch.cat([latents[:, :, :3], now + 3 * (latents[:, :, 3:] - now)], dim=2)
 
-    result = GEOMETRY.run(Subject(Drifts(), Marches(), (0,), HELD))
+    result = GEOMETRY.run(Run(Drifts(), Marches(), (0,), HELD))
     assert result.values["open_loop_not_better_from"] == 4
     assert result.values["open_loop"]["5"]["error"] == pytest.approx(4 * result.values["open_loop"]["5"]["copy"], rel=0.01)
 
@@ -311,13 +311,13 @@ def test_the_model_stays_as_it_is_and_a_control_with_random_weights_stands_besid
     model = config.build(DataSpec(SIZE, FRAMESKIP, STATISTICS)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
-    subject = Subject(model, Walks(), (0,), HELD)
-    result = replace(GEOMETRY, controls=True).run(subject)
+    opened = Run(model, Walks(), (0,), HELD)
+    result = replace(GEOMETRY, controls=True).run(opened)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(module.training for module in model.modules())
     assert torch.equal(random, torch.get_rng_state())
     assert -1 <= result.values["straightness"]["random_encoder"]["value"] <= 1
-    again = replace(GEOMETRY, controls=True).run(subject)
+    again = replace(GEOMETRY, controls=True).run(opened)
     assert json.dumps(result.values) == json.dumps(again.values)
 
 
@@ -332,8 +332,8 @@ def test_results_can_be_stored_and_their_tables_have_one_shape(walked, tmp_path)
 
 
 def test_without_states_everything_else_is_answered():
-    found = GEOMETRY.run(Subject(PointModel(), Walks(has_states=True), (0,), HELD)).values
-    blind = GEOMETRY.run(Subject(PointModel(), BlindWalks(has_states=False), (0,), HELD, open_world=PointWorld)).values
+    found = GEOMETRY.run(Run(PointModel(), Walks(has_states=True), (0,), HELD)).values
+    blind = GEOMETRY.run(Run(PointModel(), BlindWalks(has_states=False), (0,), HELD, open_world=PointWorld)).values
     assert blind["straightness"].pop("states") is None
     assert found["straightness"].pop("states") is not None
     assert blind["straightness"] == found["straightness"]
@@ -357,12 +357,12 @@ class BlindWalks(Walks):
 )
 def test_no_number_without_support(episodes, held, message):
     with pytest.raises(Unsupported, match=message):
-        GEOMETRY.run(Subject(PointModel(), episodes, (0,), held))
+        GEOMETRY.run(Run(PointModel(), episodes, (0,), held))
 
 
 def test_a_model_in_training_mode_is_refused():
     with pytest.raises(ValueError, match="evaluation mode"):
-        GEOMETRY.run(Subject(PointModel().train(), Walks(), (0,), HELD))
+        GEOMETRY.run(Run(PointModel().train(), Walks(), (0,), HELD))
 
 
 def test_panels_are_whole_and_the_page_decides_about_colours(walked, marched):

@@ -12,7 +12,7 @@ from lewm.planning.agent import PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from lewm.report import sections
-from lewm.runs.run import Subject, Unsupported
+from lewm.runs.run import Run, Unsupported
 from tests.support.point_world import FRAMESKIP, SPEED, PointEpisodes, PointModel, PointWorld
 
 PLANNING = PlanningConfig(
@@ -50,10 +50,8 @@ class Biased(PointModel):
         return latents
 
 
-def subject(model=None, world=Drawn, **changes):
-    told = Subject(
-        model or PointModel(), Walks(count=24), range(12), range(12, 24), lambda n, *look: world(n), planning=PLANNING
-    )
+def run_of(model=None, world=Drawn, **changes):
+    told = Run(model or PointModel(), Walks(count=24), range(12), range(12, 24), lambda n, *look: world(n), planning=PLANNING)
     return replace(told, **changes)
 
 
@@ -61,7 +59,7 @@ SMALL = Planning(pairs=12, offset=10, clips=4, fit_frames=200, draws=50)
 
 
 def test_an_exact_model_imagines_what_comes_and_a_biased_one_is_off_by_its_bias():
-    exact, biased = SMALL.run(subject()), SMALL.run(subject(Biased()))
+    exact, biased = SMALL.run(run_of()), SMALL.run(run_of(Biased()))
     for h, (row, off) in enumerate(zip(exact.values["horizon"], biased.values["horizon"], strict=True), 1):
         assert row["steps"] == h * FRAMESKIP
         assert row["ratio"] < 0.02  # walls stop the point and not the model; pictures are rounded
@@ -76,7 +74,7 @@ def test_an_exact_model_imagines_what_comes_and_a_biased_one_is_off_by_its_bias(
 
 
 def test_a_search_narrows_and_is_drawn_so():
-    costs = SMALL.run(subject()).arrays["costs"]
+    costs = SMALL.run(run_of()).arrays["costs"]
     assert costs.shape[1:] == (3, 3)  # of three rounds the 10th, 50th and 90th percentile; the mean that is scored last is none
     np.testing.assert_allclose(costs[:, 0, 1], 1)
     assert (np.diff(costs, axis=2) >= 0).all()
@@ -84,7 +82,7 @@ def test_a_search_narrows_and_is_drawn_so():
 
 
 def test_attempts_are_recorded_by_a_rule_and_read_back():
-    found = SMALL.run(subject())
+    found = SMALL.run(run_of())
     attempts, recordings = found.values["attempts"], recordings_of(found)
     regions = [each["other_region"] for each in attempts]
     assert regions == sorted(regions, reverse=True)
@@ -100,12 +98,12 @@ def test_attempts_are_recorded_by_a_rule_and_read_back():
 
 
 def test_a_world_that_is_no_picture_of_its_state_has_no_places():
-    found = SMALL.run(subject(world=PointWorld))
+    found = SMALL.run(run_of(world=PointWorld))
     assert "imagined" not in found.arrays
     assert "place_error" not in found.values["horizon"][0]
     assert len(sections.draw(found)) == 2
     assert recordings_of(found)[0].replans[0].rounds == ()
-    assert len(sections.draw(SMALL.run(subject()))) == 3
+    assert len(sections.draw(SMALL.run(run_of()))) == 3
 
 
 @pytest.mark.parametrize(
@@ -120,4 +118,4 @@ def test_a_world_that_is_no_picture_of_its_state_has_no_places():
 )
 def test_what_cannot_be_answered_is_refused(changes, words):
     with pytest.raises(Unsupported, match=words):
-        SMALL.run(subject(**changes))
+        SMALL.run(run_of(**changes))

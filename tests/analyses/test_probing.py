@@ -12,7 +12,7 @@ from lewm.analyses.probing import FEWEST_FIT, FEWEST_TEST, MLP, Probing
 from lewm.contracts import DataSpec
 from lewm.models.lewm import LeWMConfig
 from lewm.runs.answers import load_result, save_result
-from lewm.runs.run import Subject, Unsupported
+from lewm.runs.run import Run, Unsupported
 from tests.support.point_world import FRAMESKIP, SIZE, STATISTICS, PointEpisodes, PointModel, Walks, draw
 
 PLAIN = {"mlp": False, "controls": False, "rollouts": 0}
@@ -36,7 +36,7 @@ def walks():
 
 def test_an_encoder_that_knows_the_state_is_read_perfectly():
     episodes = walks()
-    result = PROBING.run(Subject(PointModel(), episodes, FIT, TEST))
+    result = PROBING.run(Run(PointModel(), episodes, FIT, TEST))
     assert list(result.values["variables"]) == ["across", "along"]
     for scores, unit in zip(result.values["variables"].values(), ("m", "km"), strict=True):
         assert scores["unit"] == unit
@@ -57,7 +57,7 @@ def test_what_is_held_out_decides_and_noise_is_not_read():
             generator = torch.Generator().manual_seed(int(pixels.long().sum()))
             return torch.randn(*pixels.shape[:2], 40, generator=generator)
 
-    for scores in PROBING.run(Subject(Blind(), walks(), FIT, TEST)).values["variables"].values():
+    for scores in PROBING.run(Run(Blind(), walks(), FIT, TEST)).values["variables"].values():
         assert scores["r2"] < 0.1
         assert scores["r_interval"][0] < 0.2
 
@@ -69,13 +69,13 @@ def test_errors_of_known_size_are_reported_in_units():
             generator = torch.Generator().manual_seed(int(pixels.long().sum()))
             return exact + 0.02 * torch.randn(exact.shape, generator=generator)
 
-    for scores in PROBING.run(Subject(Shaky(), walks(), FIT, TEST)).values["variables"].values():
+    for scores in PROBING.run(Run(Shaky(), walks(), FIT, TEST)).values["variables"].values():
         assert scores["rmse"] == pytest.approx(0.02, rel=0.25)
         assert scores["rmse_interval"][0] < 0.02 < scores["rmse_interval"][1] * 1.2
 
 
 def test_the_plane_of_two_latents_is_the_latents_turned():
-    result = PROBING.run(Subject(PointModel(), walks(), FIT, TEST))
+    result = PROBING.run(Run(PointModel(), walks(), FIT, TEST))
     latents, plane = result.arrays["latents"], result.arrays["plane"]
     assert result.values["plane_variance"] == pytest.approx(1)
     np.testing.assert_allclose(
@@ -87,10 +87,10 @@ def test_the_plane_of_two_latents_is_the_latents_turned():
 
 def test_the_seed_decides_and_the_model_is_untouched():
     model, few = PointModel(), Probing(fit_frames=50, test_frames=40, draws=20, seed=3, **PLAIN)
-    first, second = (few.run(Subject(model, walks(), FIT, TEST)) for _ in range(2))
+    first, second = (few.run(Run(model, walks(), FIT, TEST)) for _ in range(2))
     assert first.values == second.values
     np.testing.assert_array_equal(first.arrays["states"], second.arrays["states"])
-    other = Probing(fit_frames=50, test_frames=40, draws=20, seed=4, **PLAIN).run(Subject(model, walks(), FIT, TEST))
+    other = Probing(fit_frames=50, test_frames=40, draws=20, seed=4, **PLAIN).run(Run(model, walks(), FIT, TEST))
     assert (other.arrays["states"] != first.arrays["states"]).any()
     assert not model.training
     assert all(not encoded.requires_grad for encoded in model.encoded)
@@ -99,10 +99,10 @@ def test_the_seed_decides_and_the_model_is_untouched():
 def test_training_mode_and_shared_episodes_are_refused():
     model = PointModel()
     with pytest.raises(ValueError, match=r"\[9\] on both sides"):
-        PROBING.run(Subject(model, walks(), FIT, (*TEST, 9)))
+        PROBING.run(Run(model, walks(), FIT, (*TEST, 9)))
     model.dropout.train()
     with pytest.raises(ValueError, match="evaluation mode"):
-        PROBING.run(Subject(model, walks(), FIT, TEST))
+        PROBING.run(Run(model, walks(), FIT, TEST))
 
 
 class TurningEpisodes(PointEpisodes):
@@ -125,7 +125,7 @@ class TurningEpisodes(PointEpisodes):
 
 
 def test_an_angle_is_read_as_cosine_and_sine_with_its_error_in_degrees():
-    values = PROBING.run(Subject(PointModel(), TurningEpisodes(count=COUNT), FIT, TEST)).values
+    values = PROBING.run(Run(PointModel(), TurningEpisodes(count=COUNT), FIT, TEST)).values
     assert list(values["variables"]) == ["cos heading", "sin heading", "speed", "energy"]
     assert values["variables"]["sin heading"]["r"] > 0.9999
     assert values["angles"] == {"heading": pytest.approx(0, abs=0.1)}
@@ -140,14 +140,14 @@ def test_the_control_from_other_variables_sees_what_the_data_give_away_and_no_mo
     probing = Probing(fit_frames=400, test_frames=200, draws=20, **PLAIN | {"controls": True})
     episodes = TurningEpisodes(count=COUNT)
     episodes.reach = 1.0  # within which the sine gives the cosine away
-    result = probing.run(Subject(model, episodes, FIT, TEST))
+    result = probing.run(Run(model, episodes, FIT, TEST))
     r = {name: score["controls"]["other variables"]["r"] for name, score in result.values["variables"].items()}
     assert r["energy"] > 0.99  # half the square of the speed
     assert abs(r["speed"]) < 0.3  # the energy does not say its sign
     assert abs(r["cos heading"]) < 0.3  # and the sine of the same angle is no other variable
     assert all(np.isfinite(s["controls"]["random encoder"]["r"]) for s in result.values["variables"].values())
     assert all((model.state_dict()[name] == value).all() for name, value in before.items())
-    again = probing.run(Subject(model, episodes, FIT, TEST))
+    again = probing.run(Run(model, episodes, FIT, TEST))
     assert again.values == result.values  # its random weights are seeded
 
 
@@ -174,7 +174,7 @@ def test_a_product_is_read_by_the_mlp_and_not_by_ridge_and_what_is_hidden_by_nei
     torch.manual_seed(5)
     before = torch.get_rng_state()
     probing = Probing(fit_frames=900, test_frames=300, draws=50, **PLAIN | {"mlp": True})
-    variables = probing.run(Subject(model, Shown(count=COUNT), FIT, TEST)).values["variables"]
+    variables = probing.run(Run(model, Shown(count=COUNT), FIT, TEST)).values["variables"]
     assert (torch.get_rng_state() == before).all()
     for name in ("first", "second"):
         assert variables[name]["r2"] > 0.9999
@@ -208,7 +208,7 @@ def test_the_control_from_pixels_reads_a_colour_that_the_encoder_drops():
             return pixels[:, :, 1:, 0, 0].float()  # green and blue
 
     probing = Probing(fit_frames=400, test_frames=200, draws=50, **PLAIN | {"controls": True})
-    result = probing.run(Subject(ColourBlind(), Coloured(count=COUNT), FIT, TEST))
+    result = probing.run(Run(ColourBlind(), Coloured(count=COUNT), FIT, TEST))
     redness = result.values["variables"]["redness"]
     assert redness["r2"] < 0.05
     assert redness["controls"]["pixels"]["r2"] > 0.99
@@ -222,7 +222,7 @@ ROLLING = Probing(fit_frames=300, test_frames=100, draws=50, horizon=4, **PLAIN 
 
 
 def test_an_exact_model_is_read_as_well_after_a_rollout_as_before():
-    rollout = ROLLING.run(Subject(PointModel(context=2), walks(), FIT, TEST)).values["rollout"]
+    rollout = ROLLING.run(Run(PointModel(context=2), walks(), FIT, TEST)).values["rollout"]
     assert rollout["steps"] == [5, 10, 15, 20]
     assert rollout["episodes"] == len(TEST)
     assert rollout["rollouts"] == len(TEST) * (12 - 1 - 4)  # of 12 frames a block apart: 2 of context, 4 to come
@@ -243,7 +243,7 @@ def test_the_error_of_a_drifting_model_is_told_in_units():
             drift = 0.01 * torch.arange(1, actions.shape[2] + 1)[:, None] * torch.tensor([1.0, 0.0])
             return super().rollout(context, past_actions, actions) + drift
 
-    result = ROLLING.run(Subject(Drifting(), walks(), FIT, TEST))
+    result = ROLLING.run(Run(Drifting(), walks(), FIT, TEST))
     rollout = result.values["rollout"]
     across = rollout["variables"]["across"]
     np.testing.assert_allclose(across["rmse"], [0.01, 0.02, 0.03, 0.04], rtol=0.05)
@@ -261,13 +261,13 @@ def test_what_cannot_be_read_takes_no_part_in_the_error_of_its_unit():
         def encode(self, pixels):
             return super().encode(pixels) * torch.tensor([1.0, 0.0])
 
-    rollout = ROLLING.run(Subject(HalfBlind(), walks(), FIT, TEST)).values["rollout"]
+    rollout = ROLLING.run(Run(HalfBlind(), walks(), FIT, TEST)).values["rollout"]
     assert list(rollout["variables"]) == ["across", "along"]
     assert list(rollout["units"]) == ["m"]
 
 
 def test_short_episodes_are_probed_without_rollouts():
-    values = ROLLING.run(Subject(PointModel(), Walks(count=COUNT, length=5), FIT, TEST)).values
+    values = ROLLING.run(Run(PointModel(), Walks(count=COUNT, length=5), FIT, TEST)).values
     assert values["rollout"]["units"] == values["rollout"]["variables"] == {}
     assert values["variables"]["across"]["r"] > 0.999
 
@@ -282,8 +282,8 @@ def test_the_whole_is_told_and_stored_and_leaves_the_model_alone(tmp_path, monke
     before = {name: value.clone() for name, value in model.state_dict().items()}
     said = []
     probing = Probing(fit_frames=200, test_frames=100, draws=20, horizon=2)
-    subject = Subject(model, walks(), range(FEWEST_FIT), range(FEWEST_FIT, FEWEST_FIT + FEWEST_TEST))
-    result = probing.run(subject, lambda *words: said.append(words))
+    opened = Run(model, walks(), range(FEWEST_FIT), range(FEWEST_FIT, FEWEST_FIT + FEWEST_TEST))
+    result = probing.run(opened, lambda *words: said.append(words))
     assert all((model.state_dict()[name] == value).all() for name, value in before.items())
     assert not any(module.training for module in model.modules())
     assert [done for done, _, _ in said] == list(range(1, said[-1][1] + 1))
@@ -304,10 +304,10 @@ def test_the_whole_is_told_and_stored_and_leaves_the_model_alone(tmp_path, monke
 
 def test_no_number_without_support():
     with pytest.raises(Unsupported, match=f"at least {FEWEST_FIT} episodes .* and {FEWEST_TEST} held-out .* got 9 and 5"):
-        PROBING.run(Subject(PointModel(), walks(), FIT[:9], TEST))
+        PROBING.run(Run(PointModel(), walks(), FIT[:9], TEST))
     with pytest.raises(Unsupported, match="got 15 and 3"):
-        PROBING.run(Subject(PointModel(), walks(), FIT, TEST[:3]))
+        PROBING.run(Run(PointModel(), walks(), FIT, TEST[:3]))
     stateless = walks()
     stateless.state_names = ()
     with pytest.raises(Unsupported, match="state columns"):
-        PROBING.run(Subject(PointModel(), stateless, FIT, TEST))
+        PROBING.run(Run(PointModel(), stateless, FIT, TEST))

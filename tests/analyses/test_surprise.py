@@ -14,7 +14,7 @@ from lewm.analyses import surprise as module
 from lewm.analyses.surprise import CONTROL, Edit, Surprise, compare, score, tell
 from lewm.report.sections.surprise import draw
 from lewm.runs.answers import load_result, save_result
-from lewm.runs.run import Subject, Unsupported, open_run
+from lewm.runs.run import Run, Unsupported, open_run
 from tests.support.point_world import FRAMESKIP, STATISTICS, PointEpisodes, PointModel, PointWorld
 
 SMALL = Surprise(episodes=30, before=3, after=2, draws=100)
@@ -91,14 +91,14 @@ class SpringModel(PointModel):
         return (context[:, 0] + moves[:, 0].sum(dim=1))[:, None, None]
 
 
-def subject(model=None, world=None, test=range(30), **episodes):
+def run_of(model=None, world=None, test=range(30), **episodes):
     held_out = WalkedEpisodes(**{"count": 40, **episodes})
-    return Subject(model or PointModel(), held_out, fit_ids=[], test_ids=list(test), open_world=world or EditedWorld)
+    return Run(model or PointModel(), held_out, fit_ids=[], test_ids=list(test), open_world=world or EditedWorld)
 
 
 @pytest.fixture(scope="module")
 def result():
-    return SMALL.run(subject())
+    return SMALL.run(run_of())
 
 
 # ------------------------------------------------------------------------------------------------------- what is found
@@ -128,7 +128,7 @@ def test_a_colour_that_the_model_does_not_see_is_no_surprise(result):
 
 
 def test_a_colour_that_it_sees_surprises_once():
-    loud = SMALL.run(subject(world=lambda *given: EditedWorld(*given, paint="loud")))
+    loud = SMALL.run(run_of(world=lambda *given: EditedWorld(*given, paint="loud")))
     colour = loud.arrays["surprise"][2]
     assert colour[:, SMALL.before].min() > 1e3 * loud.arrays["surprise"][0].max()
     assert colour[:, SMALL.before + 1 :].max() < 1e-8, "from then on all frames have that colour"
@@ -136,7 +136,7 @@ def test_a_colour_that_it_sees_surprises_once():
 
 
 def test_the_predictor_sees_the_last_frames_and_their_blocks():
-    longer = SMALL.run(subject(SpringModel()))
+    longer = SMALL.run(run_of(SpringModel()))
     normal, teleport, _ = longer.arrays["surprise"]
     assert normal.max() < 1e-8
     edit = SMALL.before
@@ -156,7 +156,7 @@ def test_farther_jumps_surprise_more():
             step = np.random.default_rng(list(seeds)).uniform(0.05, 0.3, (len(states), 1))
             return (states + (step if things else 0)).astype(np.float32)
 
-    edit = SMALL.run(subject(world=Scattered)).values["edits"]["teleport of agent"]
+    edit = SMALL.run(run_of(world=Scattered)).values["edits"]["teleport of agent"]
     assert edit["size_correlation"] > 0.95
 
 
@@ -169,7 +169,7 @@ def test_all_things_are_edited_one_by_one_and_together():
         def recoloured(self, thing, turn):
             return {"agent": "loud", "block": "quiet"}[thing]
 
-    found = SMALL.run(subject(world=Two))
+    found = SMALL.run(run_of(world=Two))
     names = ["teleport of agent", "teleport of block", "teleport of agent and block", "colour of agent", "colour of block"]
     assert list(found.values["edits"]) == names
     assert found.values["conditions"] == ["unperturbed", *names]
@@ -190,30 +190,30 @@ def test_what_goes_on_unedited_is_what_was_recorded(result):
 
 
 def test_episodes_that_are_missing_are_played():
-    found = SMALL.run(subject(test=range(12)))
+    found = SMALL.run(run_of(test=range(12)))
     assert (found.values["episodes"], found.values["recorded"], found.values["played"]) == (30, 12, 18)
     surprise = found.arrays["surprise"]
     assert surprise[0].max() < 1e-8
     assert len(np.unique(surprise[1, :, SMALL.before])) == 30, "no episode is there twice"
-    again = SMALL.run(subject(test=range(12)))
+    again = SMALL.run(run_of(test=range(12)))
     np.testing.assert_array_equal(again.arrays["surprise"], surprise)
-    other = replace(SMALL, seed=1).run(subject(test=range(12)))
+    other = replace(SMALL, seed=1).run(run_of(test=range(12)))
     assert (other.arrays["surprise"][1, -18:] != surprise[1, -18:]).any()
 
 
 def test_episodes_with_a_row_per_block_give_the_same_and_none_is_played():
-    found = SMALL.run(subject(length=21, every=FRAMESKIP))
+    found = SMALL.run(run_of(length=21, every=FRAMESKIP))
     assert found.arrays["surprise"][0].max() < 1e-8
     assert found.values["replay"]["exact"] == 1
-    few = replace(SMALL, episodes=40).run(subject(length=21, every=FRAMESKIP))
+    few = replace(SMALL, episodes=40).run(run_of(length=21, every=FRAMESKIP))
     assert (few.values["episodes"], few.values["played"]) == (30, 0)
     assert few.values["warning"] == "only 30 episodes where 100 are asked for"
     assert few.values["warning"] in next(iter(few.tables))
 
 
 def test_the_edit_is_in_the_middle_and_each_episode_has_one():
-    analysis, episodes = replace(SMALL, episodes=7), subject().episodes
-    chosen = analysis._recorded(subject(), EditedWorld(1).spec)
+    analysis, episodes = replace(SMALL, episodes=7), run_of().episodes
+    chosen = analysis._recorded(run_of(), EditedWorld(1).spec)
     assert len(chosen) == 7
     homes = []
     for states, blocks in chosen:
@@ -222,8 +222,8 @@ def test_the_edit_is_in_the_middle_and_each_episode_has_one():
         np.testing.assert_array_equal(states, episodes.states(homes[-1])[10:45:5])
         np.testing.assert_array_equal(blocks.reshape(-1, 2), episodes.actions(homes[-1])[10:40])
     assert len(set(homes)) == 7
-    assert not analysis._recorded(subject(length=30), EditedWorld(1).spec), "too short for 7 frames"
-    assert len(analysis._recorded(subject(length=31), EditedWorld(1).spec)) == 7
+    assert not analysis._recorded(run_of(length=30), EditedWorld(1).spec), "too short for 7 frames"
+    assert len(analysis._recorded(run_of(length=31), EditedWorld(1).spec)) == 7
 
 
 def broken(*_):
@@ -233,12 +233,12 @@ def broken(*_):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (subject(has_states=False, state_names=()), "state columns"),
-        (replace(subject(), open_world=None), "whose world is known"),
-        (subject(world=PointWorld), "'point', which names nothing"),
-        (subject(world=broken), "cannot be opened here: No module named 'there'"),
-        (subject(test=range(15), length=21, every=FRAMESKIP), "at least 20 held-out episodes of 6 blocks.*got 15"),
-        (subject(length=10, every=2), "at the ends of blocks"),
+        (run_of(has_states=False, state_names=()), "state columns"),
+        (replace(run_of(), open_world=None), "whose world is known"),
+        (run_of(world=PointWorld), "'point', which names nothing"),
+        (run_of(world=broken), "cannot be opened here: No module named 'there'"),
+        (run_of(test=range(15), length=21, every=FRAMESKIP), "at least 20 held-out episodes of 6 blocks.*got 15"),
+        (run_of(length=10, every=2), "at the ends of blocks"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(given, message):
@@ -248,11 +248,11 @@ def test_what_cannot_be_answered_is_refused(given, message):
 
 def test_a_model_in_training_mode_is_refused():
     with pytest.raises(ValueError, match="evaluation mode"):
-        SMALL.run(subject(PointModel().train()))
+        SMALL.run(run_of(PointModel().train()))
 
 
 def test_a_trained_model_stays_as_it_is_and_its_result_is_stored(small_run, tmp_path):
-    given = open_run(small_run, device="cpu").subject
+    given = open_run(small_run, device="cpu")
     before = {name: value.clone() for name, value in given.model.state_dict().items()}
     heard = []
     found = Surprise(episodes=24, before=2, after=1, draws=50).run(given, lambda *words: heard.append(words))

@@ -33,17 +33,17 @@ def small(name):
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
+def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("analyses")
     data = folder / "episodes.h5"
     assert main(["collect", "two-room", "--out", str(data), "--episodes=64", f"--image-size={SIZE}"]) == 0
     assert main(train_command(data, folder / "run", "--training.holdout", "0.5")) == 0
-    return open_run(folder / "run").subject
+    return open_run(folder / "run")
 
 
 @pytest.fixture(scope="module")
-def results(subject):
-    return {name: small(name).run(subject) for name in NAMES}
+def results(opened):
+    return {name: small(name).run(opened) for name in NAMES}
 
 
 def numbers(value):
@@ -107,43 +107,43 @@ def test_its_figures_are_whole_pictures(name, results):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_model_stays_as_it_is_and_the_same_seed_gives_the_same_numbers(name, subject, results):
-    before = {key: value.clone() for key, value in subject.model.state_dict().items()}
-    again = small(name).run(subject)
-    assert all(torch.equal(value, before[key]) for key, value in subject.model.state_dict().items())
-    assert not subject.model.training
-    assert all(parameter.grad is None for parameter in subject.model.parameters())
+def test_the_model_stays_as_it_is_and_the_same_seed_gives_the_same_numbers(name, opened, results):
+    before = {key: value.clone() for key, value in opened.model.state_dict().items()}
+    again = small(name).run(opened)
+    assert all(torch.equal(value, before[key]) for key, value in opened.model.state_dict().items())
+    assert not opened.model.training
+    assert all(parameter.grad is None for parameter in opened.model.parameters())
     assert json.dumps(timeless(again.values)) == json.dumps(timeless(results[name].values))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_in_training_mode_is_refused(name, subject):
-    subject.model.train()
+def test_a_model_in_training_mode_is_refused(name, opened):
+    opened.model.train()
     try:
         with pytest.raises(ValueError, match="evaluation mode"):
-            small(name).run(subject)
+            small(name).run(opened)
     finally:
-        subject.model.eval()
+        opened.model.eval()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("economy", "surprise")])
-def test_too_few_episodes_are_refused_with_the_minimum(name, subject):
+def test_too_few_episodes_are_refused_with_the_minimum(name, opened):
     """But where one picture is enough, and where the world can play more episodes."""
-    few = dataclasses.replace(subject, fit_ids=subject.fit_ids[:1], test_ids=subject.test_ids[:1])
+    few = dataclasses.replace(opened, fit_ids=opened.fit_ids[:1], test_ids=opened.test_ids[:1])
     with pytest.raises(Unsupported, match=r"at least \d+"):
         small(name).run(few)
 
 
 @pytest.fixture(scope="module")
-def stateless(subject, tmp_path_factory):
+def stateless(opened, tmp_path_factory):
     """The same episodes as somebody else may have them: pictures and actions alone."""
     path = tmp_path_factory.mktemp("stateless") / "episodes.h5"
-    episodes = subject.episodes
+    episodes = opened.episodes
     with EpisodeWriter(path, dataclasses.replace(episodes.provenance, state_names=(), state_units=())) as writer:
         for i in range(len(episodes)):
             rows = episodes.offsets[i] + np.arange(episodes.lengths[i])
             writer.append(Episode(episodes.rows("pixels", rows), episodes.actions(i)))
-    return dataclasses.replace(subject, episodes=Episodes.open(path), open_world=None)
+    return dataclasses.replace(opened, episodes=Episodes.open(path), open_world=None)
 
 
 @pytest.mark.parametrize("name", NAMES)

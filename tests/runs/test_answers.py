@@ -29,10 +29,10 @@ class Counting:
     name: ClassVar[str] = "counting"
     question: ClassVar[str] = "How many frames are there?"
 
-    def run(self, subject, progress=lambda *_: None):
+    def run(self, run, progress=lambda *_: None):
         asked.append(self)
         progress(1, 1, "all of them")
-        rows = [{"episodes": len(subject.episodes), "size": self.size}]
+        rows = [{"episodes": len(run.episodes), "size": self.size}]
         return Result(self.name, {"size": self.size}, {"counts": np.arange(self.size)}, {"what was counted": rows})
 
 
@@ -43,7 +43,7 @@ class Refusing:
     name: ClassVar[str] = "refusing"
     question: ClassVar[str] = "What can nobody know?"
 
-    def run(self, subject, progress=lambda *_: None):
+    def run(self, run, progress=lambda *_: None):
         raise Unsupported("expected what nobody has, got nothing. Give up.")
 
 
@@ -54,7 +54,7 @@ class Lacking:
     name: ClassVar[str] = "lacking"
     question: ClassVar[str] = "What would that package say?"
 
-    def run(self, subject, progress=lambda *_: None):
+    def run(self, run, progress=lambda *_: None):
         raise ImportError("expected the package 'x'. Install it with: pip install x")
 
 
@@ -85,9 +85,8 @@ def about(run):
 
 
 def test_an_answer_is_kept_while_it_holds(plugged, run, opened):
-    subject = opened.subject
-    first = analyse(run, subject, ["counting"])["counting"]
-    again = analyse(run, subject, ["counting"])["counting"]
+    first = analyse(opened, ["counting"])["counting"]
+    again = analyse(opened, ["counting"])["counting"]
     assert len(asked) == 1
     assert again.values == first.values
     assert again.tables == first.tables
@@ -96,7 +95,7 @@ def test_an_answer_is_kept_while_it_holds(plugged, run, opened):
     assert told["seconds"] >= 0
     assert told["settings"] == {"size": 3, "seed": 0}
     assert told["weights"] == checkpoints.digest_of_newest(run)
-    assert told["data"]["episodes"] == len(subject.episodes) == 16
+    assert told["data"]["episodes"] == len(opened.episodes) == 16
 
 
 def test_it_is_asked_again_after_another_fit_and_for_another_way_to_plan(plugged, run, opened):
@@ -104,44 +103,43 @@ def test_it_is_asked_again_after_another_fit_and_for_another_way_to_plan(plugged
     for count in (1, 2):
         head = registry.load("heads", "temporal")().build(model.latent_dim, model.spec.block_dim)  # other random weights
         checkpoints.save_head(run, "temporal", head, {})
-        subject = dataclasses.replace(opened.subject, heads={"temporal": checkpoints.load_head(run, "temporal", model)})
+        opened = dataclasses.replace(opened, heads={"temporal": checkpoints.load_head(run, "temporal", model)})
         for _ in range(2):
-            analyse(run, subject, ["counting"])
+            analyse(opened, ["counting"])
         assert len(asked) == count
-    slower = dataclasses.replace(subject, planning=dataclasses.replace(subject.planning, receding=3))
-    analyse(run, slower, ["counting"])
+    slower = dataclasses.replace(opened, planning=dataclasses.replace(opened.planning, receding=3))
+    analyse(slower, ["counting"])
     assert len(asked) == 3
 
 
 def test_it_is_asked_again_for_other_settings_seeds_data_weights_and_on_demand(plugged, run, opened):
-    subject = opened.subject
-    fewer = dataclasses.replace(subject, test_ids=list(subject.test_ids)[:-1])
+    fewer = dataclasses.replace(opened, test_ids=list(opened.test_ids)[:-1])
     changes = [{}, {"settings": {"counting": {"size": 4}}}, {"seed": 5}, {}, {"again": True}]
     for count, change in enumerate(changes, 1):
-        analyse(run, subject, ["counting"], **change)
+        analyse(opened, ["counting"], **change)
         assert len(asked) == count, change
-    analyse(run, fewer, ["counting"])
+    analyse(fewer, ["counting"])
     assert len(asked) == 6
     weights = checkpoints.latest(run) / "weights.safetensors"
     model = checkpoints.load(run)
     model.get_parameter(next(iter(dict(model.named_parameters())))).data.add_(1)
     weights.unlink()
     checkpoints.save(run, 31, model)
-    analyse(run, fewer, ["counting"])
+    analyse(fewer, ["counting"])
     assert len(asked) == 7
 
 
 def test_a_damaged_answer_is_asked_for_anew(plugged, run, opened):
-    analyse(run, opened.subject, ["counting"])
+    analyse(opened, ["counting"])
     (run / ANALYSES / "counting" / ARRAYS).write_bytes(b"torn")
-    analyse(run, opened.subject, ["counting"])
+    analyse(opened, ["counting"])
     assert len(asked) == 2
     assert load_result(run / ANALYSES / "counting") is not None
 
 
 def test_what_cannot_be_asked_is_said_and_the_others_are_answered(plugged, run, opened):
     seen = []
-    answers = analyse(run, opened.subject, report=lambda *words: seen.append(words))
+    answers = analyse(opened, report=lambda *words: seen.append(words))
     assert isinstance(answers["counting"], Result)
     assert isinstance(answers["refusing"], Unsupported)
     assert "pip install x" in str(answers["lacking"])
@@ -154,7 +152,7 @@ def test_what_cannot_be_asked_is_said_and_the_others_are_answered(plugged, run, 
 
 def test_an_unknown_analysis_is_refused_with_the_nearest(plugged, run, opened):
     with pytest.raises(ValueError, match="Did you mean 'counting'"):
-        analyse(run, opened.subject, ["countin"])
+        analyse(opened, ["countin"])
 
 
 def test_interrupted_it_keeps_what_is_complete(plugged, monkeypatch, run, opened):
@@ -163,7 +161,7 @@ def test_interrupted_it_keeps_what_is_complete(plugged, monkeypatch, run, opened
 
     monkeypatch.setattr(Lacking, "run", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        analyse(run, opened.subject)
+        analyse(opened)
     assert load_result(run / ANALYSES / "counting") is not None
     assert not (run / ANALYSES / "lacking").exists()
 

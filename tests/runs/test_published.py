@@ -135,7 +135,7 @@ def test_a_run_without_a_training_is_evaluated_on_all_episodes_as_perhaps_seen(r
     opened = open_run(run)
     assert (opened.own_data, opened.heldout, opened.world_name) == (None, tuple(range(6)), "two-room")
     assert opened.planning == load_recipe("two-room-paper").planning
-    fit, test = opened.for_probes
+    fit, test = opened.fit_ids, opened.test_ids
     assert set(fit).isdisjoint(test)
     assert main(["evaluate", run, "--episodes=2", *TINY_SEARCH]) == 0
     assert "6 episodes perhaps seen in its training" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from lewm.data.episodes import Provenance
 from lewm.experiments import recipes
 from lewm.files import read_json, write_json
 from lewm.planning.agent import PlanningConfig
+from lewm.planning.config import describe_planning, plain_search
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from lewm.runs import checkpoints
@@ -49,7 +50,7 @@ def test_what_counts_as_held_out(small_run, trained, tmp_path):
     for seed, episodes, expected in ((0, 20, set(range(20)) - trained), (1, 4, {0, 1, 2, 3})):
         opened = open_run(small_run, collected(tmp_path / f"{seed}.h5", f"--episodes={episodes}", f"--seed={seed}"))
         assert (set(opened.heldout), opened.own_data) == (expected, seed == 0)
-        fit, test = opened.for_probes
+        fit, test = opened.fit_ids, opened.test_ids
         assert fit
         assert test
         assert not set(fit) & set(test)
@@ -154,7 +155,7 @@ def test_what_a_head_was_fitted_to_is_not_held_out(small_run, small_data, traine
     assert main(["fit", str(run), "temporal", "--updates=2", "--data", str(other)]) == 0
     opened = open_run(run, other)
     assert opened.heldout == (3, 4, 5)
-    assert opened.for_probes == ([0, 1, 2], [3, 4, 5])
+    assert (opened.fit_ids, opened.test_ids) == ([0, 1, 2], [3, 4, 5])
     assert set(open_run(run).heldout) == set(range(16)) - trained
 
 
@@ -165,3 +166,26 @@ def test_another_solver_is_planned_with_as_in_the_paper():
     assert paper == PlanningConfig(L2(), CEM(300, 30, 30))
     assert PlanningChanges(solver="cem", receding=2).apply(recipe).receding == 2
     assert PlanningChanges(objective="l2").apply(recipe).receding == 1
+
+
+def test_a_run_plans_as_it_was_stored_whatever_its_recipe_says_today(small_run, small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "RECIPES", {})
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    stored = read_json(run / checkpoints.EXPERIMENT)
+    assert stored["planning"]["solver"]["name"] == "amortised"
+    opened = open_run(run, small_data)
+    assert opened.lacks == ("amortised", "temporal"), "its heads were not fitted"
+    assert opened.planning == plain_search()
+    write_json(run / checkpoints.EXPERIMENT, {**stored, "planning": describe_planning(PLANNING)})
+    opened = open_run(run, small_data)
+    assert (opened.planning, opened.lacks) == (PLANNING, ())
+
+
+def test_a_run_that_does_not_say_how_it_plans_plans_as_in_the_paper(small_run, small_data, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    older = {name: value for name, value in read_json(run / checkpoints.EXPERIMENT).items() if name != "planning"}
+    write_json(run / checkpoints.EXPERIMENT, older)
+    opened = open_run(run, small_data)
+    assert (opened.planning, opened.lacks) == (PlanningConfig(L2(), CEM()), ())

@@ -262,7 +262,7 @@ def test_fitting_leaves_the_model_and_its_gradients_alone(fitted, tmp_path):
     shutil.copytree(fitted, run)
     opened = open_run(run)
     before = {name: tensor.clone() for name, tensor in opened.model.state_dict().items()}
-    fit_heads(run, opened.model, opened.episodes, *opened.for_probes, ["temporal"], FittingConfig(updates=3))
+    fit_heads(run, opened.model, opened.episodes, opened.fit_ids, opened.test_ids, ["temporal"], FittingConfig(updates=3))
     assert all(torch.equal(before[name], tensor) for name, tensor in opened.model.state_dict().items())
     assert all(p.grad is None for p in opened.model.parameters())
     assert not any(module.training for module in opened.model.modules())

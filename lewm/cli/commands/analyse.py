@@ -49,7 +49,7 @@ def run(
         console.say(opened.remark)
     try:
         with console.Bars() as bars:
-            answers = analyse(run, opened.subject, names or None, bars.update, again, seed, draw=write_figures)
+            answers = analyse(opened, names or None, bars.update, again, seed, draw=write_figures)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"What was complete is kept in {run / ANALYSES}, and the same command goes on from there."

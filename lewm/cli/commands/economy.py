@@ -44,9 +44,9 @@ def run(
     if run is None:
         result = published()
     else:
-        subject = open_run(run, data, device).subject
+        opened = open_run(run, data, device)
         with console.Bars() as bars:
-            result = Economy(seed=seed).run(subject, lambda done, total, note: bars.update("measure", done, total, note))
+            result = Economy(seed=seed).run(opened, lambda done, total, note: bars.update("measure", done, total, note))
     for caption, rows in result.tables.items():
         in_words = "remark" in rows[0]
         console.table(tuple(rows[0]), [tuple(row.values()) for row in rows], len(rows[0]) if in_words else 1, title=caption)

@@ -79,7 +79,7 @@ def run(
     if pool and len(worlds := {(each.world_name, each.episodes.provenance.look) for each in opened}) > 1:
         got = ", ".join(sorted(f"{world} ({look or 'published'})" for world, look in worlds))
         raise ValueError(f"expected --pool with runs of one recipe, got {got}. Evaluate them apart.")
-    configs = [planning.apply(each.planning, each.heads) for each in opened]
+    configs = [planning.of(each) for each in opened]
     protocols = standard_tasks(episodes, seed)[: None if full else 1]
     labels = string.ascii_uppercase[: len(paths)] if others else [""]
     for each, config in zip(opened, configs, strict=True):

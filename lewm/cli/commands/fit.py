@@ -48,7 +48,9 @@ def run(
     fitting = FittingConfig(updates=updates, reach=reach, max_frames=max_frames, seed=seed)
     opened = open_run(run, data, device)
     with console.Bars() as bars:
-        found = fit_heads(run, opened.model, opened.episodes, *opened.for_probes, chosen or None, fitting, bars.update)
+        found = fit_heads(
+            run, opened.model, opened.episodes, opened.fit_ids, opened.test_ids, chosen or None, fitting, bars.update
+        )
     columns = ("loss", "heldout_loss", "rank_correlation", "l2_rank_correlation", "frames", "seconds")
     rows = [(name, *(console.number(metrics.get(column)) for column in columns)) for name, metrics in found.items()]
     console.table(("head", *(column.replace("_", " ") for column in columns)), rows, title=f"heads of {run}")

@@ -62,7 +62,7 @@ def run(
     if out is not None:
         choose("animation format", out.suffix.lower(), FORMATS)
     opened = open_run(run, data, device)
-    config = planning.apply(opened.planning, opened.heads)
+    config = planning.of(opened)
     if opened.remark and config == opened.planning:
         console.say(opened.remark)
     protocol = Task.to_other_room(episodes, seed) if across else Task.along(offset, episodes, seed)
@@ -145,6 +145,5 @@ def _view(opened: Run, spec: WorldSpec) -> View | None:
     """How imagined latents are drawn into the picture, where the state begins with a place in it: through a linear probe."""
     if spec.picture_extent is None or spec.tolerance is None:
         return None
-    fit_ids, _ = opened.for_probes
-    probe = steady_probe(opened.model, opened.episodes, fit_ids, readings_of(opened.episodes))
+    probe = steady_probe(opened.model, opened.episodes, opened.fit_ids, readings_of(opened.episodes))
     return View(probe.predict, spec.picture_extent, spec.tolerance)
