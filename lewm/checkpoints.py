@@ -117,6 +117,29 @@ def claim(run: Path, description: Mapping[str, Any], extra: Mapping[str, Any], w
         )
 
 
+def budget(run: Path, description: Mapping[str, Any]) -> dict[str, float] | None:
+    """What an earlier call decided for the same experiment with a time budget: `minutes`, `updates`, `updates_per_second`.
+
+    Raises:
+        ValueError: it is there and damaged.
+    """
+    if not (run / EXPERIMENT).exists():
+        return None
+    there, description = read_json(run / EXPERIMENT), json.loads(json.dumps(description))
+    found = there.get("budget")
+    if found is None or {key: there.get(key) for key in description} != description:
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("updates"), int) or found["updates"] < 1:
+        raise ValueError(f"{run / EXPERIMENT} is damaged: expected a number of updates in 'budget', got {found}. Train again.")
+    return found
+
+
+def budget_in_words(experiment: Mapping[str, Any]) -> str:
+    """What tables say of a run that was trained for a given time and not for its recipe's updates; "" of any other."""
+    found = experiment.get("budget")
+    return f"{found['minutes']:g}-minute budget, {found['updates']:,} updates" if found else ""
+
+
 class Log:
     """metrics.jsonl: one line per report, cut back to the update from which a run goes on."""
 

@@ -52,7 +52,7 @@ class Record:
         answers: of every analysis there is, by name.
         outcomes: of evaluations, the paper's task first; empty where none is known.
         story: of a quickstart: its result.json.
-        label: what tells this run from the others of a page.
+        label: what tells this run from the others of a page; it names a time budget, where the run had one.
     """
 
     path: Path
@@ -101,7 +101,9 @@ def read(run: Path | str, story: Mapping[str, Any] | None = None) -> Record:
         raise ValueError(f"{source} is damaged: expected what lewm writes there, got {error!r}. Delete it.") from None
     answers = {name: _answer(run, name) for name in registry.names("analyses")}
     metrics = [json.loads(line) for line in lines]
-    return Record(run, experiment, metrics, answers, outcomes, told if is_story else None, _named(run))
+    budget = checkpoints.budget_in_words(experiment)
+    label = f"{_named(run)} ({budget})" if budget else _named(run)
+    return Record(run, experiment, metrics, answers, outcomes, told if is_story else None, label)
 
 
 def _answer(run: Path, name: str) -> Answer:

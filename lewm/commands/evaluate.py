@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from lewm import console, registry
-from lewm.checkpoints import write_json
+from lewm.checkpoints import budget_in_words, write_json
 from lewm.comparison import COMPARISON_COLUMNS, SPREAD_COLUMNS, Suite, compare, evaluate_suite, spread
 from lewm.evaluation import COLUMNS, markdown_table
 from lewm.runs import PlanningChanges, Run, open_run
@@ -100,9 +100,17 @@ def run(
     told: list[dict[str, Any]] = []
     for label, each, config, unseen, suite in zip(labels, opened, configs, heldout, suites, strict=True):
         look = each.episodes.provenance.look or "published"
-        where = f"{each.path} on {len(unseen)} episodes {ORIGINS[each.own_data]} ({each.episodes.path}, look {look})"
+        budget = budget_in_words(each.experiment)
+        named = f"{each.path} ({budget})" if budget else str(each.path)
+        where = f"{named} on {len(unseen)} episodes {ORIGINS[each.own_data]} ({each.episodes.path}, look {look})"
         _show(COLUMNS, suite.rows(), f"{label}: {where}" if label else where, suite.remarks(), markdown)
-        about = {"run": str(each.path), "data": str(each.episodes.path), "world": each.world_name, "look": look}
+        about = {
+            "run": str(each.path),
+            "budget": each.experiment.get("budget"),
+            "data": str(each.episodes.path),
+            "world": each.world_name,
+            "look": look,
+        }
         told.append({**about, "own_data": each.own_data, "settings": repr(config), **suite.to_json()})
     summary: dict[str, Any] = {}
     if same_pairs:

@@ -64,8 +64,8 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
 
         def report(progress: Progress) -> None:
             nonlocal resumed
-            if progress.stage == "read":
-                bars.update("read", progress.update, progress.total)
+            if progress.stage != "train":
+                bars.update(progress.stage, progress.update, progress.total)
                 return
             if resumed is None and progress.resumed:
                 console.say(f"going on from update {progress.resumed} of {out}")
@@ -85,7 +85,8 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
         *_, last = (out / checkpoints.METRICS).read_text().splitlines()
         metrics = json_text.loads(last)
         alarm = metrics.pop("alarm", "")
-        console.facts(metrics, title=f"{recipe.recipe} in {out}")
+        budget = checkpoints.budget_in_words(checkpoints.read_json(out / checkpoints.EXPERIMENT))
+        console.facts(metrics, title=f"{recipe.recipe} in {out}{f' ({budget})' if budget else ''}")
         if alarm:
             console.alarm(
                 f"{alarm}. Plans of this model will fail: look at what it was trained with, --model.sigreg-weight first."

@@ -266,14 +266,13 @@ class LeWM(nn.Module):
         target = _windows(z[:, 1:], K)
         directions = losses.draw_directions(self.latent_dim, self.config.sigreg_slices, generator, z.device)
         sample = z.flatten(0, 1)[:, None] if self.config.sigreg_pooled else z
-        std, rank = losses.spread(z)
         return Losses(
             terms={
                 "prediction": losses.prediction(predicted, target.detach() if self.config.stop_gradient else target),
                 "sigreg": losses.sigreg(sample, directions, self.config.sigreg_knots),
             },
             weights={"sigreg": self.config.sigreg_weight},
-            watch={"latent_std": std, "effective_rank": rank},
+            latents=z.detach(),
         )
 
 
