@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lewm"
 FLOORS = (
-    ("contracts", "registry", "provenance"),
+    ("contracts", "registry", "provenance", "graphs"),
     ("files", "devices", "latents", "nn", "losses", "data", "windows", "stats", "rendering", "rasters", "pushing", "dialects",
      "single", "unrolling", "searching", "scoring", "panels"),
     ("models", "envs", "heads", "objectives", "solvers", "formats", "recording", "decoder"),

@@ -221,8 +221,7 @@ class LeWM(nn.Module):
     def engine(self, precision: str = "float32") -> Unroll:
         """Make a faster `rollout` out of the weights as they are now.
 
-        What is made has copies of the weights: it never changes the model, and training the model on does not change it. On a
-        CUDA device it is replayed as one graph per shape, where that gives what the eager way gives.
+        What is made has copies of the weights: it never changes the model, and training the model on does not change it.
 
         Args:
             precision: "float32" differs from `rollout` by rounding alone, and gradients reach the actions. "bfloat16" and
@@ -240,8 +239,7 @@ class LeWM(nn.Module):
             raise ValueError(
                 f"expected a device that multiplies faster in bfloat16, got {device}, which does not. Use 'float32'."
             )
-        unroll = unrolling.Unrolling(self.state_dict(), self.config.predictor_heads, precision)
-        return unrolling.Captured(unroll) if device.type == "cuda" else unroll
+        return unrolling.Unrolling(self.state_dict(), self.config.predictor_heads, precision)
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """Prediction error of every window of K latents in the batch, plus SIGReg on all latents.
