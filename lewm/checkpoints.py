@@ -140,6 +140,19 @@ def budget_in_words(experiment: Mapping[str, Any]) -> str:
     return f"{found['minutes']:g}-minute budget, {found['updates']:,} updates" if found else ""
 
 
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """What a training logged, oldest first; nothing of a run that was never trained here.
+
+    Raises:
+        ValueError: a line is damaged; the file is named.
+    """
+    path = run / METRICS
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: expected a JSON object per line, got {error}. Train the run again.") from None
+
+
 class Log:
     """metrics.jsonl: one line per report, cut back to the update from which a run goes on."""
 
@@ -279,7 +292,16 @@ def restore_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ValueError: the file is damaged, or tensors are missing, unexpected or of another shape (up to ten are named).
     """
-    tensors, own = _tensors(path), model.state_dict()
+    fill(model, _tensors(path), path)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Give a model its weights, strictly.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape (up to ten are named, and `source`).
+    """
+    own = model.state_dict()
     wrong = [f"{name} is missing" for name in own.keys() - tensors.keys()]
     wrong += [f"{name} is unexpected" for name in tensors.keys() - own.keys()]
     wrong += [
@@ -289,7 +311,7 @@ def restore_weights(model: nn.Module, path: Path) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(f"{path} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep the two together.")
+        raise ValueError(f"{source} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep the two together.")
     model.load_state_dict(tensors)
 
 

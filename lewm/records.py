@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +81,6 @@ def read(run: Path | str, story: Mapping[str, Any] | None = None) -> Record:
     """
     run = Path(run)
     experiment = checkpoints.read_json(run / checkpoints.EXPERIMENT)
-    lines = (run / checkpoints.METRICS).read_text().splitlines() if (run / checkpoints.METRICS).exists() else []
     told, beside = story, run.resolve().parent / RESULT
     if told is None and run.resolve().name == "run" and beside.exists():
         told = checkpoints.read_json(beside)
@@ -100,7 +98,7 @@ def read(run: Path | str, story: Mapping[str, Any] | None = None) -> Record:
         source = run / EVALUATION if (run / EVALUATION).exists() else beside
         raise ValueError(f"{source} is damaged: expected what lewm writes there, got {error!r}. Delete it.") from None
     answers = {name: _answer(run, name) for name in registry.names("analyses")}
-    metrics = [json.loads(line) for line in lines]
+    metrics = checkpoints.metrics(run)
     budget = checkpoints.budget_in_words(experiment)
     label = f"{_named(run)} ({budget})" if budget else _named(run)
     return Record(run, experiment, metrics, answers, outcomes, told if is_story else None, label)

@@ -11,7 +11,6 @@ out/
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 import shlex
@@ -115,7 +114,7 @@ def reproduce(
             report("probe", 0, 1, "", "")
             probing = Probing(seed=seed).run(Subject(model, episodes, split["train"], split["heldout"]))
             report("probe", 1, 1, "", "")
-    metrics = [json.loads(line) for line in (out / "run" / checkpoints.METRICS).read_text().splitlines()]
+    metrics = checkpoints.metrics(out / "run")
     result = {
         **facts(experiment, model, episodes, trained),
         "evaluation": evaluation.to_json(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -78,8 +77,7 @@ class Run:
     @property
     def subject(self) -> Subject:
         """What analyses look at."""
-        metrics = self.path / checkpoints.METRICS
-        lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        lines = checkpoints.metrics(self.path)
         opened = self.world if self.experiment.get("world") or self.episodes.provenance.world else None
         recipe = str(self.experiment.get("recipe", ""))
         return Subject(self.model, self.episodes, *self.for_probes, opened, tuple(lines), self.planning, self.heads, recipe)

@@ -189,7 +189,7 @@ def train(
     episodes = Episodes.open(data)
     chosen = split(len(episodes.lengths), config.holdout, config.seed if config.holdout_seed is None else config.holdout_seed)
     stats = statistics(episodes, chosen.train, seed=config.seed)
-    fabric, precision = _fabric(config, run)
+    fabric, precision = launch(config, run)
     windows = open_windows(
         episodes,
         chosen.train,
@@ -244,7 +244,9 @@ def train(
                 saving = done % config.checkpoint_every == 0 or done == total
                 if done % config.log_every == 0 or done == total:
                     elapsed = time.monotonic() - started
-                    metrics = trainer.look(seen, done, total)
+                    metrics = trainer.look(seen, done)
+                    if (done - config.log_every) * LOOKS % total < config.log_every * LOOKS or done == total:
+                        metrics |= trainer.look_at_paths()
                     metrics |= {
                         "seconds": round(seconds + elapsed, 3),
                         "updates_per_second": round((done - first) / elapsed, 3),
@@ -342,8 +344,8 @@ class Trainer:
         self.optimiser.zero_grad()
         return Step(rate, loss.detach(), norm, terms, latents)
 
-    def look(self, seen: Step, done: int, total: int) -> dict[str, float]:
-        """Read the numbers of an update, means over all devices; now and then, how straight a few held-out paths are.
+    def look(self, seen: Step, done: int) -> dict[str, float]:
+        """Read the numbers of an update, means over all devices.
 
         Raises:
             ValueError: a gradient was not finite.
@@ -353,11 +355,14 @@ class Trainer:
         if seen.latents is not None:
             local["latent_std"], local["effective_rank"] = losses.spread(seen.latents)
         means: dict[str, Any] = {name: self.fabric.all_reduce(value, reduce_op="mean") for name, value in local.items()}
-        metrics = {"update": done, **{name: float(value) for name, value in means.items()}, "learning_rate": seen.rate}
-        every = self.config.log_every
-        if self.paths is not None and ((done - every) * LOOKS % total < every * LOOKS or done == total):
-            metrics["straightness"] = self._straightness(self.paths)
-        return metrics
+        return {"update": done, **{name: float(value) for name, value in means.items()}, "learning_rate": seen.rate}
+
+    def look_at_paths(self) -> dict[str, float]:
+        """How straight a few held-out paths are, where there are any; a function of the weights alone."""
+        if self.paths is None:
+            return {}
+        with recalibrating(self.bare):  # running averages have a history
+            return {"straightness": float(losses.straightness(self.bare.encode(self.paths.to(self.fabric.device))))}
 
     def settle(self) -> None:
         """Make the model ready for use and for saving: re-estimate its batch-norm statistics.
@@ -371,7 +376,7 @@ class Trainer:
     def budget(self, began: float, run: Path, report: Callable[[Progress], None]) -> dict[str, float]:
         """Decide how many updates fit into `config.minutes`; the model is as before when this returns.
 
-        Updates are timed, and so are a look and a save, because they come as well. What was trained meanwhile is undone: a run
+        Updates are timed, and so are a line of the log, a look and a save, because they come as well. What was trained meanwhile is undone: a run
         with a budget is, bit for bit, one with so many `updates`.
 
         Args:
@@ -389,38 +394,40 @@ class Trainer:
         before = {name: value.clone() for name, value in self.bare.state_dict().items()}
         limit, whole = 60 * config.minutes, FIRST + TIMED[1]
 
-        def timed(batches: Iterator[Batch], first: int, count: int) -> float:
+        def timed(batches: Iterator[Batch], first: int, count: int) -> tuple[float, Step]:
             synchronise(fabric.device)
             start = time.monotonic()
             for update, batch in zip(range(first, first + count), batches, strict=False):
-                self.step(update, whole, batch)
+                seen = self.step(update, whole, batch)
                 if fabric.is_global_zero:
                     report(Progress(update + 1, first + count, {}, stage="time"))
             synchronise(fabric.device)
-            return (time.monotonic() - start) / count
+            return (time.monotonic() - start) / count, seen
+
+        def seconds(action: Callable[[], Any]) -> float:
+            start = time.monotonic()
+            action()
+            return time.monotonic() - start
 
         with self.windows.batches(0, whole) as batches:
             timed(batches, 0, FIRST)
-            guess = timed(batches, FIRST, FIRST)
-            worthwhile = round(min(max(TIMED_SHARE * limit / guess, TIMED[0]), TIMED[1] - FIRST))
-            count = fabric.broadcast(worthwhile if time.monotonic() - began < limit else 0)
-            update_s = timed(batches, 2 * FIRST, count) if count else guess
-        looking = time.monotonic()
-        if self.paths is not None:
-            self._straightness(self.paths)
-        look_s = time.monotonic() - looking
-        saving = time.monotonic()
-        self.settle()
-        if fabric.is_global_zero:
-            run.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".timed-", dir=run) as folder:
-                checkpoints.save(Path(folder), 0, self.bare, self.optimiser)
-        save_s = time.monotonic() - saving
+            update_s, seen = timed(batches, FIRST, FIRST)
+            worthwhile = round(min(max(TIMED_SHARE * limit / update_s, TIMED[0]), TIMED[1] - FIRST))
+            if count := fabric.broadcast(worthwhile if time.monotonic() - began < limit else 0):
+                update_s, seen = timed(batches, 2 * FIRST, count)
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".timed-", dir=run) as folder:
+            log = checkpoints.Log(Path(folder), 0)
+            log_s = seconds(lambda: log.write(self.look(seen, 0)))
+            look_s = seconds(self.look_at_paths)
+            save_s = seconds(self.settle)
+            if fabric.is_global_zero:
+                save_s += seconds(lambda: checkpoints.save(Path(folder), 0, self.bare, self.optimiser))
 
         self.bare.load_state_dict(before)
         self.optimiser.state.clear()
         left = (1 - SPARE) * limit - (time.monotonic() - began) - save_s - LOOKS * look_s
-        each = update_s + save_s / config.checkpoint_every
+        each = update_s + log_s / config.log_every + save_s / config.checkpoint_every
         updates = int(fabric.broadcast(math.floor(left / each)))
         if updates < TIMED[0]:
             least = (((1 - SPARE) * limit - left + TIMED[0] * each) / (1 - SPARE)) / 60
@@ -430,10 +437,6 @@ class Trainer:
                 f"Give {math.ceil(100 * least) / 100:g} minutes or more, or fewer episodes."
             )
         return {"minutes": config.minutes, "updates": updates, "updates_per_second": round(1 / update_s, 3)}
-
-    def _straightness(self, paths: Tensor) -> float:
-        with recalibrating(self.bare):  # a function of the weights alone: running averages have a history
-            return float(losses.straightness(self.bare.encode(paths.to(self.fabric.device))))
 
     def _require_finite(self) -> None:
         """Stop if a gradient was not finite. DDP made it the same on all devices, so all of them stop."""
@@ -472,8 +475,8 @@ class _Loss(nn.Module):
         return found.total, {name: value.detach() for name, value in found.terms.items()}, found.latents
 
 
-def _fabric(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
-    """The launched Fabric, and its precision."""
+def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
+    """Start what a training runs on: the launched Fabric, and its precision, which is a run's own once it is decided."""
     loggers: Any = []
     if config.tensorboard:
         from lightning_fabric.loggers import TensorBoardLogger

@@ -16,7 +16,7 @@ FLOORS = (
     ("planning", "checkpoints", "collection", "conversion", "tasks", "hindsight", "results"),
     ("training", "evaluation", "fitting", "realtime", "subject", "reading"),
     ("analyses", "figures", "animation", "comparison", "records", "telling"),
-    ("recipes", "report", "published"),
+    ("recipes", "report", "published", "pieces"),
     ("reproduction", "analysing", "verdicts"),
     ("quickstart", "doctor", "runs", "console", "claims"),
     ("commands",),

@@ -54,7 +54,7 @@ def test_a_slow_world_takes_all_cores_unless_told_otherwise(tmp_path, monkeypatc
     used = []
     record = collection._recorded
     monkeypatch.setattr(collection, "_recorded", lambda r, tasks, n: used.append((n, len(tasks))) or record(r, tasks, 1))
-    monkeypatch.setattr(collection, "_cores", lambda: 3)
+    monkeypatch.setattr(collection, "cores", lambda: 3)
     for seconds in (0.01, 1.0):
         monkeypatch.setattr(collection, "_seconds_per_row", lambda *_, seconds=seconds: seconds)
         collect("two-room", tmp_path / f"{seconds}.h5", 5, image_size=16, processes=None).close()

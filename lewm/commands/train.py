@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import inspect
-import json as json_text
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,8 +81,7 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
             raise KeyboardInterrupt(kept or "It had no checkpoint yet: the same command begins anew.") from None
         if resumed is None:
             console.say(f"nothing to do: {out} was trained before")
-        *_, last = (out / checkpoints.METRICS).read_text().splitlines()
-        metrics = json_text.loads(last)
+        metrics = checkpoints.metrics(out)[-1]
         alarm = metrics.pop("alarm", "")
         budget = checkpoints.budget_in_words(checkpoints.read_json(out / checkpoints.EXPERIMENT))
         console.facts(metrics, title=f"{recipe.recipe} in {out}{f' ({budget})' if budget else ''}")
