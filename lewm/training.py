@@ -376,8 +376,8 @@ class Trainer:
     def budget(self, began: float, run: Path, report: Callable[[Progress], None]) -> dict[str, float]:
         """Decide how many updates fit into `config.minutes`; the model is as before when this returns.
 
-        Updates are timed, and so are a line of the log, a look and a save, because they come as well. What was trained meanwhile is undone: a run
-        with a budget is, bit for bit, one with so many `updates`.
+        Updates are timed, and so are a line of the log, a look and a save, because they come as well. What was trained
+        meanwhile is undone: a run with a budget is, bit for bit, one with so many `updates`.
 
         Args:
             began: when the training did, by `time.monotonic`.

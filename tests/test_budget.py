@@ -95,7 +95,7 @@ def test_a_budget_decided_before_the_first_checkpoint_is_kept(small_data, tmp_pa
 
     with monkeypatch.context() as patch:
         slow_clock(patch, 2.0)
-        patch.setattr(checkpoints, "Log", dying)
+        patch.setattr(checkpoints, "restore", dying)
         with pytest.raises(Killed):
             main(words)
     assert checkpoints.latest(run) is None
