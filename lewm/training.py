@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -361,7 +361,7 @@ class Trainer:
         """How straight a few held-out paths are, where there are any; a function of the weights alone."""
         if self.paths is None:
             return {}
-        with recalibrating(self.bare):  # running averages have a history
+        with self._eager(), recalibrating(self.bare):  # running averages have a history
             return {"straightness": float(losses.straightness(self.bare.encode(self.paths.to(self.fabric.device))))}
 
     def settle(self) -> None:
@@ -371,7 +371,8 @@ class Trainer:
             ValueError: a gradient was not finite: what was saved before is better than this.
         """
         self._require_finite()
-        recalibrate(self.bare, self.windows.first(self.config.recalibration), self.fabric.device)
+        with self._eager():
+            recalibrate(self.bare, self.windows.first(self.config.recalibration), self.fabric.device)
 
     def budget(self, began: float, run: Path, report: Callable[[Progress], None]) -> dict[str, float]:
         """Decide how many updates fit into `config.minutes`; the model is as before when this returns.
@@ -437,6 +438,10 @@ class Trainer:
                 f"Give {math.ceil(100 * least) / 100:g} minutes or more, or fewer episodes."
             )
         return {"minutes": config.minutes, "updates": updates, "updates_per_second": round(1 / update_s, 3)}
+
+    def _eager(self) -> AbstractContextManager[None]:
+        """What is done now and then, and otherwise than training, is not worth compiling."""
+        return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
 
     def _require_finite(self) -> None:
         """Stop if a gradient was not finite. DDP made it the same on all devices, so all of them stop."""
