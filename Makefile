@@ -12,7 +12,7 @@ NEW_VENV = $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
 INSTALL = $(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt
 endif
 
-.PHONY: quickstart test test-slow lint format bench ablations clean
+.PHONY: quickstart test test-slow lint format bench wheels ablations clean
 
 quickstart: .venv/installed  ## collect, train, evaluate, probe, report: two minutes on two cores
 	$(BIN)/lewm quickstart $(ARGS)
@@ -34,6 +34,15 @@ format: .venv/installed-dev
 
 bench: .venv/installed  ## every benchmark, each paired against its reference
 	$(BIN)/lewm bench
+
+# What a machine with a CUDA build of PyTorch and no network usually lacks; see docs/gpu.md.
+PYTHON_VERSION ?= 3.12
+WHEELS = hdf5plugin lightning-fabric gymnasium farama-notifications tyro docstring-parser typeguard pymunk cffi pycparser
+
+wheels: .venv/installed  ## wheels to bring to such a machine, in build/wheels
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest build/wheels \
+		--python-version $(PYTHON_VERSION) --implementation cp --constraint constraints.txt \
+		$(foreach glibc,2_28 2_27 2_17,--platform manylinux_$(glibc)_x86_64) --platform manylinux2014_x86_64 $(WHEELS)
 
 ablations: .venv/installed  ## the rows of LOG.md: lambda = 0, no batch norm, seeds
 	$(BIN)/python -m lewm.experiments.ablations $(ARGS)

@@ -102,6 +102,14 @@ class DataSpec:
         return self.frameskip * self.statistics.action_dim
 
 
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device, without waiting for what that is doing: to a CUDA device through pinned memory."""
+    device = torch.device(device)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Training windows.
@@ -115,7 +123,7 @@ class Batch:
     actions: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(self.pixels.to(device, non_blocking=True), self.actions.to(device, non_blocking=True))
+        return Batch(sent(self.pixels, device), sent(self.actions, device))
 
 
 @dataclass(frozen=True)
@@ -139,15 +147,17 @@ class Hindsight:
 
 @dataclass(frozen=True)
 class Losses:
-    """Named terms of one training objective, each a scalar tensor, their weights, and numbers worth watching.
+    """Named terms of one training objective, each a scalar tensor, their weights, and what is worth watching.
 
     `total` is what is differentiated: the weighted sum of `terms` (weight 1 where none is given). `watch` holds detached
-    scalars that take no part in it, such as the standard deviation and effective rank of the latents.
+    scalars that take no part in it. `latents`, (..., D) and detached, are those of the batch: a training looks now and then
+    at how far they spread, which would cost too much at every update.
     """
 
     terms: dict[str, Tensor]
     weights: dict[str, float] = field(default_factory=dict)
     watch: dict[str, Tensor] = field(default_factory=dict)
+    latents: Tensor | None = None
 
     @property
     def total(self) -> Tensor:

@@ -20,7 +20,7 @@ from lewm.data.workers import Recorder, record
 from lewm.data.writing import EpisodeWriter
 from lewm.worlds.kit.opening import Looped, open_world
 
-__all__ = ["collect"]
+__all__ = ["collect", "cores"]
 
 BUFFER_BYTES = 256 << 20
 """Pixels of the episodes that are under way together, unless the caller sets a batch size."""
@@ -109,7 +109,7 @@ def collect(
         missing, rows = range(len(writer), episodes), spec.max_steps // every + 1
         episode_s = rows * _seconds_per_row(world, policy, every) if missing else 0.0
         if processes is None:
-            processes = _cores() if episode_s * len(missing) > PATIENCE_S else 1
+            processes = cores() if episode_s * len(missing) > PATIENCE_S else 1
         if batch_size is None:
             fitting = BUFFER_BYTES // (processes * rows * 3 * spec.image_size**2)
             together = min(MOST_TOGETHER, fitting, -(-len(missing) // processes), PATIENCE_S // max(episode_s, 1e-9))
@@ -136,5 +136,6 @@ def _seconds_per_row(world: World, policy: str, every: int) -> float:
     return time.perf_counter() - begun
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

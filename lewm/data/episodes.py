@@ -35,6 +35,9 @@ EPISODE_COLUMNS = ("ep_len", "ep_offset")
 
 REQUIRED = ("pixels", "action", *EPISODE_COLUMNS)
 
+LONG_RUN = 16
+"""Neighbouring rows from which on it pays to decode them straight into their place."""
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -134,14 +137,17 @@ class Episodes:
         found = np.empty((len(indices), *source.shape[1:]), dtype)
         starts = np.flatnonzero(np.diff(ascending, prepend=-2) > 1)
         for start, stop in zip(starts, [*starts[1:], len(indices)]):
-            first, last = ascending[start], ascending[stop - 1]
+            first, last = int(ascending[start]), int(ascending[stop - 1])
+            wanted = order[start:stop]
             try:
-                block = source[first : last + 1]
+                # A long run that is wanted as it lies is decoded into its place; any other takes a copy.
+                if stop - start == last + 1 - first >= LONG_RUN and (np.diff(wanted) == 1).all():
+                    source.read_direct(found, np.s_[first : last + 1], np.s_[int(wanted[0]) : int(wanted[-1]) + 1])
+                else:
+                    found[wanted] = source[first : last + 1][ascending[start:stop] - first]
             except OSError as error:
                 got, cure = f"an error in rows {first} to {last} ({error})", "Fetch or collect it again"
                 raise unfit(self.path, f"'{column}' to decode", got, cure) from None
-            repeats = stop - start > len(block)
-            found[order[start:stop]] = block[ascending[start:stop] - first] if repeats else block
         return found
 
     def pixels_at(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lewm.contracts import Batch, Statistics
+from lewm.contracts import Batch, Statistics, sent
 from lewm.registry import choose
 
 __all__ = ["Reader", "Resident", "Streamed", "Windows", "beginnings", "open_windows"]
@@ -213,7 +213,7 @@ class Resident(Reader):
         return store
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
-        rows = torch.from_numpy(frames.ravel()).to(self._store.device)
+        rows = sent(torch.from_numpy(frames.ravel()), self._store.device)
         return self._store.index_select(0, rows).reshape(*frames.shape, *self._store.shape[1:])
 
 

@@ -11,7 +11,6 @@ out/
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,7 +85,7 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
         episodes = collect_episodes(experiment, out / "episodes.h5", report)
     with book.timed("train"):
         run_folder = train_model(experiment, episodes.path, out / "run", report)
-        metrics = [json.loads(line) for line in (run_folder / checkpoints.METRICS).read_text().splitlines()]
+        metrics = checkpoints.metrics(run_folder)
         trained = read_json(run_folder / checkpoints.EXPERIMENT)
         split = trained["split"]
         model = checkpoints.load(run_folder, device)

@@ -11,7 +11,6 @@ out/
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 import shlex
@@ -68,6 +67,7 @@ def reproduce(
     pairs: int = 200,
     short: bool = False,
     report: Report = lambda *_: None,
+    minutes: float | None = None,
 ) -> dict[str, Any]:
     """Do everything of a recipe that is not done yet in `out`, and return what `result.json` then holds.
 
@@ -78,6 +78,8 @@ def reproduce(
         pairs: start/goal pairs of the paper's task (offset 25, budget 50).
         short: much less of everything, to see that it works; the result says so.
         report: called as stages proceed.
+        minutes: train for this long in place of the recipe's updates, see `TrainingConfig`; collecting and evaluating take
+            their own time beside it. The result says so.
 
     Raises:
         ValueError: no such recipe, or `out` holds a reproduction with other settings.
@@ -91,8 +93,11 @@ def reproduce(
         fitting = dataclasses.replace(experiment.fitting, updates=SHORT_UPDATES)
         experiment = dataclasses.replace(experiment, collection=collection, training=training, fitting=fitting)
         pairs = SHORT_PAIRS
+    if minutes is not None:
+        experiment = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, minutes=minutes))
     name = experiment.recipe
-    book = Book.open(out / "reproduction.json", {"recipe": name, "seed": seed, "pairs": pairs, "short": short})
+    claim = {"recipe": name, "seed": seed, "pairs": pairs, "short": short, "minutes": minutes}
+    book = Book.open(out / "reproduction.json", claim)
     if (out / "result.json").exists():
         report("probe", 1, 1, "finished before", "")
         return read_json(out / "result.json")
@@ -112,7 +117,7 @@ def reproduce(
             report("probe", 0, 1, "", "")
             probing = Probing(seed=seed).run(Run(model, episodes, split["train"], split["heldout"]))
             report("probe", 1, 1, "", "")
-    metrics = [json.loads(line) for line in (out / "run" / checkpoints.METRICS).read_text().splitlines()]
+    metrics = checkpoints.metrics(out / "run")
     result = {
         **facts(experiment, model, episodes, trained),
         "evaluation": evaluation.to_json(),
@@ -122,7 +127,9 @@ def reproduce(
         "seed": seed,
         "short": short,
         "command": f"lewm reproduce {name} --out {shlex.quote(str(out))} --seed {seed} "
-        + ("--short" if short else f"--pairs {pairs}"),
+        + ("--short" if short else f"--pairs {pairs}")
+        + ("" if minutes is None else f" --minutes {minutes:g}"),
+        "budget": trained.get("budget"),
         "seconds": book.seconds,
     }
     write_atomically(out / "result.md", _markdown(result, evaluation).encode())
@@ -296,7 +303,9 @@ def _markdown(result: Mapping[str, Any], evaluation: Evaluation) -> str:
         for name, error in result["angles"].items()
     ]
     seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in result["seconds"].items())
-    cost = f"{result['parameters']:,} parameters; {seconds}; {result['machine']['cpus']} CPU cores."
+    budget = checkpoints.budget_in_words(result)
+    trained = f"trained with a {budget}; " if budget else ""
+    cost = f"{trained}{result['parameters']:,} parameters; {seconds}; {result['machine']['cpus']} CPU cores."
     return "\n".join([*lines, "", *angles, "", cost]) + "\n"
 
 

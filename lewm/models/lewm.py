@@ -222,8 +222,7 @@ class LeWM(nn.Module):
     def engine(self, precision: str = "float32") -> Rollout:
         """Make a faster `rollout` out of the weights as they are now.
 
-        What is made has copies of the weights: it never changes the model, and training the model on does not change it. On a
-        CUDA device it is replayed as one graph per shape, where that gives what the eager way gives.
+        What is made has copies of the weights: it never changes the model, and training the model on does not change it.
 
         Args:
             precision: "float32" differs from `rollout` by rounding alone, and gradients reach the actions. "bfloat16" and
@@ -241,8 +240,7 @@ class LeWM(nn.Module):
             raise ValueError(
                 f"expected a device that multiplies faster in bfloat16, got {device}, which does not. Use 'float32'."
             )
-        unroll = engine.Engine(self.state_dict(), self.config.predictor_heads, precision)
-        return engine.Captured(unroll) if device.type == "cuda" else unroll
+        return engine.Engine(self.state_dict(), self.config.predictor_heads, precision)
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """Prediction error of every window of K latents in the batch, plus SIGReg on all latents.
@@ -267,14 +265,13 @@ class LeWM(nn.Module):
         target = _windows(z[:, 1:], K)
         directions = losses.draw_directions(self.latent_dim, self.config.sigreg_slices, generator, z.device)
         sample = z.flatten(0, 1)[:, None] if self.config.sigreg_pooled else z
-        std, rank = losses.spread(z)
         return Losses(
             terms={
                 "prediction": losses.prediction(predicted, target.detach() if self.config.stop_gradient else target),
                 "sigreg": losses.sigreg(sample, directions, self.config.sigreg_knots),
             },
             weights={"sigreg": self.config.sigreg_weight},
-            watch={"latent_std": std, "effective_rank": rank},
+            latents=z.detach(),
         )
 
 

@@ -159,8 +159,9 @@ class History:
 class Agent:
     """Plans for B environments that are stepped together, and carries the plans out.
 
-    One generator per environment drives the search, so an environment is given the same plan alone or in any batch. What
-    may differ is the last digit of a latent, where a library encodes one picture by another route than many.
+    One generator per environment drives the search, so an environment is given the same plan alone or in any batch; a CUDA
+    device draws other numbers from a seed than a CPU. What may differ is the last digit of a latent, where a library encodes
+    one picture by another route than many.
 
     Args:
         model: in evaluation mode.
@@ -221,7 +222,9 @@ class Agent:
         """
         if seeds is not None:
             self._seeds = [int(seed) for seed in seeds]
-        self._generators = [torch.Generator().manual_seed(seed) for seed in self._seeds]
+        # Noise is drawn where it is used: a CPU would need longer for it than a GPU for the plans.
+        where = self._device if self._device.type == "cuda" else torch.device("cpu")
+        self._generators = [torch.Generator(where).manual_seed(seed) for seed in self._seeds]
         self._history = History(self.model.context, self.model.spec.block_dim)
         self._step = 0
         self._queue = np.zeros((self.num_envs, self.config.receding * self.frameskip, self.action_dim), np.float32)
@@ -371,11 +374,12 @@ class Agent:
 def _scorer(model: WorldModel, config: PlanningConfig) -> Scorer:
     """Rollouts by the model's engine, where it has one; low precision never without float32 beside it."""
     engine = getattr(model, "engine", None)
+    replayed = device_of(model).type == "cuda"
     if config.precision == "float32":
-        return Scorer(model.rollout if engine is None else engine(), config.objective)
+        return Scorer(model.rollout if engine is None else engine(), config.objective, replayed=replayed)
     if engine is None:
         raise ValueError(
             f"expected a model with an engine for precision '{config.precision}', got a {type(model).__name__}, which only has "
             "`rollout`. Plan in float32."
         )
-    return Scorer(engine(), config.objective, ranking=engine(config.precision))
+    return Scorer(engine(), config.objective, engine(config.precision), replayed)

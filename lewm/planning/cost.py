@@ -10,18 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lewm.contracts import Objective, Plan, Rollout
+from lewm.models.nn.graphs import Captured
 
 __all__ = ["OutOfTime", "PlanCost", "Scored", "Scorer", "Situation"]
 
-SEQUENCES_AT_ONCE = 2048
+SEQUENCES_AT_ONCE, SEQUENCES_AT_ONCE_CUDA = 2048, 32768
 """Action sequences rolled out together; more are taken environment by environment. Bounds memory: a full-size predictor keeps
 about 100 kB per sequence. On a CPU it is also faster, because the activations of 2048 sequences still fit the caches."""
+
+SEQUENCES_CAPTURED = 2048
+"""Sequences up to which a round of scoring on a CUDA device is replayed as one graph. The kernels of more are so long that
+handing them over costs nothing."""
 
 TRACED_CANDIDATES = 32
 """How many of the cheapest candidates of a scoring round a trace keeps."""
@@ -87,18 +93,37 @@ class Scorer:
         ranking: a faster rollout in low precision. It only ranks: the cheapest `RESCORED_SHARE` of the candidates, and the
             first one, which is a search's incumbent, get their float32 costs; the others keep their ranks behind them. So
             whatever a search returns as its best was chosen by float32 costs. Not used where gradients are asked for.
+        replayed: on a CUDA device a round, from the blocks to their costs, is one graph; see `graphs.Captured`. What a search
+            does between two rounds is some forty small kernels beside the thousands of a round, and stays outside.
     """
 
     rollout: Rollout
     objective: Objective
     ranking: Rollout | None = None
+    replayed: bool = False
 
     def score(self, situation: Situation, blocks: Tensor) -> tuple[Tensor, Tensor, int]:
         """(b, N, H, A) blocks -> (b, N) costs, (b, N, D) latents in which they end, and how many sequences were rolled out."""
-        rescored = math.ceil(RESCORED_SHARE * blocks.shape[1])  # besides the first candidate
-        if self.ranking is None or blocks.requires_grad or rescored + 1 >= blocks.shape[1]:
-            return *self._rolled_out(self.rollout, situation, blocks), blocks.shape[0] * blocks.shape[1]
+        b, N = blocks.shape[:2]
+        rescored = self._rescored(blocks)
+        once = self.round if self.replayed and b * N <= SEQUENCES_CAPTURED else self._round
+        costs, ends = once(situation.context, situation.past_actions, situation.goal, blocks)
+        return costs, ends, b * (N + rescored + 1 if rescored else N)
 
+    @cached_property
+    def round(self) -> Captured:
+        """A round as one graph: (context, past actions, goal, blocks) -> costs and ends."""
+        return Captured(self._round)
+
+    def _rescored(self, blocks: Tensor) -> int:
+        """How many of the candidates are scored again, besides the first; 0 where the first scores are exact."""
+        rescored = math.ceil(RESCORED_SHARE * blocks.shape[1])
+        return 0 if self.ranking is None or blocks.requires_grad or rescored + 1 >= blocks.shape[1] else rescored
+
+    def _round(self, context: Tensor, past_actions: Tensor, goal: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        situation, rescored = Situation(context, past_actions, goal), self._rescored(blocks)
+        if self.ranking is None or not rescored:
+            return self._rolled_out(self.rollout, situation, blocks)
         costs, ends = self._rolled_out(self.ranking, situation, blocks)
         ranks = torch.where(costs.isnan(), torch.inf, costs)
         best = ranks[:, 1:].topk(rescored, largest=False)
@@ -112,12 +137,12 @@ class Scorer:
         # Strictly behind, yet in their order and at their distances: a search may look at more than was scored again.
         costs = torch.nextafter(dearest + (ranks - best.values[:, -1:]), torch.full_like(ranks, torch.inf))
         costs[rows, chosen], ends[rows, chosen] = exact, exact_ends
-        return costs, ends, blocks.shape[0] * (blocks.shape[1] + chosen.shape[1])
+        return costs, ends
 
     def _rolled_out(self, rollout: Rollout, situation: Situation, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Costs and end latents, in fixed portions of environments."""
         costs, ends = [], []
-        portion = max(1, SEQUENCES_AT_ONCE // blocks.shape[1])
+        portion = max(1, (SEQUENCES_AT_ONCE_CUDA if blocks.is_cuda else SEQUENCES_AT_ONCE) // blocks.shape[1])
         for part, b in zip(situation.portions(portion), blocks.split(portion), strict=True):
             latents = rollout(part.context, part.past_actions, b)
             costs.append(self.objective.cost(latents, part.goal))

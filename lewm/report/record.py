@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +55,7 @@ class Record:
         answers: of every analysis there is, by name.
         outcomes: of evaluations, the paper's task first; empty where none is known.
         story: of a quickstart: its result.json.
-        label: what tells this run from the others of a page.
+        label: what tells this run from the others of a page; it names a time budget, where the run had one.
     """
 
     path: Path
@@ -86,7 +85,6 @@ def record_of(run: Path | str, story: Mapping[str, Any] | None = None) -> Record
     """
     run = Path(run)
     experiment = read_json(run / checkpoints.EXPERIMENT)
-    lines = (run / checkpoints.METRICS).read_text().splitlines() if (run / checkpoints.METRICS).exists() else []
     told, beside = story, run.resolve().parent / RESULT
     if told is None and run.resolve().name == "run" and beside.exists():
         told = read_json(beside)
@@ -104,8 +102,10 @@ def record_of(run: Path | str, story: Mapping[str, Any] | None = None) -> Record
         source = run / EVALUATION if (run / EVALUATION).exists() else beside
         raise ValueError(f"{source} is damaged: expected what lewm writes there, got {error!r}. Delete it.") from None
     answers = {name: _answer(run, name) for name in registry.names("analyses")}
-    metrics = [json.loads(line) for line in lines]
-    return Record(run, experiment, metrics, answers, outcomes, told if is_story else None, _named(run))
+    metrics = checkpoints.metrics(run)
+    budget = checkpoints.budget_in_words(experiment)
+    label = f"{_named(run)} ({budget})" if budget else _named(run)
+    return Record(run, experiment, metrics, answers, outcomes, told if is_story else None, label)
 
 
 def _answer(run: Path, name: str) -> Answer:

@@ -93,6 +93,42 @@ def claim(run: Path, description: Mapping[str, Any], extra: Mapping[str, Any], w
         )
 
 
+def budget(run: Path, description: Mapping[str, Any]) -> dict[str, float] | None:
+    """What an earlier call decided for the same experiment with a time budget: `minutes`, `updates`, `updates_per_second`.
+
+    Raises:
+        ValueError: it is there and damaged.
+    """
+    if not (run / EXPERIMENT).exists():
+        return None
+    there, description = read_json(run / EXPERIMENT), json.loads(json.dumps(description))
+    found = there.get("budget")
+    if found is None or {key: there.get(key) for key in description} != description:
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("updates"), int) or found["updates"] < 1:
+        raise ValueError(f"{run / EXPERIMENT} is damaged: expected a number of updates in 'budget', got {found}. Train again.")
+    return found
+
+
+def budget_in_words(experiment: Mapping[str, Any]) -> str:
+    """What tables say of a run that was trained for a given time and not for its recipe's updates; "" of any other."""
+    found = experiment.get("budget")
+    return f"{found['minutes']:g}-minute budget, {found['updates']:,} updates" if found else ""
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """What a training logged, oldest first; nothing of a run that was never trained here.
+
+    Raises:
+        ValueError: a line is damaged; the file is named.
+    """
+    path = run / METRICS
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: expected a JSON object per line, got {error}. Train the run again.") from None
+
+
 class Log:
     """metrics.jsonl: one line per report, cut back to the update from which a run goes on."""
 
@@ -232,7 +268,16 @@ def restore_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ValueError: the file is damaged, or tensors are missing, unexpected or of another shape (up to ten are named).
     """
-    tensors, own = _tensors(path), model.state_dict()
+    fill(model, _tensors(path), path)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Give a model its weights, strictly.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape (up to ten are named, and `source`).
+    """
+    own = model.state_dict()
     wrong = [f"{name} is missing" for name in own.keys() - tensors.keys()]
     wrong += [f"{name} is unexpected" for name in tensors.keys() - own.keys()]
     wrong += [
@@ -242,7 +287,7 @@ def restore_weights(model: nn.Module, path: Path) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(f"{path} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep the two together.")
+        raise ValueError(f"{source} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep the two together.")
     model.load_state_dict(tensors)
 
 

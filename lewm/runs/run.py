@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -176,13 +175,12 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
     else:
         planning = PlanningConfig(registry.load("objectives", "l2")(), registry.load("solvers", "cem")())
     lacks = tuple(sorted(heads_of(planning)))
-    metrics = path / checkpoints.METRICS
     return Run(
         model,
         episodes,
         *_for_probes(len(episodes), heldout),
         open_world=_opener(str(found or learnt), episodes, model.spec.image_size) if found or learnt else None,
-        metrics=tuple(json.loads(line) for line in metrics.read_text().splitlines()) if metrics.exists() else (),
+        metrics=tuple(checkpoints.metrics(path)),
         planning=plain_search() if lacks else planning,
         heads=heads,
         recipe=str(experiment.get("recipe", "")),

@@ -11,10 +11,11 @@ import dataclasses
 import math
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ from torch import Tensor, nn
 from lewm.contracts import Batch, DataSpec
 from lewm.data.episodes import Episodes
 from lewm.data.split import Split, split, statistics
-from lewm.data.windows import beginnings, open_windows
-from lewm.devices import deterministic, fastest_precision
+from lewm.data.windows import Reader, beginnings, open_windows
+from lewm.devices import deterministic, fastest_precision, synchronise
 from lewm.files import read_json
+from lewm.models.nn import losses
 from lewm.models.nn.layers import recalibrating
-from lewm.models.nn.losses import straightness
 from lewm.registry import choose
 from lewm.runs import checkpoints
 
@@ -51,6 +52,22 @@ COLLAPSED_RANK = 2.0
 LOOKS = 10
 """How often a training looks at how straight a few held-out paths are: less than 1% of the time of the shortest recipe."""
 
+ASKED_EVERY = 10
+"""Updates after which the processes of a training ask each other whether one of them is to stop."""
+
+LATER = {"minutes": None, "compile": False}
+"""Settings that older runs did not record, and the values that change nothing of them: those are left out of the record."""
+
+FIRST, TIMED, TIMED_SHARE = 3, (10, 200), 0.03
+"""Updates before a clock is started, which make workspaces and compile; the fewest and the most that are timed; and how much
+of a time budget they may take."""
+
+SPARE = 0.04
+"""Of a time budget, what is not planned with: a machine is not equally fast all the time."""
+
+NEVER = 2**62
+"""No update has this number."""
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -59,6 +76,8 @@ class TrainingConfig:
     Attributes:
         updates: optimiser steps; None lets `epochs` decide.
         epochs: passes over all training windows.
+        minutes: wall time that the training may take, reading included. It decides the number of updates in place of `updates`
+            and `epochs`: from the speed of the first ones, once, and so that the schedule fits it. None: no such limit.
         batch_size: windows per update over all devices.
         window: T, frames per window.
         frameskip: env steps from one frame to the next.
@@ -68,6 +87,7 @@ class TrainingConfig:
         holdout: share of the episodes that is never trained on.
         holdout_seed: draws which; None takes `seed`. Runs with one of these on one file can be compared on the same episodes.
         precision: "32-true", "bf16-mixed", or "auto": bf16 where it is faster than float32 (measured).
+        compile: put the model's parts through `torch.compile`. It takes up to minutes before the first update.
         accelerator, devices: as in Fabric.
         reading: "resident" (all pixels in memory), "streamed" (worker processes) or "auto" (resident where it fits).
         workers: processes of the streamed reader.
@@ -79,6 +99,7 @@ class TrainingConfig:
 
     updates: int | None = None
     epochs: float = 10.0
+    minutes: float | None = None
     batch_size: int = 128
     window: int = 4
     frameskip: int = 5
@@ -89,6 +110,7 @@ class TrainingConfig:
     holdout: float = 0.1
     holdout_seed: int | None = None
     precision: str = "auto"
+    compile: bool = False
     accelerator: str = "auto"
     devices: int = 1
     reading: str = "auto"
@@ -109,6 +131,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value >= bound:
                 raise ValueError(f"{name} must be at least {bound}, got {value}.")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ValueError(f"minutes is a time budget and must be above 0, got {self.minutes}. Leave it out for no limit.")
         for name in ("warmup", "holdout"):
             if not getattr(self, name) < 1:
                 raise ValueError(f"{name} is a share and must be below 1, got {getattr(self, name)}.")
@@ -124,7 +148,7 @@ class Progress:
 
     Attributes:
         update, total: done and planned updates; frames, while the stage is "read".
-        stage: "train", or "read" while pixels are decoded into memory.
+        stage: "train", "read" while pixels are decoded into memory, or "time" while the updates of a budget are timed.
         metrics: the line of metrics.jsonl, on updates that log; empty on the others.
         resumed: the update from which this process went on, 0 for a fresh run.
         alarm: what is wrong with the latents, or "".
@@ -160,13 +184,15 @@ def train(
         `run`.
 
     Raises:
-        ValueError: the data do not fit the settings, or `run` holds another experiment (the fields that differ are named).
+        ValueError: the data do not fit the settings, `run` holds another experiment (the fields that differ are named), or the
+            time budget is too short.
         KeyboardInterrupt: Ctrl-C, after the update in progress is finished and saved.
     """
+    began = time.monotonic()
     episodes = Episodes.open(data)
     chosen = split(len(episodes.lengths), config.holdout, config.seed if config.holdout_seed is None else config.holdout_seed)
     stats = statistics(episodes, chosen.train, seed=config.seed)
-    fabric, precision = _fabric(config, run)
+    fabric, precision = launch(config, run)
     windows = open_windows(
         episodes,
         chosen.train,
@@ -182,79 +208,252 @@ def train(
         world_size=fabric.world_size,
         progress=lambda done, total: report(Progress(done, total, {}, stage="read")) if fabric.is_global_zero else None,
     )
-    total = config.updates or max(1, math.ceil(config.epochs * len(windows) / config.batch_size))
 
     torch.manual_seed(config.seed)
     bare = model_config.build(DataSpec(episodes.image_size, config.frameskip, stats))
     with deterministic(fabric.device):
-        adamw = torch.optim.AdamW(bare.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-        model, optimiser = fabric.setup(_Loss(bare), adamw)
+        trainer = Trainer(
+            fabric, bare, config, windows, beginnings(episodes, chosen.heldout, config.frameskip, seed=config.seed)
+        )
         description = _description(bare, config, episodes, chosen)
+        budget = checkpoints.budget(run, description)
         extra = {
             "data_path": str(Path(data).resolve()),
             "torch": torch.__version__,
             "precision": precision,
             "conduct": {name: getattr(config, name) for name in CONDUCT},
+            **(experiment or {}),
         }
-        checkpoints.claim(run, description, {**extra, **(experiment or {})}, write=fabric.is_global_zero)
+        checkpoints.claim(run, description, extra, write=fabric.is_global_zero)
         fabric.barrier()  # the description is there
-        progress = checkpoints.restore(run, bare, optimiser) or {"update": 0, "seconds": 0.0}
+        if config.minutes is not None:
+            budget = budget or trainer.budget(began, run, report)
+            extra["budget"] = budget
+            checkpoints.claim(run, description, extra, write=fabric.is_global_zero)
+        total = _updates(config, budget, len(windows))
+        progress = checkpoints.restore(run, bare, trainer.optimiser) or {"update": 0, "seconds": 0.0}
         first, seconds = int(progress["update"]), float(progress["seconds"])
         fabric.barrier()  # nobody writes before all have read
         if first >= total:
             return run
         log = checkpoints.Log(run, first) if fabric.is_global_zero else None
-        paths = beginnings(episodes, chosen.heldout, config.frameskip, seed=config.seed)
 
-        started, every = time.monotonic(), config.log_every
+        started = time.monotonic()
         with _graceful_stop() as stop, windows.batches(first, total) as batches:
             for update, batch in zip(range(first, total), batches, strict=False):
-                model.train()
-                rate = _learning_rate(config, update, total)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                torch.manual_seed(_seed(config.seed, update, fabric.global_rank))
-                generator = torch.Generator(fabric.device).manual_seed(_seed(config.seed, update, -1))
-                batch = batch.to(fabric.device)
-                total_loss, terms = model(batch.pixels, batch.actions, generator)
-                fabric.backward(total_loss)
-                norm = fabric.clip_gradients(model, optimiser, max_norm=config.clip, error_if_nonfinite=False)
-                assert norm is not None
-                if not math.isfinite(float(norm)):  # DDP made it the same on all devices, so all of them stop
-                    raise ValueError(
-                        f"the gradient is not finite at update {update}: expected numbers, got {float(norm)}. The last "
-                        f"checkpoint in {run} is whole. Lower the learning rate, or train in precision '32-true'."
-                    )
-                optimiser.step()
-                optimiser.zero_grad()
+                seen = trainer.step(update, total, batch)
 
                 done, metrics, alarm = update + 1, {}, ""
-                if done % every == 0 or done == total:
+                saving = done % config.checkpoint_every == 0 or done == total
+                if done % config.log_every == 0 or done == total:
                     elapsed = time.monotonic() - started
-                    local = {"loss": total_loss.detach(), **terms, "gradient_norm": norm}
-                    values = {name: fabric.all_reduce(value, reduce_op="mean") for name, value in local.items()}
-                    metrics = _metrics(values, done, rate, seconds + elapsed, (done - first) / elapsed)
+                    metrics = trainer.look(seen, done)
+                    if (done - config.log_every) * LOOKS % total < config.log_every * LOOKS or done == total:
+                        metrics |= trainer.look_at_paths()
+                    metrics |= {
+                        "seconds": round(seconds + elapsed, 3),
+                        "updates_per_second": round((done - first) / elapsed, 3),
+                    }
                     alarm = _alarm(metrics, done, total)
-                    if paths is not None and ((done - every) * LOOKS % total < every * LOOKS or done == total):
-                        with recalibrating(bare):  # a function of the weights alone: running averages have a history
-                            metrics["straightness"] = float(straightness(bare.encode(paths.to(fabric.device))))
-                stopping = _anywhere(fabric, stop.is_set())
-                saving = done % config.checkpoint_every == 0 or done == total or stopping
-                if saving:
-                    recalibrate(bare, windows.first(config.recalibration), fabric.device)
+                stopping = _anywhere(fabric, stop.is_set(), done % ASKED_EVERY == 0 or saving)
+                if saving or stopping:
+                    trainer.settle()
                 if metrics and log:
                     log.write({**metrics, **({"alarm": alarm} if alarm else {})})
                     fabric.log_dict(metrics, step=done)
-                if saving:
+                if saving or stopping:
                     if fabric.is_global_zero:
                         elapsed = seconds + time.monotonic() - started
-                        checkpoints.save(run, done, bare, optimiser, {"seconds": elapsed, "total": total, "alarm": alarm})
+                        checkpoints.save(
+                            run, done, bare, trainer.optimiser, {"seconds": elapsed, "total": total, "alarm": alarm}
+                        )
                     fabric.barrier()
                 if fabric.is_global_zero:
                     report(Progress(done, total, metrics, first, alarm))
                 if stopping and done < total:
                     raise KeyboardInterrupt
     return run
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an update leaves on the device. Nothing here was read by the host, which would have to wait for it.
+
+    Attributes:
+        rate: learning rate.
+        loss, norm: the total, and the norm of its gradient before it was clipped.
+        terms: of the loss, not weighted.
+        latents: of the batch, detached; None of a model that has none to show.
+    """
+
+    rate: float
+    loss: Tensor
+    norm: Tensor
+    terms: Mapping[str, Tensor]
+    latents: Tensor | None
+
+
+class Trainer:
+    """A model, its optimiser and its batches, taken one update at a time.
+
+    On an accelerator the host hands out work and waits for nothing but in `look` and `settle`: the speed of a small model
+    depends on it.
+
+    Args:
+        fabric: launched.
+        bare: the model; it is moved to the device.
+        config: how it is trained.
+        windows: gives the batches.
+        paths: (n, T, 3, h, w) uint8, whose straightness is looked at; or None.
+    """
+
+    def __init__(self, fabric: Fabric, bare: Any, config: TrainingConfig, windows: Reader, paths: Tensor | None = None) -> None:
+        self.fabric, self.bare, self.config, self.windows, self.paths = fabric, bare, config, windows, paths
+        if config.compile:
+            for part in bare.children():
+                part.compile()
+        # One kernel for all parameters, where there is one; on a CPU the plain form.
+        fused = True if fabric.device.type == "cuda" else None
+        adamw = torch.optim.AdamW(bare.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+        self.model, self.optimiser = fabric.setup(_Loss(bare), adamw)
+        self._broke = torch.full((), NEVER, dtype=torch.int64, device=fabric.device)
+
+    def step(self, update: int, total: int, batch: Batch) -> Step:
+        """Train on one batch.
+
+        Args:
+            update: number of this update, from 0; it decides directions and dropout.
+            total: planned updates; with it, the learning rate.
+
+        Raises:
+            ValueError: on a CPU, the gradient is not finite. An accelerator says so in `look` and `settle`.
+        """
+        config, device = self.config, self.fabric.device
+        self.model.train()
+        rate = _learning_rate(config, update, total)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(_seed(config.seed, update, self.fabric.global_rank))
+        generator = torch.Generator(device).manual_seed(_seed(config.seed, update, -1))
+        batch = batch.to(device)
+        loss, terms, latents = self.model(batch.pixels, batch.actions, generator)
+        self.fabric.backward(loss)
+        norm = self.fabric.clip_gradients(self.model, self.optimiser, max_norm=config.clip, error_if_nonfinite=False)
+        assert isinstance(norm, Tensor)
+        self._broke = torch.where(norm.isfinite(), self._broke, self._broke.clamp(max=update))
+        if device.type == "cpu":
+            self._require_finite()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return Step(rate, loss.detach(), norm, terms, latents)
+
+    def look(self, seen: Step, done: int) -> dict[str, float]:
+        """Read the numbers of an update, means over all devices.
+
+        Raises:
+            ValueError: a gradient was not finite.
+        """
+        self._require_finite()
+        local = {"loss": seen.loss, **seen.terms, "gradient_norm": seen.norm}
+        if seen.latents is not None:
+            local["latent_std"], local["effective_rank"] = losses.spread(seen.latents)
+        means: dict[str, Any] = {name: self.fabric.all_reduce(value, reduce_op="mean") for name, value in local.items()}
+        return {"update": done, **{name: float(value) for name, value in means.items()}, "learning_rate": seen.rate}
+
+    def look_at_paths(self) -> dict[str, float]:
+        """How straight a few held-out paths are, where there are any; a function of the weights alone."""
+        if self.paths is None:
+            return {}
+        with self._eager(), recalibrating(self.bare):  # running averages have a history
+            return {"straightness": float(losses.straightness(self.bare.encode(self.paths.to(self.fabric.device))))}
+
+    def settle(self) -> None:
+        """Make the model ready for use and for saving: re-estimate its batch-norm statistics.
+
+        Raises:
+            ValueError: a gradient was not finite: what was saved before is better than this.
+        """
+        self._require_finite()
+        with self._eager():
+            recalibrate(self.bare, self.windows.first(self.config.recalibration), self.fabric.device)
+
+    def budget(self, began: float, run: Path, report: Callable[[Progress], None]) -> dict[str, float]:
+        """Decide how many updates fit into `config.minutes`; the model is as before when this returns.
+
+        Updates are timed, and so are a line of the log, a look and a save, because they come as well. What was trained
+        meanwhile is undone: a run with a budget is, bit for bit, one with so many `updates`.
+
+        Args:
+            began: when the training did, by `time.monotonic`.
+            run: on whose disk a save is timed.
+
+        Returns:
+            JSON-ready: `minutes`, the `updates` that were decided, and the `updates_per_second` that decided.
+
+        Raises:
+            ValueError: the budget is shorter than a training; how long one would have to be.
+        """
+        config, fabric = self.config, self.fabric
+        assert config.minutes is not None
+        before = {name: value.clone() for name, value in self.bare.state_dict().items()}
+        limit, whole = 60 * config.minutes, FIRST + TIMED[1]
+
+        def timed(batches: Iterator[Batch], first: int, count: int) -> tuple[float, Step]:
+            synchronise(fabric.device)
+            start = time.monotonic()
+            for update, batch in zip(range(first, first + count), batches, strict=False):
+                seen = self.step(update, whole, batch)
+                if fabric.is_global_zero:
+                    report(Progress(update + 1, first + count, {}, stage="time"))
+            synchronise(fabric.device)
+            return (time.monotonic() - start) / count, seen
+
+        def seconds(action: Callable[[], Any]) -> float:
+            start = time.monotonic()
+            action()
+            return time.monotonic() - start
+
+        with self.windows.batches(0, whole) as batches:
+            timed(batches, 0, FIRST)
+            update_s, seen = timed(batches, FIRST, FIRST)
+            worthwhile = round(min(max(TIMED_SHARE * limit / update_s, TIMED[0]), TIMED[1] - FIRST))
+            if count := fabric.broadcast(worthwhile if time.monotonic() - began < limit else 0):
+                update_s, seen = timed(batches, 2 * FIRST, count)
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".timed-", dir=run) as folder:
+            log = checkpoints.Log(Path(folder), 0)
+            log_s = seconds(lambda: log.write(self.look(seen, 0)))
+            look_s = seconds(self.look_at_paths)
+            save_s = seconds(self.settle)
+            if fabric.is_global_zero:
+                save_s += seconds(lambda: checkpoints.save(Path(folder), 0, self.bare, self.optimiser))
+
+        self.bare.load_state_dict(before)
+        self.optimiser.state.clear()
+        left = (1 - SPARE) * limit - (time.monotonic() - began) - save_s - LOOKS * look_s
+        each = update_s + log_s / config.log_every + save_s / config.checkpoint_every
+        updates = int(fabric.broadcast(math.floor(left / each)))
+        if updates < TIMED[0]:
+            least = (((1 - SPARE) * limit - left + TIMED[0] * each) / (1 - SPARE)) / 60
+            raise ValueError(
+                f"expected a budget in which {TIMED[0]} updates or more fit, got {config.minutes:g} minutes: opening, reading "
+                f"and timing took {time.monotonic() - began:.1f} s, an update takes {update_s:.2g} s, a save {save_s:.2g} s. "
+                f"Give {math.ceil(100 * least) / 100:g} minutes or more, or fewer episodes."
+            )
+        return {"minutes": config.minutes, "updates": updates, "updates_per_second": round(1 / update_s, 3)}
+
+    def _eager(self) -> AbstractContextManager[None]:
+        """What is done now and then, and otherwise than training, is not worth compiling."""
+        return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
+
+    def _require_finite(self) -> None:
+        """Stop if a gradient was not finite. DDP made it the same on all devices, so all of them stop."""
+        first = int(self._broke)
+        if first < NEVER:
+            raise ValueError(
+                f"the gradient is not finite at update {first}: expected numbers, got NaN or infinity. The last checkpoint is "
+                "whole. Lower the learning rate, or train in precision '32-true'."
+            )
 
 
 def recalibrate(model: Any, batches: Iterator[Batch], device: torch.device | str = "cpu") -> None:
@@ -277,13 +476,15 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pixels: Tensor, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = self.model.loss(Batch(pixels, actions), generator)
-        return losses.total, {name: value.detach() for name, value in {**losses.terms, **losses.watch}.items()}
+    def forward(
+        self, pixels: Tensor, actions: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        found = self.model.loss(Batch(pixels, actions), generator)
+        return found.total, {name: value.detach() for name, value in found.terms.items()}, found.latents
 
 
-def _fabric(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
-    """The launched Fabric, and its precision."""
+def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
+    """Start what a training runs on: the launched Fabric, and its precision, which is a run's own once it is decided."""
     loggers: Any = []
     if config.tensorboard:
         from lightning_fabric.loggers import TensorBoardLogger
@@ -324,10 +525,22 @@ def _precision(config: TrainingConfig, run: Path) -> str:
     return fastest_precision(Fabric(accelerator=config.accelerator, devices=1).device)
 
 
-def _anywhere(fabric: Fabric, flag: bool) -> bool:
-    """Is the flag set in any process? All of them must stop after the same update, or some would wait for the others."""
+def _updates(config: TrainingConfig, budget: Mapping[str, float] | None, windows: int) -> int:
+    """Planned updates: what a time budget decided, those that were asked for, or so many passes over the windows."""
+    if budget is not None:
+        return int(budget["updates"])
+    return config.updates or max(1, math.ceil(config.epochs * windows / config.batch_size))
+
+
+def _anywhere(fabric: Fabric, flag: bool, asked: bool) -> bool:
+    """Is the flag set in any process? All of them must stop after the same update, or some would wait for the others.
+
+    Several processes answer only where they are `asked`: it makes each wait for the slowest.
+    """
     if fabric.world_size == 1:
         return flag
+    if not asked:
+        return False
     count = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
     assert isinstance(count, Tensor)
     return bool(count > 0)
@@ -346,16 +559,6 @@ def _seed(seed: int, update: int, stream: int) -> int:
     return int(np.random.SeedSequence([seed, update, stream + 1]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _metrics(values: Mapping[str, Any], update: int, rate: float, elapsed: float, speed: float) -> dict[str, float]:
-    return {
-        "update": update,
-        **{name: float(value.detach()) for name, value in values.items()},
-        "learning_rate": rate,
-        "seconds": round(elapsed, 3),
-        "updates_per_second": round(speed, 3),
-    }
-
-
 def _alarm(metrics: Mapping[str, float], update: int, total: int) -> str:
     """Say so when the latents have collapsed; not before they had a tenth of the run to unfold."""
     if update < min(100, total / 10) or "latent_std" not in metrics:
@@ -370,7 +573,11 @@ def _alarm(metrics: Mapping[str, float], update: int, total: int) -> str:
 def _description(model: Any, config: TrainingConfig, episodes: Episodes, chosen: Split) -> dict[str, Any]:
     """What makes two runs the same experiment."""
     return {
-        "training": {name: value for name, value in dataclasses.asdict(config).items() if name not in CONDUCT},
+        "training": {
+            name: value
+            for name, value in dataclasses.asdict(config).items()
+            if name not in CONDUCT and (name not in LATER or value != LATER[name])
+        },
         "model": checkpoints.describe_model(model),
         "data": {
             "episodes": len(episodes.lengths),

@@ -119,7 +119,7 @@ def test_overfits_one_batch(model):
         losses.total.backward()
         optimiser.step()
         optimiser.zero_grad()
-        history.append(losses.terms["prediction"].item() / float(losses.watch["latent_std"]) ** 2)
+        history.append(losses.terms["prediction"].item() / float(sigreg_losses.spread(losses.latents)[0]) ** 2)
     assert history[-1] < 0.25 * history[0]
 
 

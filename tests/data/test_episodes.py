@@ -83,6 +83,18 @@ def test_neighbouring_rows_share_one_read(path, monkeypatch):
     assert reads == [slice(2, 5), slice(8, 9), slice(12, 13)]
 
 
+def test_a_long_run_is_decoded_into_its_place(tmp_path, monkeypatch):
+    path = publish(tmp_path / "long.h5", lengths=(40, 30))
+    stored = contents(path)["pixels"]
+    reads = []
+    original = h5py.Dataset.read_direct
+    with Episodes.open(path) as episodes:
+        monkeypatch.setattr(h5py.Dataset, "read_direct", lambda *args: reads.append(args[2]) or original(*args))
+        for rows in ([69, *range(3, 33)], [*range(3, 33)][::-1], [*range(20), 5], range(70)):
+            np.testing.assert_array_equal(episodes.pixels_at(rows), stored[np.asarray(rows)])
+    assert reads == [slice(3, 33), slice(0, 70)], "backwards and with repeats a copy is needed"
+
+
 def test_episode_is_its_rows(path):
     stored = contents(path)
     with Episodes.open(path) as episodes:

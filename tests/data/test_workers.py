@@ -56,7 +56,7 @@ def test_what_goes_wrong_in_a_process_is_raised_here(tmp_path, monkeypatch):
 def test_a_slow_world_takes_all_cores_unless_told_otherwise(tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr(collecting, "record", lambda r, tasks, n: used.append((n, len(tasks))) or record(r, tasks, 1))
-    monkeypatch.setattr(collecting, "_cores", lambda: 3)
+    monkeypatch.setattr(collecting, "cores", lambda: 3)
     for seconds in (0.01, 1.0):
         monkeypatch.setattr(collecting, "_seconds_per_row", lambda *_, seconds=seconds: seconds)
         collect("two-room", tmp_path / f"{seconds}.h5", 5, image_size=16, processes=None).close()

@@ -16,6 +16,7 @@ from lewm.evaluation.comparison import COMPARISON_COLUMNS, SPREAD_COLUMNS, Suite
 from lewm.evaluation.evaluate import COLUMNS, markdown_table
 from lewm.evaluation.tasks import standard_tasks
 from lewm.files import write_json
+from lewm.runs.checkpoints import budget_in_words
 from lewm.runs.run import Run, open_run
 
 ORIGINS = {
@@ -102,9 +103,17 @@ def run(
     told: list[dict[str, Any]] = []
     for label, each, config, unseen, suite in zip(labels, opened, configs, heldout, suites, strict=True):
         look = each.episodes.provenance.look or "published"
-        where = f"{each.path} on {len(unseen)} episodes {ORIGINS[each.own_data]} ({each.episodes.path}, look {look})"
+        budget = budget_in_words(each.experiment)
+        named = f"{each.path} ({budget})" if budget else str(each.path)
+        where = f"{named} on {len(unseen)} episodes {ORIGINS[each.own_data]} ({each.episodes.path}, look {look})"
         _show(COLUMNS, suite.rows(), f"{label}: {where}" if label else where, suite.remarks(), markdown)
-        about = {"run": str(each.path), "data": str(each.episodes.path), "world": each.world_name, "look": look}
+        about = {
+            "run": str(each.path),
+            "budget": each.experiment.get("budget"),
+            "data": str(each.episodes.path),
+            "world": each.world_name,
+            "look": look,
+        }
         told.append({**about, "own_data": each.own_data, "settings": repr(config), **suite.to_json()})
     summary: dict[str, Any] = {}
     if same_pairs:

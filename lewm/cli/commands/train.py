@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json as json_text
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from lewm.cli import console
 from lewm.cli.flags import described
 from lewm.data.episodes import Episodes, check_fits
 from lewm.experiments import recipes
-from lewm.files import write_json
+from lewm.files import read_json, write_json
 from lewm.planning.config import describe_planning
 from lewm.runs import checkpoints
 from lewm.training.train import Progress, train
@@ -67,8 +66,8 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
 
         def report(progress: Progress) -> None:
             nonlocal resumed
-            if progress.stage == "read":
-                bars.update("read", progress.update, progress.total)
+            if progress.stage != "train":
+                bars.update(progress.stage, progress.update, progress.total)
                 return
             if resumed is None and progress.resumed:
                 console.say(f"going on from update {progress.resumed} of {out}")
@@ -85,10 +84,10 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
             raise KeyboardInterrupt(kept or "It had no checkpoint yet: the same command begins anew.") from None
         if resumed is None:
             console.say(f"nothing to do: {out} was trained before")
-        *_, last = (out / checkpoints.METRICS).read_text().splitlines()
-        metrics = json_text.loads(last)
+        metrics = checkpoints.metrics(out)[-1]
         alarm = metrics.pop("alarm", "")
-        console.facts(metrics, title=f"{recipe.recipe} in {out}")
+        budget = checkpoints.budget_in_words(read_json(out / checkpoints.EXPERIMENT))
+        console.facts(metrics, title=f"{recipe.recipe} in {out}{f' ({budget})' if budget else ''}")
         if alarm:
             console.alarm(
                 f"{alarm}. Plans of this model will fail: look at what it was trained with, --model.sigreg-weight first."

@@ -19,18 +19,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from lewm.contracts import Rollout
-
-SHAPES_CAPTURED = 8
-"""How many shapes of input a CUDA device keeps a graph for; others run eagerly. A graph holds its activations."""
 
 LAID_OUT_FROM = 2**17
 """Size of a weight from which on a CPU it pays to lay it out for the product beforehand; below, the plain call is quicker."""
@@ -345,52 +339,3 @@ def _normalise(x: Tensor) -> Tensor:
 def _gelu(x: Tensor) -> Tensor:
     """GELU in the memory of `x`, the widest of all; autograd keeps a copy where it needs one."""
     return torch.ops.aten.gelu_(x)
-
-
-class Captured:
-    """An unrolling replayed as one CUDA graph per shape of its inputs: a launch for all its kernels, where they are short.
-
-    The first call with a shape runs the eager way, captures it, and compares; only a graph that answers as the eager way did is
-    used from then on. What needs gradients always takes the eager way. Untried: it was written without a GPU at hand.
-    """
-
-    def __init__(self, unroll: Rollout) -> None:
-        self._unroll = unroll
-        self._replays: dict[tuple[torch.Size, ...], Rollout] = {}
-
-    def __call__(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
-        inputs = (context, past_actions, actions)
-        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-            return self._unroll(*inputs)
-        shapes = tuple(x.shape for x in inputs)
-        if shapes not in self._replays and len(self._replays) < SHAPES_CAPTURED:
-            self._replays[shapes], eager = self._unroll, self._unroll(*inputs)
-            with suppress(RuntimeError):  # a kernel that cannot be captured; the eager way has answered already
-                replay = _capture(self._unroll, inputs)
-                if torch.allclose(replay(*inputs), eager, rtol=1e-4, atol=1e-5):
-                    self._replays[shapes] = replay
-            return eager
-        return self._replays.get(shapes, self._unroll)(*inputs)
-
-
-@torch.no_grad()
-def _capture(unroll: Rollout, inputs: tuple[Tensor, ...]) -> Rollout:
-    """A graph has its inputs and its output in memory of its own, so they are copied in and out."""
-    own = [x.clone() for x in inputs]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries make their workspaces at the first calls, which a graph must not hold
-        for _ in range(3):
-            unroll(*own)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = unroll(*own)
-
-    def replay(*given: Tensor) -> Tensor:
-        for mine, theirs in zip(own, given, strict=True):
-            mine.copy_(theirs)
-        graph.replay()
-        return output.clone()
-
-    return replay

@@ -9,6 +9,7 @@ Epps-Pulley statistic). `sigreg_reference` is that definition and nothing else; 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -245,7 +246,7 @@ def _horner(coefficients: Tensor, wave: Tensor) -> Tensor:
 
 def _over_ranks(sums: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Add the knot sums and the batch sizes of all ranks in one all-reduce."""
-    flat = torch.cat([torch.view_as_real(sums).flatten(), sums.real.new_tensor([count])])
+    flat = torch.cat([torch.view_as_real(sums).flatten(), sums.real.new_full((1,), count)])
     if _world_size() > 1:
         dist.all_reduce(flat)
     return torch.view_as_complex(flat[:-1].view(*sums.shape, 2)), flat[-1]
@@ -314,11 +315,16 @@ def turns(path: Tensor, still: Tensor | float = 0.0) -> Tensor:
 
 def _quadrature(num_knots: int, max_knot: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(Q,) knots, N(0, 1)'s characteristic function phi at them, and trapezoid weights of [-max_knot, max_knot] times phi."""
+    return _quadrature_on(num_knots, max_knot, like.device, like.dtype)
+
+
+@lru_cache(maxsize=16)  # constants: sent to a device anew at every update, they would make the host wait for it
+def _quadrature_on(num_knots: int, max_knot: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     knots = torch.linspace(0.0, max_knot, num_knots, dtype=torch.float64)
     phi = torch.exp(-knots.square() / 2)
     weights = torch.full_like(knots, 2 * max_knot / (num_knots - 1))
     weights[[0, -1]] /= 2
-    knots, phi, weights = (values.to(like.device, like.dtype) for values in (knots, phi, weights * phi))
+    knots, phi, weights = (values.to(device, dtype) for values in (knots, phi, weights * phi))
     return knots, phi, weights
 
 
