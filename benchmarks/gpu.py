@@ -273,6 +273,8 @@ def measure(
     command = f"lewm bench gpu --minutes {minutes:g} --out {shlex.quote(str(out))} --seed {seed}{' --dry' if dry else ''}"
     bench.told = {"command": command + "".join(f" --only {stage}" for stage in only), "dry": dry, "machine": _machine(device)}
     bench.work.mkdir(parents=True, exist_ok=True)
+    with deterministic(device):  # what it asks of libraries has to be asked before their first call
+        pass
     stages = [stage for stage in STAGES if not only or stage in only]
     shares = {stage: SHARES[stage] for stage in stages if stage in SHARES}
     for stage in stages:
