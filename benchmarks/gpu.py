@@ -53,7 +53,7 @@ from lewm.recipes import CollectionConfig, Experiment
 from lewm.reproduction import Report, facts, train_model
 from lewm.scoring import Scorer, Situation
 from lewm.solvers.cem import CEM
-from lewm.subject import Subject
+from lewm.subject import Subject, Unsupported
 from lewm.tasks import Protocol
 from lewm.training import Trainer, TrainingConfig, launch
 from lewm.windows import Resident, Streamed, Windows
@@ -291,14 +291,14 @@ def measure(
 
 def _carry_out(bench: Bench, stage: Callable[[Bench], None]) -> None:
     """One stage. Whatever ends it, the next one begins: minutes on a lent card are too dear to lose."""
-    if bench.left() <= 0:
+    if bench.left() <= 0 and bench.stage != "save":  # a second, and without it the others were for nothing
         bench.add("the stage", remark="skipped: its time is used up")
         return
     bench.report(bench.stage, 0, 1, "", "")
     began = time.monotonic()
     try:
         stage(bench)
-    except OutOfTime as error:
+    except (OutOfTime, Unsupported) as error:
         bench.add("the stage", remark=f"ended: {error}")
     except torch.cuda.OutOfMemoryError as error:
         bench.add("the stage", remark=f"ended, the device's memory is too small for it: {str(error).partition('.')[0]}")
