@@ -57,7 +57,7 @@ from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from lewm.runs import checkpoints
 from lewm.runs.pieces import save_pieces
-from lewm.runs.run import Run
+from lewm.runs.run import Run, Unsupported
 from lewm.training.train import Trainer, TrainingConfig, launch
 from lewm.worlds.kit.opening import open_world
 
@@ -276,6 +276,8 @@ def measure(
     command = f"lewm bench gpu --minutes {minutes:g} --out {shlex.quote(str(out))} --seed {seed}{' --dry' if dry else ''}"
     bench.told = {"command": command + "".join(f" --only {stage}" for stage in only), "dry": dry, "machine": _machine(device)}
     bench.work.mkdir(parents=True, exist_ok=True)
+    with deterministic(device):  # what it asks of libraries has to be asked before their first call
+        pass
     stages = [stage for stage in STAGES if not only or stage in only]
     shares = {stage: SHARES[stage] for stage in stages if stage in SHARES}
     for stage in stages:
@@ -292,14 +294,14 @@ def measure(
 
 def _carry_out(bench: Bench, stage: Callable[[Bench], None]) -> None:
     """One stage. Whatever ends it, the next one begins: minutes on a lent card are too dear to lose."""
-    if bench.left() <= 0:
+    if bench.left() <= 0 and bench.stage != "save":  # a second, and without it the others were for nothing
         bench.add("the stage", remark="skipped: its time is used up")
         return
     bench.report(bench.stage, 0, 1, "", "")
     began = time.monotonic()
     try:
         stage(bench)
-    except OutOfTime as error:
+    except (OutOfTime, Unsupported) as error:
         bench.add("the stage", remark=f"ended: {error}")
     except torch.cuda.OutOfMemoryError as error:
         bench.add("the stage", remark=f"ended, the device's memory is too small for it: {str(error).partition('.')[0]}")
