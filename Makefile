@@ -12,7 +12,7 @@ NEW_VENV = $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
 INSTALL = $(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt
 endif
 
-.PHONY: quickstart test test-slow lint format bench wheels ablations clean
+.PHONY: quickstart test test-slow lint format docs bench wheels ablations clean
 
 quickstart: .venv/installed  ## collect, train, evaluate, probe, report: two minutes on two cores
 	$(BIN)/lewm quickstart $(ARGS)
@@ -31,6 +31,9 @@ lint: .venv/installed-dev
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/installed-docs  ## the site, in build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
 
 bench: .venv/installed  ## every benchmark, each paired against its reference
 	$(BIN)/lewm bench
@@ -58,4 +61,8 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	@$(INSTALL) --editable ".[dev]"
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	@$(INSTALL) --editable ".[docs]"
 	@touch $@
