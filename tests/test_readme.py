@@ -1,4 +1,4 @@
-"""The README's commands are real: all of them parse, its imports exist, and its small pipeline runs from top to bottom."""
+"""What the README and the docs show is real: commands parse, imports exist, README and tutorial run from top to bottom."""
 
 import ast
 import doctest
@@ -15,7 +15,14 @@ from lewm import registry
 from lewm.cli.main import main
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+EXECUTED = ("README.md", "docs/tutorial.md")
+PAGES = (
+    *EXECUTED,
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("compare-runs", "gpu", "plan-faster", "published-weights", "reproduce")),
+)
+"""Whose commands must be of today; those of your-own-data.md are run word for word by test_docs."""
+
 SHELLS = ("sh", "bash", "shell", "console", "")
 
 SMALLER = {
@@ -65,17 +72,12 @@ def programs(text):
     return ["".join(e.source for e in parser.get_examples(c)) if ">>>" in c else c for c in code]
 
 
-@pytest.fixture(scope="module")
-def readme():
-    assert README.exists(), "the README is missing"
-    return README.read_text()
+@pytest.fixture(params=PAGES)
+def page(request):
+    return (ROOT / request.param).read_text()
 
 
-def test_there_are_commands(readme):
-    assert commands(readme), "the README shows no lewm command"
-
-
-def test_every_command_parses(readme, monkeypatch):
+def test_every_command_parses(page, monkeypatch):
     """With the real parser, and the work itself left out."""
     real = tyro.cli
 
@@ -87,7 +89,8 @@ def test_every_command_parses(readme, monkeypatch):
         return real(nothing, **settings)
 
     monkeypatch.setattr(tyro, "cli", parse)
-    for words in commands(readme):
+    assert commands(page), "the page shows no lewm command"
+    for words in commands(page):
         shown = shlex.join(["lewm", *words])
         try:
             code = main(words)
@@ -129,8 +132,8 @@ def with_flags(words, flags):
     return kept + [part for item in flags.items() for part in item if part]
 
 
-def test_imports_exist(readme):
-    for code in programs(readme):
+def test_imports_exist(page):
+    for code in programs(page):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.Import):
                 for alias in node.names:
@@ -142,20 +145,22 @@ def test_imports_exist(readme):
 
 
 @pytest.mark.slow
-def test_the_pipeline_and_the_programs_run(readme, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", EXECUTED)
+def test_the_pipeline_and_the_programs_run(name, tmp_path, monkeypatch):
     """Commands in their order, smaller; those whose files no earlier one made (RUN, your-data.h5) only had to parse."""
+    page = (ROOT / name).read_text()
     monkeypatch.chdir(tmp_path)
     ran = set()
-    for words in commands(readme):
+    for words in commands(page):
         if not words or words[0].startswith("-") or "--help" in words or not inputs_exist(words):
             continue
         small = with_flags(words, SMALLER.get(words[0], {}))
         assert main(small) == 0, shlex.join(["lewm", *small])
         ran.add(words[0])
-    wanted = {words[0] for words in commands(readme) if words} & {"collect", "train", "evaluate", "quickstart"}
-    assert wanted <= ran, f"nothing in the README can be run as it stands of: {sorted(wanted - ran)}"
-    for code in programs(readme):
-        exec(compile(code, str(README), "exec"), {"__name__": "readme"})
+    wanted = {words[0] for words in commands(page) if words} & {"collect", "train", "evaluate", "quickstart"}
+    assert wanted <= ran, f"nothing in {name} can be run as it stands of: {sorted(wanted - ran)}"
+    for code in programs(page):
+        exec(compile(code, name, "exec"), {"__name__": "readme"})
 
 
 def inputs_exist(words):
