@@ -33,7 +33,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 docs: .venv/installed-docs  ## the site, in build/site; a link that leads nowhere is an error
-	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 bench: .venv/installed  ## every benchmark, each paired against its reference
 	$(BIN)/lewm bench
