@@ -1,4 +1,5 @@
-"""The README's commands are real: all of them parse, its imports exist, and its small pipeline runs from top to bottom."""
+"""The README's commands are real: all of them parse, its imports exist, and its small pipeline runs
+from top to bottom."""
 
 import ast
 import doctest
@@ -38,7 +39,8 @@ def blocks(text):
 
 
 def commands(text):
-    """The words after "lewm" of every such command in shell blocks, alternatives in a line included."""
+    """The words after "lewm" of every such command in shell blocks, alternatives in a line
+    included."""
     found = []
     for language, code in blocks(text):
         if language not in SHELLS:
@@ -79,13 +81,20 @@ def prose(text):
 
 def placeholders(text):
     """Lines that stand for text to come: a word of capitals alone, or the usual marks."""
-    return re.findall(r"^(?:[A-Z][A-Z _-]{2,}|.*\b(?:TODO|TBD|FIXME|XXX)\b.*)$", prose(text), re.MULTILINE)
+    return re.findall(
+        r"^(?:[A-Z][A-Z _-]{2,}|.*\b(?:TODO|TBD|FIXME|XXX)\b.*)$", prose(text), re.MULTILINE
+    )
 
 
 def files_named(text):
-    """Relative addresses of links and pictures, in Markdown and in HTML, without their #fragments."""
+    """Relative addresses of links and pictures, in Markdown and in HTML, without their
+    #fragments."""
     markdown = r"\]\(\s*<?([^)\s>]+)"
-    addresses = re.findall(rf"{markdown}|(?:src|srcset|href)=[\"']([^\"']+)|^\[[^\]]+\]:\s*(\S+)", prose(text), re.MULTILINE)
+    addresses = re.findall(
+        rf"{markdown}|(?:src|srcset|href)=[\"']([^\"']+)|^\[[^\]]+\]:\s*(\S+)",
+        prose(text),
+        re.MULTILINE,
+    )
     paths = (next(filter(None, found)).partition("#")[0] for found in addresses)
     return [path for path in paths if path and not re.match(r"[a-z]+:|//", path)]
 
@@ -144,7 +153,8 @@ def flag(words, name):
 
 
 def with_flags(words, flags):
-    """The words with some flags set, in place of what was there; a flag without a value is a switch."""
+    """The words with some flags set, in place of what was there; a flag without a value is a
+    switch."""
     kept, value_follows = [], False
     for word in words:
         if value_follows:
@@ -165,12 +175,15 @@ def test_imports_exist(readme):
             elif isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module)
                 for alias in node.names:
-                    assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+                    assert hasattr(module, alias.name) or importlib.import_module(
+                        f"{node.module}.{alias.name}"
+                    )
 
 
 @pytest.mark.slow
 def test_the_pipeline_and_the_programs_run(readme, tmp_path, monkeypatch):
-    """Commands in their order, smaller; those whose files no earlier one made (RUN, your-data.h5) only had to parse."""
+    """Commands in their order, smaller; those whose files no earlier one made (RUN, your-data.h5)
+    only had to parse."""
     monkeypatch.chdir(tmp_path)
     ran = set()
     for words in commands(readme):
@@ -179,8 +192,15 @@ def test_the_pipeline_and_the_programs_run(readme, tmp_path, monkeypatch):
         small = with_flags(words, SMALLER.get(words[0], {}))
         assert main(small) == 0, shlex.join(["lewm", *small])
         ran.add(words[0])
-    wanted = {words[0] for words in commands(readme) if words} & {"collect", "train", "evaluate", "quickstart"}
-    assert wanted <= ran, f"nothing in the README can be run as it stands of: {sorted(wanted - ran)}"
+    wanted = {words[0] for words in commands(readme) if words} & {
+        "collect",
+        "train",
+        "evaluate",
+        "quickstart",
+    }
+    assert wanted <= ran, (
+        f"nothing in the README can be run as it stands of: {sorted(wanted - ran)}"
+    )
     for code in programs(readme):
         exec(compile(code, str(README), "exec"), {"__name__": "readme"})
 
@@ -194,7 +214,7 @@ def inputs_exist(words):
     return all(Path(path).exists() for path in inputs if path is not None)
 
 
-# --------------------------------------------------------------------------------------------- the extraction itself
+# ---------------------------------------------------------------------------- the extraction itself
 
 EXAMPLE = """
 ```bash
@@ -215,14 +235,17 @@ lewm is not a command here
 
 
 def test_what_points_elsewhere_is_found():
-    page = """![a](docs/plan.gif) [b](LOG.md#x) [c](https://e.org/x) [d](#here) <img src="docs/b.png">
+    page = """![a](docs/plan.gif) [b](LOG.md#x) [c](https://e.org/x) [d](#here)
+<img src="docs/b.png">
 [e]: docs/e.md
 ```sh
 [not](a-link.md)
 ```
 """
     assert files_named(page) == ["docs/plan.gif", "LOG.md", "docs/b.png", "docs/e.md"]
-    assert placeholders("# ARCHITECTURE\n\nRESULTS\n\nMIT licence.\n\n- TODO: more\n```\nA B C\n```\n") == [
+    assert placeholders(
+        "# ARCHITECTURE\n\nRESULTS\n\nMIT licence.\n\n- TODO: more\n```\nA B C\n```\n"
+    ) == [
         "RESULTS",
         "- TODO: more",
     ]
@@ -230,9 +253,23 @@ def test_what_points_elsewhere_is_found():
 
 def test_extraction():
     collect = ["collect", "two-room", "--out", "a.h5", "--episodes", "400"]
-    assert commands(EXAMPLE) == [collect, ["train", "two-room-tiny", "--data", "a.h5", "--out", "run"]]
+    assert commands(EXAMPLE) == [
+        collect,
+        ["train", "two-room-tiny", "--data", "a.h5", "--out", "run"],
+    ]
     assert programs(EXAMPLE) == ["import lewm\nlewm.__name__\n"]
-    assert with_flags(collect, {"--episodes": "3"}) == ["collect", "two-room", "--out", "a.h5", "--episodes", "3"]
+    assert with_flags(collect, {"--episodes": "3"}) == [
+        "collect",
+        "two-room",
+        "--out",
+        "a.h5",
+        "--episodes",
+        "3",
+    ]
     assert with_flags(["bench", "--quick"], {"--quick": ""}) == ["bench", "--quick"]
-    assert with_flags(["collect", "--episodes=400"], {"--episodes": "3"}) == ["collect", "--episodes", "3"]
+    assert with_flags(["collect", "--episodes=400"], {"--episodes": "3"}) == [
+        "collect",
+        "--episodes",
+        "3",
+    ]
     assert list(names(["evaluate", "run", "--solver=icem"])) == [("solvers", "icem")]
