@@ -146,3 +146,11 @@ def test_the_public_surface_is_small_and_real():
 
     assert len(lewm.__all__) <= 25
     assert all(hasattr(lewm, name) for name in lewm.__all__)
+
+
+def test_no_test_file_imports_another():
+    folder = Path(__file__).parent
+    for path in folder.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests"):
+                assert node.module.startswith("tests.support"), f"{path} imports {node.module}"

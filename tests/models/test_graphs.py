@@ -9,7 +9,7 @@ import torch
 from lewm.models.nn.graphs import SHAPES_CAPTURED, Captured
 from lewm.planning.cost import Scorer, Situation
 from lewm.planning.objectives.l2 import L2
-from tests.models.test_engine import model, question
+from tests.support.models import model, question
 from tests.support.point_world import PointModel
 
 
