@@ -10,8 +10,7 @@ import torch
 from lewm import devices
 from lewm.benchmarks.engine import flops
 from lewm.models.lewm import LeWM
-from lewm.models.nn import engine
-from lewm.models.nn import engine as unrolling
+from lewm.models.nn.engine import ROWS_AT_LEAST, Engine
 from tests.support.models import model, question
 
 
@@ -82,7 +81,7 @@ def test_gradients_reach_the_actions(full):
 def test_it_keeps_its_hands_off_the_model_and_the_inputs(precision, full):
     plain = model(3, full=full)
     before = copy.deepcopy(plain.state_dict())
-    engine = unrolling.Engine(plain.state_dict(), plain.config.predictor_heads, precision)
+    engine = Engine(plain.state_dict(), plain.config.predictor_heads, precision)
     asked = question(plain, 2)
     copies = [x.clone() for x in asked]
     with torch.no_grad():
@@ -97,7 +96,7 @@ def test_it_keeps_its_hands_off_the_model_and_the_inputs(precision, full):
 @pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.03), ("int8", 0.12)])
 def test_low_precision_ranks_nearly_the_same(precision, error):
     plain = model(3, full=True)
-    engine = unrolling.Engine(plain.state_dict(), plain.config.predictor_heads, precision)
+    engine = Engine(plain.state_dict(), plain.config.predictor_heads, precision)
     with torch.no_grad():
         asked = question(plain, 1, environments=1, candidates=32)
         ours, exact = engine(*asked), plain.rollout(*asked)
@@ -151,7 +150,7 @@ def arithmetic(of: LeWM, k: int, candidates: int, horizon: int) -> int:
     block = action + c.predictor_depth * 6 * width * width
     leave = c.projector_dim * (width + of.latent_dim)
     enter = width * of.latent_dim if width != of.latent_dim else 0
-    few = engine.ROWS_AT_LEAST  # of what depends on the past alone
+    few = ROWS_AT_LEAST  # of what depends on the past alone
     total = few * (k - 1) * block + candidates * horizon * (block + leave)
     for newest in range(k + horizon - 1):
         slides = newest >= K
