@@ -32,7 +32,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/installed-docs  ## the site, in build/site; a link that leads nowhere is an error
+docs: .venv/installed-docs  ## the site, in build/site; a link that leads nowhere is an error (--quiet would hide it)
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 bench: .venv/installed  ## every benchmark, each paired against its reference

@@ -1,4 +1,5 @@
-"""Bring the pages at the root of the repository into the site, and turn links between files into links between pages."""
+"""Bring the pages at the root of the repository into the site, and turn links between files into
+links between pages."""
 
 import posixpath
 import re
@@ -33,7 +34,9 @@ def on_page_markdown(markdown, page, config, files):
 
     def link(match):
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[1]))
-        target = PAGES.get(target, target.removeprefix("docs/") if target.startswith("docs/") else "")
+        target = PAGES.get(
+            target, target.removeprefix("docs/") if target.startswith("docs/") else ""
+        )
         if not target:  # a file of the repository that is no page
             return match[0]
         return f"]({posixpath.relpath(target, posixpath.dirname(there) or '.')}{match[2] or ''})"

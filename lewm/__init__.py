@@ -1,6 +1,8 @@
-"""LeWorldModel, whole: collect, train, plan, probe and explain a world model that learns from pixels and actions alone.
+"""LeWorldModel, whole: collect, train, plan, probe and explain a world model that learns from
+pixels and actions alone.
 
-The names below are the public surface. Each is imported when it is first asked for, so that `import lewm` costs nothing.
+The names below are the public surface. Each is imported when it is first asked for, so that `import
+lewm` costs nothing.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""The vocabulary that every module shares: shapes, records and roles. It imports torch, numpy and the standard library.
+"""The vocabulary that every module shares: shapes, records and roles. It imports torch, numpy and
+the standard library.
 
 Shape letters, the one legend of the project:
 
     B batch (or environments)   T window    K context    H horizon in action blocks    N candidates
-    A action block (frameskip x a)   a one env action   D latent   P patches   M slices   Q knots   S state variables
+    A action block (frameskip x a)   a one env action   D latent   P patches   M slices   Q knots
+    S state variables
 
-Pixels are lower-case `c h w`, so `H` is never a height. At rest and in a `Batch` pixels are uint8; they become float
-inside a model and nowhere else.
+Pixels are lower-case `c h w`, so `H` is never a height. At rest and in a `Batch` pixels are uint8;
+they become float inside a model and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-# --------------------------------------------------------------------------------------------------------- records
+# ------------------------------------------------------------------------------------------ records
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,22 @@ class WorldSpec:
         name: the plug-in's key, as in `registry.load("worlds", name)`.
         version: of dynamics and look; it goes up when either changes, and is stored with the data.
         image_size: height and width of `pixels`, which are square.
-        action_low, action_high: the action box, one number per action dimension, in the env's own units.
+        action_low, action_high: the action box, one number per action dimension, in the env's own
+            units.
         state_names, state_units: one per state variable, in the order of `state`.
         max_steps: length in env steps at which collection cuts an episode.
-        look: the named appearance ("published" unless a factor changed it); numbers of two looks are never mixed.
-        picture_extent: width of the picture in the unit of the state, for a planar world whose first two state variables are
-            a place in it (x to the right, y down); None for other worlds.
-        tolerance: largest distance from the goal that counts as success, in the unit of the state; None where success is
-            no such distance.
-        criteria: names of what `World.success` can be asked for. The first is the benchmark's success, by which runs are
-            compared; others, such as "block pose", are reported beside it.
-        things: names of what can be put elsewhere or painted by itself, see `World.teleport`; the one that acts comes first.
+        look: the named appearance ("published" unless a factor changed it); numbers of two looks
+            are never mixed.
+        picture_extent: width of the picture in the unit of the state, for a planar world whose
+            first two state variables are a place in it (x to the right, y down); None for other
+            worlds.
+        tolerance: largest distance from the goal that counts as success, in the unit of the state;
+            None where success is no such distance.
+        criteria: names of what `World.success` can be asked for. The first is the benchmark's
+            success, by which runs are compared; others, such as "block pose", are reported beside
+            it.
+        things: names of what can be put elsewhere or painted by itself, see `World.teleport`; the
+            one that acts comes first.
     """
 
     name: str
@@ -77,15 +84,23 @@ class Statistics:
         return len(self.action_mean)
 
     def normalise_actions(self, actions: Tensor) -> Tensor:
-        """Z-score env actions; (..., n*a) holds n steps side by side. NaN, the published end mark, becomes 0."""
-        return ((actions - self._tiled(self.action_mean, actions)) / self._tiled(self.action_std, actions)).nan_to_num(nan=0.0)
+        """Z-score env actions; (..., n*a) holds n steps side by side. NaN, the published end mark,
+        becomes 0."""
+        return (
+            (actions - self._tiled(self.action_mean, actions))
+            / self._tiled(self.action_std, actions)
+        ).nan_to_num(nan=0.0)
 
     def denormalise_actions(self, actions: Tensor) -> Tensor:
         """Undo `normalise_actions` (but for NaN); same shapes."""
-        return actions * self._tiled(self.action_std, actions) + self._tiled(self.action_mean, actions)
+        return actions * self._tiled(self.action_std, actions) + self._tiled(
+            self.action_mean, actions
+        )
 
     def _tiled(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=like.dtype, device=like.device).repeat(like.shape[-1] // len(values))
+        return torch.tensor(values, dtype=like.dtype, device=like.device).repeat(
+            like.shape[-1] // len(values)
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,8 @@ class DataSpec:
 
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on a device, without waiting for what that is doing: to a CUDA device through pinned memory."""
+    """A tensor on a device, without waiting for what that is doing: to a CUDA device through pinned
+    memory."""
     device = torch.device(device)
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -116,7 +132,8 @@ class Batch:
 
     Attributes:
         pixels: (B, T, 3, h, w) uint8 observations, `frameskip` env steps apart, oldest first.
-        actions: (B, T-1, A) float32 normalised action blocks; block t is executed *from* observation t.
+        actions: (B, T-1, A) float32 normalised action blocks; block t is executed *from*
+            observation t.
     """
 
     pixels: Tensor
@@ -128,13 +145,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Hindsight:
-    """What was done, seen from where it led: the data that heads are fitted to. All of it is latents of a frozen model.
+    """What was done, seen from where it led: the data that heads are fitted to. All of it is
+    latents of a frozen model.
 
     Attributes:
         now: (B, D) latents of frames.
         goal: (B, D) latents of frames of the same episodes, later or the same.
         steps: (B,) float32 env steps from `now` to `goal`, 0 or more.
-        blocks: (B, H, A) normalised action blocks that were executed from `now` on, 0 where they are not known.
+        blocks: (B, H, A) normalised action blocks that were executed from `now` on, 0 where they
+            are not known.
         known: (B, H) bool, blocks that the episode holds and that began before the goal.
     """
 
@@ -147,11 +166,13 @@ class Hindsight:
 
 @dataclass(frozen=True)
 class Losses:
-    """Named terms of one training objective, each a scalar tensor, their weights, and what is worth watching.
+    """Named terms of one training objective, each a scalar tensor, their weights, and what is worth
+    watching.
 
-    `total` is what is differentiated: the weighted sum of `terms` (weight 1 where none is given). `watch` holds detached
-    scalars that take no part in it. `latents`, (..., D) and detached, are those of the batch: a training looks now and then
-    at how far they spread, which would cost too much at every update.
+    `total` is what is differentiated: the weighted sum of `terms` (weight 1 where none is given).
+    `watch` holds detached scalars that take no part in it. `latents`, (..., D) and detached, are
+    those of the batch: a training looks now and then at how far they spread, which would cost too
+    much at every update.
     """
 
     terms: dict[str, Tensor]
@@ -161,7 +182,9 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        return torch.stack([self.weights.get(name, 1.0) * value for name, value in self.terms.items()]).sum()
+        return torch.stack(
+            [self.weights.get(name, 1.0) * value for name, value in self.terms.items()]
+        ).sum()
 
 
 @dataclass(frozen=True)
@@ -200,8 +223,9 @@ class Result:
         name: the analysis.
         values: JSON-ready scalars and short lists, with intervals as [low, high].
         arrays: name -> array for `report.sections`; never written to JSON.
-        tables: caption -> rows, each column -> number or text: what a person reads, in the terminal and beside a figure. All
-            rows of a table have the same columns; a caption says how many were measured.
+        tables: caption -> rows, each column -> number or text: what a person reads, in the terminal
+            and beside a figure. All rows of a table have the same columns; a caption says how many
+            were measured.
     """
 
     name: str
@@ -210,13 +234,15 @@ class Result:
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
-# ----------------------------------------------------------------------------------------------------------- roles
+# -------------------------------------------------------------------------------------------- roles
 
 Cost = Callable[[Tensor], Tensor]
-"""(B, N, H, A) candidate action blocks -> (B, N) costs, lower is better; NaN marks a diverged rollout."""
+"""(B, N, H, A) candidate action blocks -> (B, N) costs, lower is better; NaN marks a diverged
+rollout."""
 
 Rollout = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A rollout: (B, k, D) context, (B, k-1, A) past blocks, (B, N, H, A) blocks -> (B, N, H, D), as `WorldModel.rollout`."""
+"""A rollout: (B, k, D) context, (B, k-1, A) past blocks, (B, N, H, A) blocks -> (B, N, H, D), as
+`WorldModel.rollout`."""
 
 Policy = Callable[[], np.ndarray]
 """Look at its world's current state and goal, return (B, a) float32 env actions."""
@@ -224,7 +250,8 @@ Policy = Callable[[], np.ndarray]
 
 @runtime_checkable
 class WorldModel(Protocol):
-    """A model of floor 2, seen from training, planning and the analyses. Its file gives a config with `.build(spec)`."""
+    """A model, seen from training, planning and the analyses. Its file gives a config with
+    `.build(spec)`."""
 
     spec: DataSpec
     context: int  # K, the most past observations the predictor looks at
@@ -235,20 +262,24 @@ class WorldModel(Protocol):
         ...
 
     def rollout(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
-        """(B, K, D), (B, K-1, A), (B, N, H, A) -> (B, N, H, D); index h is the latent after block h."""
+        """(B, K, D), (B, K-1, A), (B, N, H, A) -> (B, N, H, D); index h is the latent after block
+        h."""
         ...
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
-        """The training objective on one batch; `generator` draws what the objective draws at random."""
+        """The training objective on one batch; `generator` draws what the objective draws at
+        random."""
         ...
 
 
 @runtime_checkable
 class Head(Protocol):
-    """A small network on frozen latents, fitted after the world model and stored beside it; an `nn.Module`.
+    """A small network on frozen latents, fitted after the world model and stored beside it; an
+    `nn.Module`.
 
-    One file in `heads/`, whose config gives one with `.build(latent_dim, block_dim)`. A solver or an objective that needs heads
-    has a field for each, None until `config.attach` fills it, and names them in a class variable `heads`: {field: head}.
+    One file in `heads/`, whose config gives one with `.build(latent_dim, block_dim)`. A solver or
+    an objective that needs heads has a field for each, None until `config.attach` fills it, and
+    names them in a class variable `heads`: {field: head}.
     """
 
     def loss(self, batch: Hindsight) -> Losses:
@@ -265,7 +296,8 @@ class Objective(Protocol):
 
 
 class Solver(Protocol):
-    """A search over action sequences. Frozen dataclass, one file in `solvers/`; holds no state, asks no environment."""
+    """A search over action sequences. Frozen dataclass, one file in `solvers/`; holds no state,
+    asks no environment."""
 
     @property
     def evaluations(self) -> int:
@@ -273,24 +305,28 @@ class Solver(Protocol):
         ...
 
     def solve(self, cost: Cost, start: Plan, box: Box, generators: Sequence[Generator]) -> Plan:
-        """Improve `start`. One generator per environment: what shares a batch never changes a plan."""
+        """Improve `start`. One generator per environment: what shares a batch never changes a
+        plan."""
         ...
 
 
 @runtime_checkable
 class Proposing(Protocol):
-    """A solver that says itself where its search starts, because it has learnt what was done in such a situation."""
+    """A solver that says itself where its search starts, because it has learnt what was done in
+    such a situation."""
 
     def propose(self, now: Tensor, goal: Tensor, elapsed: Tensor, horizon: int) -> Tensor:
-        """(B, D) current and (B, D) goal latents, (B,) env steps since the goal was set -> (B, H, A) normalised blocks."""
+        """(B, D) current and (B, D) goal latents, (B,) env steps since the goal was set -> (B, H,
+        A) normalised blocks."""
         ...
 
 
 class World(Protocol):
     """B environments of one kind stepped together: what collection and evaluation drive.
 
-    A world plug-in is a `gymnasium.Env` (one environment). `opening.open_world` turns it into this role: through the
-    class method `batched(num_envs, **options)` where the plug-in has one, else by looping over single environments.
+    A world plug-in is a `gymnasium.Env` (one environment). `opening.open_world` turns it into this
+    role: through the class method `batched(num_envs, **options)` where the plug-in has one, else by
+    looping over single environments.
     """
 
     spec: WorldSpec
@@ -324,11 +360,13 @@ class World(Protocol):
         ...
 
     def render(self, states: np.ndarray | None = None) -> np.ndarray:
-        """(n, h, w, 3) uint8 pictures of the given (n, S) states, or of the current ones. New memory each time."""
+        """(n, h, w, 3) uint8 pictures of the given (n, S) states, or of the current ones. New
+        memory each time."""
         ...
 
     def success(self, criterion: str | None = None) -> np.ndarray:
-        """(B,) bool: is each environment within tolerance of its goal now, by one of `spec.criteria`, the first by default?"""
+        """(B,) bool: is each environment within tolerance of its goal now, by one of
+        `spec.criteria`, the first by default?"""
         ...
 
     def policy(self, name: str, seeds: Sequence[int]) -> Policy:
@@ -339,16 +377,20 @@ class World(Protocol):
         """(n,) integer region (room) of each state, or None where the world has no regions."""
         ...
 
-    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        """Legal (n, S) states like those given, but with some of `spec.things` elsewhere and at rest; asked for nothing else.
+    def teleport(
+        self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]
+    ) -> np.ndarray:
+        """Legal (n, S) states like those given, but with some of `spec.things` elsewhere and at
+        rest; asked for nothing else.
 
-        Each is two tolerances or more away from where it was, and state i is drawn from `seeds[i]` and `states[i]` alone. The
-        environments stay as they are: `set_states` is what puts them there.
+        Each is two tolerances or more away from where it was, and state i is drawn from `seeds[i]`
+        and `states[i]` alone. The environments stay as they are: `set_states` is what puts them
+        there.
         """
         ...
 
     def recoloured(self, thing: str, turn: float = 0.5) -> str:
-        """The look like this world's own but for the colour of one of `spec.things`, turned on the colour wheel; see
-        `looks.turned_color`. Dynamics are the same.
+        """The look like this world's own but for the colour of one of `spec.things`, turned on the
+        colour wheel; see `looks.turned_color`. Dynamics are the same.
         """
         ...

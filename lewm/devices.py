@@ -1,4 +1,5 @@
-"""What is known of a device before a training begins: which precision is fast on it, and how it is made repeatable."""
+"""What is known of a device before a training begins: which precision is fast on it, and how it is
+made repeatable."""
 
 from __future__ import annotations
 
@@ -11,13 +12,17 @@ import torch
 
 
 def fastest_precision(device: torch.device | str) -> str:
-    """ "bf16-mixed" where bf16 matrix products are clearly faster than float32 ones on this device, else "32-true".
+    """ "bf16-mixed" where bf16 matrix products are clearly faster than float32 ones on this device,
+    else "32-true".
 
-    CPUs without bf16 instructions emulate them, several times slower than float32: so it is measured, never assumed.
+    CPUs without bf16 instructions emulate them, several times slower than float32: so it is
+    measured, never assumed.
     """
     device = torch.device(device)
     if device.type == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        return (
+            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        )
     if device.type != "cpu":
         return "32-true"
     times = {}
@@ -39,7 +44,10 @@ def deterministic(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,8 +1,10 @@
-"""Plug-ins by file name: `load("solvers", "cem")` imports `lewm/planning/solvers/cem.py` and returns its class.
+"""Plug-ins by file name: `load("solvers", "cem")` imports `lewm/planning/solvers/cem.py` and
+returns its class.
 
-The folder is the registry: there is no table to keep. A file offers the first name of its `__all__`. Names may be spelt with
-`-` or `_`. Nothing is imported before it is asked for, so a missing simulator never breaks the command line. Other packages add
-plug-ins by an entry point in the group "lewm.<kind>", such as `lewm.worlds`; they cannot replace ours.
+The folder is the registry: there is no table to keep. A file offers the first name of its
+`__all__`. Names may be spelt with `-` or `_`. Nothing is imported before it is asked for, so a
+missing simulator never breaks the command line. Other packages add plug-ins by an entry point in
+the group "lewm.<kind>", such as `lewm.worlds`; they cannot replace ours.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def load(kind: str, name: str) -> Any:
 
     Raises:
         ValueError: no such kind or plug-in; the nearest names are offered.
-        ImportError: the plug-in needs a package that is missing; the message names the extra to install.
+        ImportError: the plug-in needs a package that is missing; the message names the extra to
+            install.
     """
     key = choose(kind.removesuffix("s"), name.replace("_", "-"), names(kind))
     try:
@@ -48,7 +51,8 @@ def load(kind: str, name: str) -> Any:
         if error.name is None or error.name.startswith("lewm"):
             raise
         raise ImportError(
-            f"{kind.removesuffix('s')} '{key}' needs the package '{error.name}'. {_install_hint(error.name)}"
+            f"{kind.removesuffix('s')} '{key}' needs the package '{error.name}'. "
+            f"{_install_hint(error.name)}"
         ) from error
     return getattr(module, module.__all__[0])
 
@@ -59,11 +63,15 @@ def _own(kind: str) -> set[str]:
 
 
 def _foreign(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
-    return {point.name.replace("_", "-"): point for point in importlib.metadata.entry_points(group=f"lewm.{kind}")}
+    return {
+        point.name.replace("_", "-"): point
+        for point in importlib.metadata.entry_points(group=f"lewm.{kind}")
+    }
 
 
 def choose(what: str, name: str, options: Iterable[str]) -> str:
-    """Return `name` if it is one of `options`, else raise a ValueError that offers the nearest ones."""
+    """Return `name` if it is one of `options`, else raise a ValueError that offers the nearest
+    ones."""
     options = list(options)
     if name in options:
         return name

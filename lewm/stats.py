@@ -1,7 +1,8 @@
-"""What every reported number passes through: intervals for rates and for statistics over episodes, correlation and R2.
+"""What every reported number passes through: intervals for rates and for statistics over episodes,
+correlation and R2.
 
-Pure functions of numpy arrays. Two rules shape them: a rate without its sample size is not a result, and frames of one
-episode are not independent, so what is resampled is always the episode.
+Pure functions of numpy arrays. Two rules shape them: a rate without its sample size is not a
+result, and frames of one episode are not independent, so what is resampled is always the episode.
 """
 
 from __future__ import annotations
@@ -30,23 +31,28 @@ SIGNIFICANT = 0.05
 """p below which a difference counts as shown."""
 
 FEWEST_GROUPS = 10
-"""Episodes below which nothing counts as shown. Where those of one episode succeed or fail together, intervals over 6 episodes
-find a difference between methods that are alike in 16 of 100 cases, over 12 in 8, over 40 in 6; McNemar's test alone in 45."""
+"""Episodes below which nothing counts as shown. Where those of one episode succeed or fail
+together, intervals over 6 episodes find a difference between methods that are alike in 16 of 100
+cases, over 12 in 8, over 40 in 6; McNemar's test alone in 45."""
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the Wilson score interval of a success rate.
 
-    Unlike the textbook interval it neither leaves [0, 1] nor shrinks to a point at 0 or n successes, which is where a good
-    planner lives.
+    Unlike the textbook interval it neither leaves [0, 1] nor shrinks to a point at 0 or n
+    successes, which is where a good planner lives.
 
     Raises:
         ValueError: no trials, or successes outside 0..n.
 
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA
+    1927.
     """
     if n < 1:
-        raise ValueError(f"an interval of a rate needs at least one trial, got n={n}. Evaluate some episodes first.")
+        raise ValueError(
+            f"an interval of a rate needs at least one trial, got n={n}. Evaluate some episodes "
+            "first."
+        )
     if not 0 <= successes <= n:
         raise ValueError(f"successes must lie between 0 and n={n}, got {successes}.")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -67,13 +73,15 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return the percentile interval of `statistic(*columns)` when whole groups are drawn anew, with replacement.
+    """Return the percentile interval of `statistic(*columns)` when whole groups are drawn anew,
+    with replacement.
 
     Args:
         statistic: takes as many arrays as there are columns, returns one number.
         columns: (F, ...) arrays whose rows belong together, such as prediction and target.
-        groups: (F,) the group of each row, usually its episode. Rows of one group stay together because they are not
-            independent: resampling frames would report intervals several times too narrow.
+        groups: (F,) the group of each row, usually its episode. Rows of one group stay together
+            because they are not independent: resampling frames would report intervals several times
+            too narrow.
         draws: resamples; 1000 settles the second digit of a 95% bound.
         seed: makes the interval reproducible.
 
@@ -89,15 +97,22 @@ def bootstrap(
     generator = np.random.default_rng(seed)
     values = np.empty(draws)
     for draw in range(draws):
-        rows = np.concatenate([members[k] for k in generator.integers(len(members), size=len(members))])
+        rows = np.concatenate(
+            [members[k] for k in generator.integers(len(members), size=len(members))]
+        )
         values[draw] = statistic(*(column[rows] for column in columns))
     return _percentiles(values, confidence)
 
 
 def bootstrap_mean(
-    values: np.ndarray, groups: np.ndarray, draws: int = 1000, confidence: float = 0.95, seed: int = 0
+    values: np.ndarray,
+    groups: np.ndarray,
+    draws: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """Return `bootstrap(np.mean, values, groups=groups)`, the same numbers some fifty times faster: a mean needs sums only.
+    """Return `bootstrap(np.mean, values, groups=groups)`, the same numbers some fifty times faster:
+    a mean needs sums only.
 
     Cost: memory of draws x groups.
     """
@@ -109,15 +124,17 @@ def bootstrap_mean(
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the exact two-sided p of McNemar's test: did two methods succeed equally often, on the same attempts?
+    """Return the exact two-sided p of McNemar's test: did two methods succeed equally often, on the
+    same attempts?
 
-    Attempts on which they agree say nothing about that. Of the others, either method should win half, so p is that of a fair
-    coin; 1 where they always agree.
+    Attempts on which they agree say nothing about that. Of the others, either method should win
+    half, so p is that of a fair coin; 1 where they always agree.
 
     Args:
         only_first, only_second: attempts in which one succeeded and the other did not.
 
-    Source: McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 1947.
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions",
+    Psychometrika 1947.
     """
     n, fewer = only_first + only_second, min(only_first, only_second)
     if fewer < 0:
@@ -134,7 +151,8 @@ class Paired:
         only_first, only_second: attempts in which one succeeded and the other did not.
         difference: rate of the first less that of the second.
         low, high: its 95% bootstrap interval over episodes.
-        p: of McNemar's exact test, which takes attempts for independent; those of one episode are not quite.
+        p: of McNemar's exact test, which takes attempts for independent; those of one episode are
+            not quite.
     """
 
     attempts: int
@@ -155,7 +173,8 @@ class Paired:
     def better(self) -> int:
         """1 if the first is shown to be better, -1 if the second is, 0 if neither is.
 
-        Cautious: the test and the interval over episodes must agree, and there must be episodes enough.
+        Cautious: the test and the interval over episodes must agree, and there must be episodes
+        enough.
         """
         if self.p >= SIGNIFICANT or self.low <= 0 <= self.high or not self.enough:
             return 0
@@ -163,7 +182,8 @@ class Paired:
 
 
 def paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> Paired:
-    """Compare two methods by their (n,) bool successes on the same attempts, of which those of one group belong together."""
+    """Compare two methods by their (n,) bool successes on the same attempts, of which those of one
+    group belong together."""
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     _check_lengths(groups, first, second)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
@@ -186,7 +206,8 @@ def p_value(p: float) -> str:
 
 
 def pareto_front(costs: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other point equals or beats in both numbers, lower being better, by the first number.
+    """Indices of the points that no other point equals or beats in both numbers, lower being
+    better, by the first number.
 
     Of equal points the first counts.
     """
@@ -198,7 +219,8 @@ def pareto_front(costs: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Return Pearson's correlation of two (F,) arrays; NaN where one of them is constant, for which it is not defined."""
+    """Return Pearson's correlation of two (F,) arrays; NaN where one of them is constant, for which
+    it is not defined."""
     x, y = _paired(x, y)
     x, y = x - x.mean(), y - y.mean()
     norm = np.sqrt((x @ x) * (y @ y))
@@ -206,9 +228,11 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's correlation of two (F,) arrays: Pearson's of their ranks, equal values sharing their mean rank.
+    """Spearman's correlation of two (F,) arrays: Pearson's of their ranks, equal values sharing
+    their mean rank.
 
-    A search only ever compares costs, so of a cost its ranks are what matters. NaN where one of the arrays is constant.
+    A search only ever compares costs, so of a cost its ranks are what matters. NaN where one of the
+    arrays is constant.
     """
     from scipy.stats import rankdata
 
@@ -216,9 +240,11 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def r2(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Return the share of the target's variance that (F,) predictions explain: 1 is perfect, 0 no better than its mean.
+    """Return the share of the target's variance that (F,) predictions explain: 1 is perfect, 0 no
+    better than its mean.
 
-    It may be negative, and unlike `pearson` it forgives neither scale nor offset. NaN where the target is constant.
+    It may be negative, and unlike `pearson` it forgives neither scale nor offset. NaN where the
+    target is constant.
     """
     prediction, target = _paired(prediction, target)
     total = np.square(target - target.mean()).sum()
@@ -226,17 +252,23 @@ def r2(prediction: np.ndarray, target: np.ndarray) -> float:
 
 
 def _paired(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64, so that a million rows of float32 do not lose the digits that are being reported."""
+    """Both as float64, so that a million rows of float32 do not lose the digits that are being
+    reported."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape or not len(x):
-        raise ValueError(f"expected two arrays of one shape (F,), F > 0, got {x.shape} and {y.shape}. Pass one variable.")
+        raise ValueError(
+            f"expected two arrays of one shape (F,), F > 0, got {x.shape} and {y.shape}. Pass one "
+            "variable."
+        )
     return x, y
 
 
 def _check_lengths(groups: np.ndarray, *columns: np.ndarray) -> None:
     lengths = [len(groups), *(len(column) for column in columns)]
     if not columns or lengths[0] == 0 or len(set(lengths)) != 1:
-        raise ValueError(f"bootstrap needs columns as long as their (non-empty) groups, got lengths {lengths}.")
+        raise ValueError(
+            f"bootstrap needs columns as long as their (non-empty) groups, got lengths {lengths}."
+        )
 
 
 def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:

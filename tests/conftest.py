@@ -1,4 +1,5 @@
-"""One thread per test process: pytest-xdist already uses the cores. And a small project, as the command line makes it."""
+"""One thread per test process: pytest-xdist already uses the cores. And a small project, as the
+command line makes it."""
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ torch.set_num_threads(1)
 def small_data(tmp_path_factory):
     """An episode file of 16 episodes."""
     path = tmp_path_factory.mktemp("data") / "episodes.h5"
-    assert main(["collect", "two-room", "--out", str(path), "--episodes=16", f"--image-size={SIZE}"]) == 0
+    assert (
+        main(["collect", "two-room", "--out", str(path), "--episodes=16", f"--image-size={SIZE}"])
+        == 0
+    )
     return path
 
 

@@ -1,4 +1,5 @@
-"""The layout is a test: five rules, the rest of the package's promises about imports, and a small public surface."""
+"""The layout is a test: five rules, the rest of the package's promises about imports, and a small
+public surface."""
 
 import ast
 import subprocess
@@ -56,7 +57,8 @@ def plugin(module: str) -> str | None:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Modules of lewm that a file imports, at any depth of its code, without the leading "lewm."."""
+    """Modules of lewm that a file imports, at any depth of its code, without the leading
+    "lewm."."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -88,7 +90,9 @@ def test_a_part_imports_only_parts_to_its_left(path):
         if own in GROUND:
             raise AssertionError(f"{module} is on the ground and imports {target}")
         if own in PARTS and top in PARTS:
-            assert PARTS.index(top) <= PARTS.index(own), f"{module} imports {target}, which is to its right"
+            assert PARTS.index(top) <= PARTS.index(own), (
+                f"{module} imports {target}, which is to its right"
+            )
 
 
 @each_file
@@ -98,9 +102,14 @@ def test_plugins_are_strangers_to_each_other(path):
     for target in filter(None, imports(path)):
         if plugin(target) is None:
             continue
-        section = plugin(module) == "report.sections" and target == f"analyses.{module.rpartition('.')[2]}"
+        section = (
+            plugin(module) == "report.sections"
+            and target == f"analyses.{module.rpartition('.')[2]}"
+        )
         assert own in MAY_NAME_PLUGINS or section, f"{module} names the plug-in {target}"
-        assert plugin(module) is None or plugin(module) != plugin(target), f"{module} knows its neighbour {target}"
+        assert plugin(module) is None or plugin(module) != plugin(target), (
+            f"{module} knows its neighbour {target}"
+        )
 
 
 @each_file
@@ -108,9 +117,16 @@ def test_only_the_command_line_prints(path):
     if path.is_relative_to(PACKAGE / "cli"):
         return
     tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if ast.unparse(node).partition("\n")[0] != "if __name__ == '__main__':"]
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]  # run as a script, a file may speak
-    assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+    tree.body = [
+        node
+        for node in tree.body
+        if ast.unparse(node).partition("\n")[0] != "if __name__ == '__main__':"
+    ]
+    # run as a script, a file may speak
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not [
+        call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"
+    ]
 
 
 @each_file
@@ -130,3 +146,11 @@ def test_the_public_surface_is_small_and_real():
 
     assert len(lewm.__all__) <= 25
     assert all(hasattr(lewm, name) for name in lewm.__all__)
+
+
+def test_no_test_file_imports_another():
+    folder = Path(__file__).parent
+    for path in folder.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests"):
+                assert node.module.startswith("tests.support"), f"{path} imports {node.module}"

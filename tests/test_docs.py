@@ -12,20 +12,26 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "your-own-data.md").read_text()
 WORLD = TEXT[TEXT.index("## Your own world") : TEXT.index("## Your own recordings")]
-FEWER = {"--episodes 200": "--episodes 6", "--model.context 2": "--model.context 2 --training.updates 3"}
+FEWER = {
+    "--episodes 200": "--episodes 6",
+    "--model.context 2": "--model.context 2 --training.updates 3",
+}
 """What a test changes in the commands: how much is done, never what."""
 
 
 @pytest.fixture
 def installed(tmp_path):
-    """The page's package, as pip would lay it out: the module, and the entry point that names it."""
+    """The page's package, as pip would lay it out: the module, and the entry point that names
+    it."""
     files = dict(re.findall(r"```\w+ file=(\S+)\n(.*?)```", WORLD, re.DOTALL))
     assert set(files) == {"ball-tray/ball_tray.py", "ball-tray/pyproject.toml"}
     site = tmp_path / "site"
     about = site / "ball_tray-1.dist-info"
     about.mkdir(parents=True)
     (site / "ball_tray.py").write_text(files["ball-tray/ball_tray.py"])
-    group, name, target = re.search(r'entry-points\."([^"]+)"\]\n(\S+) = "([^"]+)"', files["ball-tray/pyproject.toml"]).groups()
+    group, name, target = re.search(
+        r'entry-points\."([^"]+)"\]\n(\S+) = "([^"]+)"', files["ball-tray/pyproject.toml"]
+    ).groups()
     (about / "entry_points.txt").write_text(f"[{group}]\n{name} = {target}\n")
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ball-tray\nVersion: 1\n")
     path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
@@ -43,13 +49,16 @@ def sh(block, env, cwd):
             words, where = [sys.executable, *words[1:], "-q", "-p", "no:cacheprovider"], ROOT
         else:
             where = cwd
-        done = subprocess.run(words, env=env, cwd=where, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words, env=env, cwd=where, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
 def test_your_own_world_word_for_word(installed, tmp_path):
     install, contracts, use = re.findall(r"```sh\n(.*?)```", WORLD, re.DOTALL)
-    assert install == "pip install ./ball-tray\n"  # the fixture stands in for it: no network, no change to this environment
+    # the fixture stands in for it: no network, no change to this environment
+    assert install == "pip install ./ball-tray\n"
     sh(contracts, installed, tmp_path)
     sh(use.replace("lewm evaluate balls", "lewm evaluate balls --episodes 3"), installed, tmp_path)
     assert (tmp_path / "balls" / "model.json").exists()

@@ -1,4 +1,5 @@
-"""Archives and hub ids: what is honest arrives whole, what is not is refused and leaves nothing outside its folder."""
+"""Archives and hub ids: what is honest arrives whole, what is not is refused and leaves nothing
+outside its folder."""
 
 import sys
 import tarfile
@@ -35,7 +36,12 @@ HONEST = [("./", b""), ("a/b.bin", NOISE), ("c.txt", b"text")]
 
 
 @pytest.mark.parametrize(
-    ("name", "packed"), [("x.tar", tar(HONEST[1:])), ("x.tar.zst", zst(tar(HONEST[1:]))), ("x.TZST", zst(tar(HONEST[1:])))]
+    ("name", "packed"),
+    [
+        ("x.tar", tar(HONEST[1:])),
+        ("x.tar.zst", zst(tar(HONEST[1:]))),
+        ("x.TZST", zst(tar(HONEST[1:]))),
+    ],
 )
 def test_honest_archives_arrive_whole(name, packed, folder, tmp_path):
     archive = put(tmp_path / name, packed)
@@ -81,7 +87,9 @@ def test_members_that_leave_the_folder_are_refused(what, folder, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in", "x.tar.zst"]
 
 
-@pytest.mark.parametrize("packed", [tar([("zeros", bytes(50_000_000))]), bytes(50_000_000)], ids=["tar", "file"])
+@pytest.mark.parametrize(
+    "packed", [tar([("zeros", bytes(50_000_000))]), bytes(50_000_000)], ids=["tar", "file"]
+)
 def test_bombs_are_refused_before_they_fill_the_disk(packed, folder, tmp_path):
     archive = put(tmp_path / ("x.tar.zst" if packed[:5] == b"zeros" else "x.h5.zst"), zst(packed))
     size = archive.stat().st_size
@@ -97,7 +105,8 @@ def test_bombs_are_refused_before_they_fill_the_disk(packed, folder, tmp_path):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize(
-    ("name", "packed"), [("x.tar", tar(HONEST[1:2])), ("x.tar.zst", zst(tar(HONEST[1:]))), ("x.bin.zst", zst(NOISE))]
+    ("name", "packed"),
+    [("x.tar", tar(HONEST[1:2])), ("x.tar.zst", zst(tar(HONEST[1:]))), ("x.bin.zst", zst(NOISE))],
 )
 def test_truncated_archives_are_named(name, packed, share, folder, tmp_path):
     archive = put(tmp_path / name, packed[: int(len(packed) * share)])
@@ -121,13 +130,21 @@ def test_a_missing_package_names_its_extra(folder, tmp_path, monkeypatch):
         fetch("hf:user/name")
 
 
-# ------------------------------------------------------------------------------------------------------------- the hub
+# ------------------------------------------------------------------------------------------ the hub
 
 
 def test_hub_ids_ask_for_what_they_name(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *words, **more: asked.append((words, more)) or "file")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *words, **more: asked.append((words, more)) or "folder")
+    monkeypatch.setattr(
+        huggingface_hub,
+        "hf_hub_download",
+        lambda *words, **more: asked.append((words, more)) or "file",
+    )
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda *words, **more: asked.append((words, more)) or "folder",
+    )
     assert fetch(tmp_path) == tmp_path
     assert fetch("no/hub/id.h5").as_posix() == "no/hub/id.h5"
     assert not asked
@@ -153,6 +170,8 @@ def test_without_a_network_the_cure_is_said(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(
-        ValueError, match=r"hf:user/name: expected a dataset .* RuntimeError \(no route to host\).*give their path"
+        ValueError,
+        match=r"hf:user/name: expected a dataset .* RuntimeError \(no route to host\).*give their "
+        r"path",
     ):
         fetch("hf:user/name")

@@ -1,4 +1,4 @@
-"""What the README and the docs show is real: commands parse, imports exist, README and tutorial run from top to bottom."""
+"""What README and docs show is real: commands parse, imports exist, two pages run as they stand."""
 
 import ast
 import doctest
@@ -19,7 +19,10 @@ EXECUTED = ("README.md", "docs/tutorial.md")
 PAGES = (
     *EXECUTED,
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("compare-runs", "gpu", "plan-faster", "published-weights", "reproduce")),
+    *(
+        f"docs/{name}.md"
+        for name in ("compare-runs", "gpu", "plan-faster", "published-weights", "reproduce")
+    ),
 )
 """Whose commands must be of today; those of your-own-data.md are run word for word by test_docs."""
 
@@ -44,7 +47,7 @@ def blocks(text):
 
 
 def commands(text):
-    """The words after "lewm" of every such command in shell blocks, alternatives in a line included."""
+    """The words after "lewm" of every such command in shell blocks."""
     found = []
     for language, code in blocks(text):
         if language not in SHELLS:
@@ -120,7 +123,7 @@ def flag(words, name):
 
 
 def with_flags(words, flags):
-    """The words with some flags set, in place of what was there; a flag without a value is a switch."""
+    """The words with some flags set, in place of what was there; without a value, a switch."""
     kept, value_follows = [], False
     for word in words:
         if value_follows:
@@ -141,13 +144,15 @@ def test_imports_exist(page):
             elif isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module)
                 for alias in node.names:
-                    assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+                    assert hasattr(module, alias.name) or importlib.import_module(
+                        f"{node.module}.{alias.name}"
+                    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXECUTED)
 def test_the_pipeline_and_the_programs_run(name, tmp_path, monkeypatch):
-    """Commands in their order, smaller; those whose files no earlier one made (RUN, your-data.h5) only had to parse."""
+    """Commands in their order, smaller; those whose files no earlier one made only had to parse."""
     page = (ROOT / name).read_text()
     monkeypatch.chdir(tmp_path)
     ran = set()
@@ -157,7 +162,12 @@ def test_the_pipeline_and_the_programs_run(name, tmp_path, monkeypatch):
         small = with_flags(words, SMALLER.get(words[0], {}))
         assert main(small) == 0, shlex.join(["lewm", *small])
         ran.add(words[0])
-    wanted = {words[0] for words in commands(page) if words} & {"collect", "train", "evaluate", "quickstart"}
+    wanted = {words[0] for words in commands(page) if words} & {
+        "collect",
+        "train",
+        "evaluate",
+        "quickstart",
+    }
     assert wanted <= ran, f"nothing in {name} can be run as it stands of: {sorted(wanted - ran)}"
     for code in programs(page):
         exec(compile(code, name, "exec"), {"__name__": "readme"})
@@ -172,7 +182,7 @@ def inputs_exist(words):
     return all(Path(path).exists() for path in inputs if path is not None)
 
 
-# --------------------------------------------------------------------------------------------- the extraction itself
+# ----------------------------------------------------------------------- the extraction itself
 
 EXAMPLE = """
 ```bash
@@ -194,9 +204,23 @@ lewm is not a command here
 
 def test_extraction():
     collect = ["collect", "two-room", "--out", "a.h5", "--episodes", "400"]
-    assert commands(EXAMPLE) == [collect, ["train", "two-room-tiny", "--data", "a.h5", "--out", "run"]]
+    assert commands(EXAMPLE) == [
+        collect,
+        ["train", "two-room-tiny", "--data", "a.h5", "--out", "run"],
+    ]
     assert programs(EXAMPLE) == ["import lewm\nlewm.__name__\n"]
-    assert with_flags(collect, {"--episodes": "3"}) == ["collect", "two-room", "--out", "a.h5", "--episodes", "3"]
+    assert with_flags(collect, {"--episodes": "3"}) == [
+        "collect",
+        "two-room",
+        "--out",
+        "a.h5",
+        "--episodes",
+        "3",
+    ]
     assert with_flags(["bench", "--quick"], {"--quick": ""}) == ["bench", "--quick"]
-    assert with_flags(["collect", "--episodes=400"], {"--episodes": "3"}) == ["collect", "--episodes", "3"]
+    assert with_flags(["collect", "--episodes=400"], {"--episodes": "3"}) == [
+        "collect",
+        "--episodes",
+        "3",
+    ]
     assert list(names(["evaluate", "run", "--solver=icem"])) == [("solvers", "icem")]

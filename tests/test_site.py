@@ -1,4 +1,4 @@
-"""Markdown that people read: short lines, links that lead somewhere, and a site whose pages and modules exist."""
+"""Markdown that people read: short lines, links that lead somewhere, and a site that is whole."""
 
 import re
 from pathlib import Path
@@ -27,13 +27,19 @@ def prose(text):
 
 def placeholders(text):
     """Lines that stand for text to come: a word of capitals alone, or the usual marks."""
-    return re.findall(r"^(?:[A-Z][A-Z _-]{2,}|.*\b(?:TODO|TBD|FIXME|XXX)\b.*)$", prose(text), re.MULTILINE)
+    return re.findall(
+        r"^(?:[A-Z][A-Z _-]{2,}|.*\b(?:TODO|TBD|FIXME|XXX)\b.*)$", prose(text), re.MULTILINE
+    )
 
 
 def files_named(text):
-    """Relative addresses of links and pictures, in Markdown and in HTML, without their #fragments."""
+    """Relative addresses of links and pictures, in Markdown and HTML, without #fragments."""
     markdown = r"\]\(\s*<?([^)\s>]+)"
-    addresses = re.findall(rf"{markdown}|(?:src|srcset|href)=[\"']([^\"']+)|^\[[^\]]+\]:\s*(\S+)", prose(text), re.MULTILINE)
+    addresses = re.findall(
+        rf"{markdown}|(?:src|srcset|href)=[\"']([^\"']+)|^\[[^\]]+\]:\s*(\S+)",
+        prose(text),
+        re.MULTILINE,
+    )
     paths = (next(filter(None, found)).partition("#")[0] for found in addresses)
     return [path for path in paths if path and not re.match(r"[a-z]+:|//", path)]
 
@@ -41,7 +47,11 @@ def files_named(text):
 def long_lines(text):
     """Lines of prose that are too long; tables, code and what ends in one long link may be."""
     lines = prose(text).splitlines()
-    return [line for line in lines if len(line) > COLUMNS and not line.lstrip().startswith("|") and not ends_in_link(line)]
+    return [
+        line
+        for line in lines
+        if len(line) > COLUMNS and not line.lstrip().startswith("|") and not ends_in_link(line)
+    ]
 
 
 def ends_in_link(line):
@@ -51,7 +61,9 @@ def ends_in_link(line):
 
 def in_navigation(configuration):
     """Pages that the site's navigation names."""
-    return re.findall(r"^\s+- (?:.*: )?(\S+\.md)$", configuration[configuration.index("\nnav:") :], re.MULTILINE)
+    return re.findall(
+        r"^\s+- (?:.*: )?(\S+\.md)$", configuration[configuration.index("\nnav:") :], re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize("name", pages())
@@ -64,7 +76,9 @@ def test_pages_are_finished_and_what_they_point_at_exists(name):
 
 @pytest.mark.parametrize("name", [name for name in pages() if name not in GENERATED])
 def test_lines_are_short(name):
-    assert not long_lines((ROOT / name).read_text()), f"{name}: break these lines at {COLUMNS} columns"
+    assert not long_lines((ROOT / name).read_text()), (
+        f"{name}: break these lines at {COLUMNS} columns"
+    )
 
 
 def test_the_site_shows_every_page():
@@ -92,18 +106,24 @@ def test_what_is_long_is_found():
     long = "word " * 30
     text = f"{long}\n```\n{long}\n```\n| {long} |\n[{long}](a.md)\n- {long}\n"
     assert long_lines(text) == [long, f"- {long}"]
-    assert in_navigation("x: a.md\nnav:\n  - Home: index.md\n  - Log:\n      - log/index.md\n") == ["index.md", "log/index.md"]
+    assert in_navigation("x: a.md\nnav:\n  - Home: index.md\n  - Log:\n      - log/index.md\n") == [
+        "index.md",
+        "log/index.md",
+    ]
 
 
 def test_what_points_elsewhere_is_found():
-    page = """![a](docs/plan.gif) [b](LOG.md#x) [c](https://e.org/x) [d](#here) <img src="docs/b.png">
+    page = """![a](docs/plan.gif) [b](LOG.md#x) [c](https://e.org/x) [d](#here)
+<img src="docs/b.png">
 [e]: docs/e.md
 ```sh
 [not](a-link.md)
 ```
 """
     assert files_named(page) == ["docs/plan.gif", "LOG.md", "docs/b.png", "docs/e.md"]
-    assert placeholders("# ARCHITECTURE\n\nRESULTS\n\nMIT licence.\n\n- TODO: more\n```\nA B C\n```\n") == [
+    assert placeholders(
+        "# ARCHITECTURE\n\nRESULTS\n\nMIT licence.\n\n- TODO: more\n```\nA B C\n```\n"
+    ) == [
         "RESULTS",
         "- TODO: more",
     ]

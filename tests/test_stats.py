@@ -7,11 +7,15 @@ from scipy import stats as scipy_stats
 from lewm.stats import bootstrap, bootstrap_mean, mcnemar, p_value, paired, pearson, r2, wilson
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (7, 10), (10, 10), (190, 200), (1, 1)])
+@pytest.mark.parametrize(
+    ("successes", "n"), [(0, 10), (1, 10), (7, 10), (10, 10), (190, 200), (1, 1)]
+)
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 def test_wilson_agrees_with_scipy(successes, n, confidence):
     expected = scipy_stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert wilson(successes, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson(successes, n, confidence) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 def test_wilson_stays_within_a_rate_and_is_no_point_at_the_ends():
@@ -64,7 +68,9 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says():
     covered = 0
     for trial in range(100):
         values = np.repeat(generator.normal(size=40), 5)  # 40 episodes of 5 identical frames
-        low, high = bootstrap(np.mean, values, groups=np.repeat(np.arange(40), 5), draws=200, seed=trial)
+        low, high = bootstrap(
+            np.mean, values, groups=np.repeat(np.arange(40), 5), draws=200, seed=trial
+        )
         covered += low <= 0 <= high
     assert covered >= 86  # 95 expected; resampling frames instead of episodes covers about 60
 
@@ -87,8 +93,12 @@ def test_bootstrap_keeps_groups_whole_wherever_their_rows_are():
 
 def test_bootstrap_is_seeded_and_checks_its_rows():
     x, groups = np.random.default_rng(3).normal(size=50), np.arange(50) // 5
-    assert bootstrap(np.mean, x, groups=groups, seed=4) == bootstrap(np.mean, x, groups=groups, seed=4)
-    assert bootstrap(np.mean, x, groups=groups, seed=4) != bootstrap(np.mean, x, groups=groups, seed=5)
+    assert bootstrap(np.mean, x, groups=groups, seed=4) == bootstrap(
+        np.mean, x, groups=groups, seed=4
+    )
+    assert bootstrap(np.mean, x, groups=groups, seed=4) != bootstrap(
+        np.mean, x, groups=groups, seed=5
+    )
     with pytest.raises(ValueError, match="lengths"):
         bootstrap(np.mean, x[:-1], groups=groups)
     with pytest.raises(ValueError, match="lengths"):
@@ -106,7 +116,9 @@ def test_the_bootstrap_of_a_mean_is_the_general_one_of_the_mean(groups):
         bootstrap_mean(values[:-1], groups)
 
 
-@pytest.mark.parametrize(("a", "b"), [(0, 0), (1, 0), (3, 3), (5, 4), (0, 6), (17, 5), (400, 330), (2000, 1)])
+@pytest.mark.parametrize(
+    ("a", "b"), [(0, 0), (1, 0), (3, 3), (5, 4), (0, 6), (17, 5), (400, 330), (2000, 1)]
+)
 def test_mcnemar_is_the_exact_binomial_test(a, b):
     expected = scipy_stats.binomtest(a, a + b).pvalue if a + b else 1
     assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(expected, rel=1e-9)
@@ -118,7 +130,13 @@ def test_mcnemar_refuses_impossible_counts():
 
 
 def test_p_values_are_written_as_people_read_them():
-    assert [p_value(p) for p in (1.0, 0.04967, 0.001, 0.00099, 0.0)] == ["1.000", "0.050", "0.001", "<0.001", "<0.001"]
+    assert [p_value(p) for p in (1.0, 0.04967, 0.001, 0.00099, 0.0)] == [
+        "1.000",
+        "0.050",
+        "0.001",
+        "<0.001",
+        "<0.001",
+    ]
 
 
 def test_paired_methods_by_hand():
@@ -127,7 +145,8 @@ def test_paired_methods_by_hand():
     assert (found.attempts, found.episodes, found.only_first, found.only_second) == (8, 4, 5, 1)
     assert found.difference == pytest.approx((5 - 1) / 8)
     assert found.p == pytest.approx(2 * (1 + 6) / 2**6)
-    # Per episode the differences sum to 2, 0, 0, 2 of 2 each: four drawn anew average between 0 and 1.
+    # Per episode the differences sum to 2, 0, 0, 2 of 2 each: four drawn anew average between 0 and
+    # 1.
     assert (found.low, found.high) == (0, 1)
     assert found.better == 0
 
@@ -138,7 +157,8 @@ def test_better_needs_test_interval_and_enough_episodes():
     assert paired(never, always, np.arange(40)).better == -1
     assert paired(always, never, np.arange(40) // 5).better == 0, "eight episodes"
     assert paired(always, never, np.arange(40) // 4).better == 1, "ten"
-    # All 12 wins are one episode's: attempt by attempt p is tiny, and drawing episodes anew the difference may vanish.
+    # All 12 wins are one episode's: attempt by attempt p is tiny, and drawing episodes anew the
+    # difference may vanish.
     once = np.repeat([True, False], [12, 28])
     lucky = paired(once, never, np.where(once, 0, np.arange(40)))
     assert lucky.p < 0.001
@@ -146,7 +166,8 @@ def test_better_needs_test_interval_and_enough_episodes():
 
 
 def test_the_verdict_errs_no_more_often_than_it_says():
-    """Two methods alike, attempts of one episode much alike: where McNemar's test alone is fooled too often."""
+    """Two methods alike, attempts of one episode much alike: where McNemar's test alone is fooled
+    too often."""
     generator, fooled, erred = np.random.default_rng(6), 0, 0
     for _ in range(300):
         difficulty = np.repeat(generator.random((2, 20)) < 0.5, 10, axis=1)

@@ -1,8 +1,10 @@
-"""What does a latent look like? Pictures drawn from latents alone, of frames that were seen and of frames that were imagined.
+"""What does a latent look like? Pictures drawn from latents alone, of frames that were seen and of
+frames that were imagined.
 
-A decoder is for looking: it learns on frozen latents, and nothing of it ever reaches the model. What it draws well, the latent
-holds. What it draws badly, the latent may hold in a form that is hard to draw, so beside it stands what needs no training: the
-frame, of those that the decoder learnt from, whose latent is nearest.
+A decoder is for looking: it learns on frozen latents, and nothing of it ever reaches the model.
+What it draws well, the latent holds. What it draws badly, the latent may hold in a form that is
+hard to draw, so beside it stands what needs no training: the frame, of those that the decoder
+learnt from, whose latent is nearest.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ MOST_PIXEL_BYTES = 256 << 20
 """Of the frames that are learnt from; at 224 px that is some 1,700."""
 
 LARGEST_SHOWN_PX = 128
-"""Side of a stored picture; larger ones are averaged down, so that a result stays a few megabytes."""
+"""Side of a stored picture; larger ones are averaged down, so that a result stays a few
+megabytes."""
 
 REDRAWN = {
     "decoder": "decoder",
@@ -42,7 +45,12 @@ REDRAWN = {
     "other latents": "decoder, latents of other frames",
     "mean picture": "mean picture",
 }
-IMAGINED = {"imagined": "imagined", "encoded": "encoded", "nearest": "nearest frame", "copy": "first frame kept"}
+IMAGINED = {
+    "imagined": "imagined",
+    "encoded": "encoded",
+    "nearest": "nearest frame",
+    "copy": "first frame kept",
+}
 """Ways to draw a held-out frame, and what is drawn of an imagined way -> what tables call them."""
 
 
@@ -60,7 +68,8 @@ def fit_decoder(
         pixels: (F, h, h, 3) uint8, the frames that they are of.
         config: its `batch_size` counts patches.
 
-    Cost: per update one pass through the decoder for `batch_size` patches, whatever the size of the pictures.
+    Cost: per update one pass through the decoder for `batch_size` patches, whatever the size of the
+    pictures.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -73,7 +82,9 @@ def fit_decoder(
     decoder.to(device)
 
     def loss(update: int) -> Tensor:
-        frames, places, shown = patches.draw(config.batch_size, np.random.default_rng((config.seed, update)))
+        frames, places, shown = patches.draw(
+            config.batch_size, np.random.default_rng((config.seed, update))
+        )
         drawn = decoder(known[frames].to(device), torch.from_numpy(places).to(device))
         return (drawn - torch.from_numpy(shown).to(device)).square().mean()
 
@@ -83,27 +94,41 @@ def fit_decoder(
 
 def decoder_of(result: Result) -> Decoder:
     """The decoder with which `Decoding.run` made its result."""
-    return Decoder.of({name.removeprefix(WEIGHTS): of for name, of in result.arrays.items() if name.startswith(WEIGHTS)})
+    return Decoder.of(
+        {
+            name.removeprefix(WEIGHTS): of
+            for name, of in result.arrays.items()
+            if name.startswith(WEIGHTS)
+        }
+    )
 
 
 def nearest(bank: np.ndarray, latents: np.ndarray) -> np.ndarray:
-    """(F, D) latents of a bank and (..., D) others -> (...) number of the one in the bank that is nearest to each, by L2."""
-    bank, flat = (np.asarray(of, np.float64).reshape(-1, of.shape[-1]) for of in (bank, latents))  # in float32, near twins tie
+    """(F, D) latents of a bank and (..., D) others -> (...) number of the one in the bank that is
+    nearest to each, by L2."""
+    # in float32, near twins tie
+    bank, flat = (np.asarray(of, np.float64).reshape(-1, of.shape[-1]) for of in (bank, latents))
     norms = np.square(bank).sum(axis=1)
     parts = np.array_split(flat, -(-len(flat) // FRAMES_AT_ONCE))
-    return np.concatenate([(norms - 2 * part @ bank.T).argmin(axis=1) for part in parts]).reshape(latents.shape[:-1])
+    return np.concatenate([(norms - 2 * part @ bank.T).argmin(axis=1) for part in parts]).reshape(
+        latents.shape[:-1]
+    )
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Fit a decoder to frames of some episodes, and let it draw what the model encodes and imagines of others.
+    """Fit a decoder to frames of some episodes, and let it draw what the model encodes and imagines
+    of others.
 
     Attributes:
-        frames: to learn from, drawn at random, at most; fewer of large pictures (`MOST_PIXEL_BYTES`).
-        updates, batch_size, learning_rate: of the decoder; the batch is one of patches. A fixed number of updates rather than
-            of seconds, so that the same weights come out: 90 s on one core, and that nearly whatever the size of the pictures.
+        frames: to learn from, drawn at random, at most; fewer of large pictures
+            (`MOST_PIXEL_BYTES`).
+        updates, batch_size, learning_rate: of the decoder; the batch is one of patches. A fixed
+            number of updates rather than of seconds, so that the same weights come out: 90 s on one
+            core, and that nearly whatever the size of the pictures.
         test_frames: of held-out episodes, to measure on, at most.
-        horizon: action blocks that are imagined, at most; fewer where half of the held-out episodes are shorter.
+        horizon: action blocks that are imagined, at most; fewer where half of the held-out episodes
+            are shorter.
         windows: held-out episodes of which such a way is imagined, at most, one each.
         pictures: reconstructions to show.
         clips: imagined ways to show.
@@ -129,19 +154,23 @@ class Decoding:
     def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
         """Learn to draw, and measure it on episodes that neither model nor decoder saw.
 
-        Errors are squared errors of pixels in [0, 1]. As a number alone they say little, most pixels being the same in all
-        frames, so each is given as a share of the error that the mean picture makes on the same frames too: 0 is perfect.
+        Errors are squared errors of pixels in [0, 1]. As a number alone they say little, most
+        pixels being the same in all frames, so each is given as a share of the error that the mean
+        picture makes on the same frames too: 0 is perfect.
 
         Returns:
-            Values: `reconstruction`, per way of drawing a held-out frame ("decoder", "nearest", "other latents", a control that
-            is given the latents of other frames, and "mean picture") its `mse` and `share`, with 95% intervals over episodes,
-            and `psnr` in dB; `learnt_share`, that of the decoder on frames it learnt from; `imagination`, per "imagined",
-            "encoded" (the decoder's own error), "nearest" (frame to the imagined latent) and "copy" (the frame it starts from)
-            the `share` after 0, 1, ... blocks with `low` and `high`; `closer_than_copy`, blocks after which what is imagined
-            is closer than that frame, by a paired interval; `clips`, the windows that are shown; `milliseconds` per picture
-            and `seconds`. Arrays: uint8 pictures "pictures/truth", "decoded", "nearest" (n, h, h, 3), at equal steps of rank by
-            the decoder's error; "clips/truth", "encoded", "imagined", "nearest" (n, 1 + H, h, h, 3), at equal steps of
-            rank by how much moves; and what `decoder_of` needs.
+            Values: `reconstruction`, per way of drawing a held-out frame ("decoder", "nearest",
+            "other latents", a control that is given the latents of other frames, and "mean
+            picture") its `mse` and `share`, with 95% intervals over episodes, and `psnr` in dB;
+            `learnt_share`, that of the decoder on frames it learnt from; `imagination`, per
+            "imagined", "encoded" (the decoder's own error), "nearest" (frame to the imagined
+            latent) and "copy" (the frame it starts from) the `share` after 0, 1, ... blocks with
+            `low` and `high`; `closer_than_copy`, blocks after which what is imagined is closer than
+            that frame, by a paired interval; `clips`, the windows that are shown; `milliseconds`
+            per picture and `seconds`. Arrays: uint8 pictures "pictures/truth", "decoded", "nearest"
+            (n, h, h, 3), at equal steps of rank by the decoder's error; "clips/truth", "encoded",
+            "imagined", "nearest" (n, 1 + H, h, h, 3), at equal steps of rank by how much moves; and
+            what `decoder_of` needs.
 
         Raises:
             Unsupported: too few or too short held-out episodes.
@@ -152,35 +181,61 @@ class Decoding:
         require_evaluation_mode(model)
         run.require_episodes(2, FEWEST_GROUPS, "an interval over episodes")
         generator = np.random.default_rng(self.seed)
-        windows = _Windows.drawn(run, self.horizon, self.windows, generator)  # first, since it may refuse
+        # first, since it may refuse
+        windows = _Windows.drawn(run, self.horizon, self.windows, generator)
         frames = max(2, min(self.frames, MOST_PIXEL_BYTES // (3 * episodes.image_size**2)))
         rows, _ = _sample(episodes, run.fit_ids, frames, generator)
         test_rows, groups = _sample(episodes, run.test_ids, self.test_frames, generator)
         steps = -(-len(rows) // FRAMES_AT_ONCE) + self.updates
         pixels, bank = _seen(model, episodes, rows, lambda done: progress(done, steps, "encode"))
-        config = FittingConfig(self.updates, self.batch_size, self.learning_rate, weight_decay=1e-4, seed=self.seed)
+        config = FittingConfig(
+            self.updates, self.batch_size, self.learning_rate, weight_decay=1e-4, seed=self.seed
+        )
         fitting = time.perf_counter()
         decoder = fit_decoder(
-            bank, pixels, config, device_of(model), lambda done, of, line: progress(steps - of + done, steps, line)
+            bank,
+            pixels,
+            config,
+            device_of(model),
+            lambda done, of, line: progress(steps - of + done, steps, line),
         )
         fitted = time.perf_counter()
         mean = decoder.mean_picture
         learnt = np.linspace(0, len(rows) - 1, min(self.test_frames, len(rows))).astype(int)
-        learnt_share = _errors(pixels[learnt], decoder.draw(bank[learnt])).mean() / _errors(pixels[learnt], mean).mean()
+        learnt_share = (
+            _errors(pixels[learnt], decoder.draw(bank[learnt])).mean()
+            / _errors(pixels[learnt], mean).mean()
+        )
 
         truth, latents = _seen(model, episodes, test_rows)
         drawn, retrieved = decoder.draw(latents), pixels[nearest(bank, latents)]
-        others = np.roll(drawn, len(drawn) // 2, axis=0)  # rows are in the order of the file: of other episodes
-        ways = {"decoder": drawn, "nearest": retrieved, "other latents": others, "mean picture": mean}
+        # rows are in the order of the file: of other episodes
+        others = np.roll(drawn, len(drawn) // 2, axis=0)
+        ways = {
+            "decoder": drawn,
+            "nearest": retrieved,
+            "other latents": others,
+            "mean picture": mean,
+        }
         errors = {name: _errors(truth, pictures) for name, pictures in ways.items()}
-        reconstruction = {name: self._score(of, errors["mean picture"], groups) for name, of in errors.items()}
+        reconstruction = {
+            name: self._score(of, errors["mean picture"], groups) for name, of in errors.items()
+        }
 
         shown, seen = _seen(model, episodes, windows.rows)  # (W, K + H, ...)
         past = model.context - 1
-        imagined = np.concatenate([seen[:, past : past + 1], windows.imagined(model, seen[:, : past + 1])], axis=1)
+        imagined = np.concatenate(
+            [seen[:, past : past + 1], windows.imagined(model, seen[:, : past + 1])], axis=1
+        )
         shown, seen = shown[:, past:], seen[:, past:]
-        films = {"imagined": decoder.draw(imagined), "encoded": decoder.draw(seen), "nearest": pixels[nearest(bank, imagined)]}
-        misses = {name: _errors(shown, pictures) for name, pictures in films.items()} | {"copy": _errors(shown, shown[:, :1])}
+        films = {
+            "imagined": decoder.draw(imagined),
+            "encoded": decoder.draw(seen),
+            "nearest": pixels[nearest(bank, imagined)],
+        }
+        misses = {name: _errors(shown, pictures) for name, pictures in films.items()} | {
+            "copy": _errors(shown, shown[:, :1])
+        }
         blank = float(_errors(shown, mean).mean())
         imagination = {name: self._curve(of / blank) for name, of in misses.items()}
         closer = self._curve(misses["imagined"] - misses["copy"])["high"]
@@ -189,7 +244,9 @@ class Decoding:
         by_motion = _spread(misses["copy"].mean(axis=1), self.clips)
         arrays = {"pictures/truth": truth, "pictures/decoded": drawn, "pictures/nearest": retrieved}
         arrays = {name: _shown(of[by_error]) for name, of in arrays.items()}
-        arrays |= {f"clips/{name}": _shown(of[by_motion]) for name, of in {"truth": shown, **films}.items()}
+        arrays |= {
+            f"clips/{name}": _shown(of[by_motion]) for name, of in {"truth": shown, **films}.items()
+        }
         arrays |= {WEIGHTS + name: of.cpu().numpy() for name, of in decoder.state_dict().items()}
         measured = {"decoder": _milliseconds(lambda: decoder.draw(latents[:1]))}
         ready = bank.astype(np.float64)
@@ -202,7 +259,11 @@ class Decoding:
             "horizon": windows.horizon,
             "frameskip": model.spec.frameskip,
             "clips": [
-                {"episode": int(windows.episodes[w]), "env_step": int(windows.starts[w] * episodes.every)} for w in by_motion
+                {
+                    "episode": int(windows.episodes[w]),
+                    "env_step": int(windows.starts[w] * episodes.every),
+                }
+                for w in by_motion
             ],
             "fit_frames": len(rows),
             "fit_episodes": len(run.fit_ids),
@@ -211,7 +272,10 @@ class Decoding:
             "windows": len(windows.rows),
             "updates": self.updates,
             "milliseconds": measured,
-            "seconds": {"fit": round(fitted - fitting, 1), "all": round(time.perf_counter() - began, 1)},
+            "seconds": {
+                "fit": round(fitted - fitting, 1),
+                "all": round(time.perf_counter() - began, 1),
+            },
         }
         return Result(self.name, values, arrays, _tables(values))
 
@@ -219,7 +283,12 @@ class Decoding:
         """Of one way to draw the test frames, beside the mean picture."""
         low, high = bootstrap_mean(errors, groups, self.draws, seed=self.seed)
         share = bootstrap(
-            lambda a, b: float(a.mean() / b.mean()), errors, floor, groups=groups, draws=self.draws, seed=self.seed
+            lambda a, b: float(a.mean() / b.mean()),
+            errors,
+            floor,
+            groups=groups,
+            draws=self.draws,
+            seed=self.seed,
         )
         mse = float(errors.mean())
         return {
@@ -231,9 +300,12 @@ class Decoding:
         }
 
     def _curve(self, errors: np.ndarray) -> dict[str, list[float]]:
-        """(W, 1 + H) per window and block -> the mean over windows with its 95% interval, block by block."""
+        """(W, 1 + H) per window and block -> the mean over windows with its 95% interval, block by
+        block."""
         windows = np.arange(len(errors))
-        bounds = [bootstrap_mean(column, windows, self.draws, seed=self.seed) for column in errors.T]
+        bounds = [
+            bootstrap_mean(column, windows, self.draws, seed=self.seed) for column in errors.T
+        ]
         low, high = zip(*bounds, strict=True)
         return {"share": errors.mean(axis=0).tolist(), "low": list(low), "high": list(high)}
 
@@ -262,8 +334,9 @@ class _Windows:
         stride, left_over = divmod(spec.frameskip, episodes.every)
         if left_over:
             raise Unsupported(
-                f"{episodes.path}: expected rows that a block of {spec.frameskip} env steps is made of, got one per "
-                f"{episodes.every}. Use the episodes that the run was trained on."
+                f"{episodes.path}: expected rows that a block of {spec.frameskip} env steps is "
+                f"made of, got one per {episodes.every}. Use the episodes that the run was "
+                "trained on."
             )
         ids = np.asarray(run.test_ids)
         past = model.context - 1
@@ -272,26 +345,34 @@ class _Windows:
         long = np.sort(generator.permutation(ids[reach >= horizon])[:count])
         if horizon < 1 or len(long) < FEWEST_GROUPS:
             raise Unsupported(
-                f"{episodes.path}: expected at least {FEWEST_GROUPS} held-out episodes of {(past + 1) * stride + 1} rows or "
-                f"more, to imagine a block, got {len(long)} and a median of {int(np.median(episodes.lengths[ids]))} rows. "
-                "Collect longer episodes."
+                f"{episodes.path}: expected at least {FEWEST_GROUPS} held-out episodes of "
+                f"{(past + 1) * stride + 1} rows or more, to imagine a block, got {len(long)} and "
+                f"a median of {int(np.median(episodes.lengths[ids]))} rows. Collect longer "
+                "episodes."
             )
         starts = generator.integers(past * stride, episodes.lengths[long] - horizon * stride)
         rows = (episodes.offsets[long] + starts)[:, None] + stride * np.arange(-past, horizon + 1)
         blocks = np.stack(
             [
-                episodes.actions(int(i))[start - past * stride : start + horizon * stride].reshape(past + horizon, -1)
+                episodes.actions(int(i))[start - past * stride : start + horizon * stride].reshape(
+                    past + horizon, -1
+                )
                 for i, start in zip(long, starts, strict=True)
             ]
         )
-        return cls(long, starts, rows, spec.statistics.normalise_actions(torch.from_numpy(blocks)), horizon)
+        return cls(
+            long, starts, rows, spec.statistics.normalise_actions(torch.from_numpy(blocks)), horizon
+        )
 
     def imagined(self, model: WorldModel, context: np.ndarray) -> np.ndarray:
-        """(W, K, D) latents of the first frames -> (W, H, D), predicted under the recorded blocks."""
+        """(W, K, D) latents of the first frames -> (W, H, D), predicted under the recorded
+        blocks."""
         device, past = device_of(model), model.context - 1
         blocks = self.blocks.to(device)
         with torch.no_grad():
-            ahead = model.rollout(torch.from_numpy(context).to(device), blocks[:, :past], blocks[:, None, past:])
+            ahead = model.rollout(
+                torch.from_numpy(context).to(device), blocks[:, :past], blocks[:, None, past:]
+            )
         return ahead[:, 0].float().cpu().numpy()
 
 
@@ -300,13 +381,18 @@ def _sample(
 ) -> tuple[np.ndarray, np.ndarray]:
     """At most `count` rows of some episodes, in the order of the file, and the episode of each."""
     lengths = episodes.lengths[np.asarray(ids)]
-    rows = np.concatenate([episodes.offsets[i] + np.arange(n) for i, n in zip(ids, lengths, strict=True)])
+    rows = np.concatenate(
+        [episodes.offsets[i] + np.arange(n) for i, n in zip(ids, lengths, strict=True)]
+    )
     chosen = np.sort(generator.permutation(len(rows))[:count])
     return rows[chosen], np.repeat(np.asarray(ids), lengths)[chosen]
 
 
 def _seen(
-    model: WorldModel, episodes: Episodes, rows: np.ndarray, progress: Callable[[int], None] = lambda _: None
+    model: WorldModel,
+    episodes: Episodes,
+    rows: np.ndarray,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(...) rows -> (..., h, h, 3) uint8 pixels and (..., D) float32 latents."""
     pixels = episodes.rows("pixels", rows.ravel())
@@ -315,30 +401,44 @@ def _seen(
         part = torch.from_numpy(pixels[first : first + FRAMES_AT_ONCE]).permute(0, 3, 1, 2)[:, None]
         latents.append(encode(model, part)[:, 0].float().cpu().numpy())
         progress(number)
-    return pixels.reshape(*rows.shape, *pixels.shape[1:]), np.concatenate(latents).reshape(*rows.shape, -1)
+    return pixels.reshape(*rows.shape, *pixels.shape[1:]), np.concatenate(latents).reshape(
+        *rows.shape, -1
+    )
 
 
 def _errors(truth: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """(..., h, h, 3) uint8 pictures, and others of a shape that broadcasts -> (...) mean squared error of pixels in [0, 1]."""
-    flat = (pictures.reshape(-1, *pictures.shape[-3:]) for pictures in np.broadcast_arrays(truth, drawn))
-    errors = [np.square((a.astype(np.float32) - b) / 255).mean(dtype=np.float64) for a, b in zip(*flat, strict=True)]
+    """(..., h, h, 3) uint8 pictures, and others of a shape that broadcasts -> (...) mean squared
+    error of pixels in [0, 1]."""
+    flat = (
+        pictures.reshape(-1, *pictures.shape[-3:]) for pictures in np.broadcast_arrays(truth, drawn)
+    )
+    errors = [
+        np.square((a.astype(np.float32) - b) / 255).mean(dtype=np.float64)
+        for a, b in zip(*flat, strict=True)
+    ]
     return np.array(errors).reshape(truth.shape[:-3])
 
 
 def _spread(scores: np.ndarray, count: int) -> np.ndarray:
-    """Numbers of `count` entries at equal steps of rank, in the middle of equal parts, lowest score first."""
+    """Numbers of `count` entries at equal steps of rank, in the middle of equal parts, lowest score
+    first."""
     count = min(count, len(scores))
-    return np.argsort(scores, kind="stable")[((np.arange(count) + 0.5) * len(scores) / count).astype(int)]
+    return np.argsort(scores, kind="stable")[
+        ((np.arange(count) + 0.5) * len(scores) / count).astype(int)
+    ]
 
 
 def _shown(pictures: np.ndarray) -> np.ndarray:
-    """Small enough to be stored: blocks of pixels averaged where there are more than `LARGEST_SHOWN_PX` to a side."""
+    """Small enough to be stored: blocks of pixels averaged where there are more than
+    `LARGEST_SHOWN_PX` to a side."""
     side = pictures.shape[-2]
     by = next(by for by in range(1, side + 1) if side // by <= LARGEST_SHOWN_PX)
     if by == 1:
         return pictures
     kept = side // by * by
-    blocks = pictures[..., :kept, :kept, :].reshape(*pictures.shape[:-3], kept // by, by, kept // by, by, 3)
+    blocks = pictures[..., :kept, :kept, :].reshape(
+        *pictures.shape[:-3], kept // by, by, kept // by, by, 3
+    )
     return np.rint(blocks.mean(axis=(-4, -2))).astype(np.uint8)
 
 
@@ -368,10 +468,16 @@ def _tables(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     ]
     ahead = [
         {"blocks": block, "env steps": block * values["frameskip"]}
-        | {IMAGINED[name]: round(curve["share"][block], 3) for name, curve in values["imagination"].items()}
+        | {
+            IMAGINED[name]: round(curve["share"][block], 3)
+            for name, curve in values["imagination"].items()
+        }
         for block in range(values["horizon"] + 1)
     ]
     return {
         f"Pictures of {test}; decoder and nearest frame know {learnt}": drawn,
-        f"Share of the mean picture's error while imagining, {values['windows']} held-out episodes": ahead,
+        (
+            f"Share of the mean picture's error while imagining, {values['windows']} held-out "
+            "episodes"
+        ): ahead,
     }

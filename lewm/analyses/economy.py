@@ -1,9 +1,11 @@
-"""What does a frame cost, and what does a plan? Tokens, arithmetic, time and bytes of a run, beside what others published.
+"""What does a frame cost, and what does a plan? Tokens, arithmetic, time and bytes of a run, beside
+what others published.
 
-Three kinds of numbers stand side by side here and are never mixed. *Measured* ones are of this run on this machine.
-*Published* ones are what others reported of their models on theirs. *Estimated* ones are our conclusions where nobody reported
-anything, with the reasoning in words. Arithmetic is counted as it is done: a multiplication and an addition are 2 FLOPs, in
-matrix products, convolutions and attention; what is done element by element is left out, as is usual.
+Three kinds of numbers stand side by side here and are never mixed. *Measured* ones are of this run
+on this machine. *Published* ones are what others reported of their models on theirs. *Estimated*
+ones are our conclusions where nobody reported anything, with the reasoning in words. Arithmetic is
+counted as it is done: a multiplication and an addition are 2 FLOPs, in matrix products,
+convolutions and attention; what is done element by element is left out, as is usual.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from lewm.models.nn.frozen import device_of, require_evaluation_mode
 from lewm.planning.agent import Agent, PlanningConfig
 from lewm.runs.run import Progress, Run, Unsupported
 
-__all__ = ["Economy", "PUBLISHED", "Published", "count_flops", "count_plan", "published"]  # the analysis first
+# the analysis first
+__all__ = ["Economy", "PUBLISHED", "Published", "count_flops", "count_plan", "published"]
 
 Table = list[dict[str, Any]]
 Look = tuple[np.ndarray, np.ndarray]  # an observation and its goal, (1, h, w, 3) uint8 each
@@ -37,21 +40,24 @@ Look = tuple[np.ndarray, np.ndarray]  # an observation and its goal, (1, h, w, 3
 PAPER = "paper's CEM 300 x 30"
 
 PATCH_BYTES = {"196 patch tokens": 4 * 196 * 384, "256 patch tokens": 4 * 256 * 384}
-"""A frame as float32 features of a ViT-S, 384 per patch. Source: 14 x 14 in DINO-WM; 16 x 16 are 224 px in patches of 14."""
+"""A frame as float32 features of a ViT-S, 384 per patch. Source: 14 x 14 in DINO-WM; 16 x 16 are
+224 px in patches of 14."""
 
 OFFSET = 25
 """Env steps from the observation to the goal of a measured plan. Source: the paper's task."""
 
 SORA_FACTOR = (
-    "'28,000 times fewer tokens than Sora' cannot be traced: OpenAI published no count of tokens, and no source that we found "
-    "derives the factor. By the estimate here it would be 8,100 per latent frame, and 28,000 the tokens of 3.5 such frames. "
-    "The nearest simple arithmetic is 1792 x 1024 pixels in cells of 8 x 8 without patches: 28,672."
+    "'28,000 times fewer tokens than Sora' cannot be traced: OpenAI published no count of "
+    "tokens, and no source that we found derives the factor. By the estimate here it would be "
+    "8,100 per latent frame, and 28,000 the tokens of 3.5 such frames. The nearest simple "
+    "arithmetic is 1792 x 1024 pixels in cells of 8 x 8 without patches: 28,672."
 )
 
 
 @dataclass(frozen=True)
 class Published:
-    """A model of others, in their own numbers or in what may be concluded from them. Nothing in it was measured by us.
+    """A model of others, in their own numbers or in what may be concluded from them. Nothing in it
+    was measured by us.
 
     Attributes:
         name: of the model, with its size where there are several.
@@ -86,42 +92,72 @@ class Published:
 LEWM, V_JEPA_2 = "LeWorldModel, arXiv 2603.19312", "V-JEPA 2, arXiv 2506.09985"
 PUBLISHED = (
     Published(
-        "LeWM", "published", LEWM, "2026-03", 1, 192, "15 M; 18.0 M with projectors", 0.98, "L40S", (300, 5, 30),
-        remark="Iterations are those of Push-T, elsewhere 10; with which of them 0.98 s were measured is not told.",
+        "LeWM", "published", LEWM, "2026-03", 1, 192, "15 M; 18.0 M with projectors", 0.98, "L40S",
+        (300, 5, 30),
+        remark=(
+            "Iterations are those of Push-T, elsewhere 10; with which of them 0.98 s were "
+            "measured is not told."
+        ),
     ),
     Published(
-        "PLDM", "published", "arXiv 2502.14819; code: galilai-group/stable-worldmodel, scripts/train/pldm.py", "2025-02",
-        1, 192, "as LeWM", remark="As LeWM's authors ran it: encoder, predictor and projectors of LeWM under another loss.",
+        "PLDM", "published",
+        "arXiv 2502.14819; code: galilai-group/stable-worldmodel, scripts/train/pldm.py", "2025-02",
+        1, 192, "as LeWM", remark=(
+            "As LeWM's authors ran it: encoder, predictor and projectors of LeWM under another "
+            "loss."
+        ),
     ),
     Published(
-        "DINO-WM", "published", f"arXiv 2411.04983; seconds: {LEWM}", "2024-11; 2026-03", 196, 196 * 384,
+        "DINO-WM", "published", f"arXiv 2411.04983; seconds: {LEWM}", "2024-11; 2026-03", 196,
+        196 * 384,
         "frozen DINOv2 ViT-S/14, predictor", 47.0, "L40S", (300, 5, 30),
-        remark="14 x 14 patch tokens of 384 numbers. Search and hardware are taken to be LeWM's, as in their comparison.",
+        remark=(
+            "14 x 14 patch tokens of 384 numbers. Search and hardware are taken to be LeWM's, as "
+            "in their comparison."
+        ),
     ),
     Published(
-        "V-JEPA 2-AC", "published", f"{V_JEPA_2}; code: facebookresearch/vjepa2", "2025-06", 256, 256 * 1408,
+        "V-JEPA 2-AC", "published", f"{V_JEPA_2}; code: facebookresearch/vjepa2", "2025-06", 256,
+        256 * 1408,
         "1 B encoder, 300 M predictor", 16.0, "RTX 4090", (800, 1, 10),
-        remark="256 px in patches of 16: 16 x 16 tokens of 1408 numbers. Seconds are per action; one step is planned.",
+        remark=(
+            "256 px in patches of 16: 16 x 16 tokens of 1408 numbers. Seconds are per action; "
+            "one step is planned."
+        ),
     ),
     Published(
-        "Cosmos", "published", V_JEPA_2, "2025-06", seconds=240.0, hardware="RTX 4090", search=(80, 1, 10),
-        remark="Video diffusion, planned with by the authors of V-JEPA 2: 4 minutes per action. Tokens are not told.",
+        "Cosmos", "published", V_JEPA_2, "2025-06", seconds=240.0, hardware="RTX 4090", search=(80,
+        1, 10),
+        remark=(
+            "Video diffusion, planned with by the authors of V-JEPA 2: 4 minutes per action. "
+            "Tokens are not told."
+        ),
     ),
     Published(
-        "Dreamer V3, 50 M", "published", "arXiv 2301.04104; code: danijar/dreamerv3, size50m", "2023-01", 32, 32 * 32 + 4096,
-        "50 M, by its name", remark="32 categorical variables of 32 classes count as its tokens; beside them a recurrent state "
-        "of 4096. It acts by a policy network and searches for no plan.",
+        "Dreamer V3, 50 M", "published", "arXiv 2301.04104; code: danijar/dreamerv3, size50m",
+        "2023-01", 32, 32 * 32 + 4096,
+        "50 M, by its name", remark=(
+            "32 categorical variables of 32 classes count as its tokens; beside them a recurrent "
+            "state of 4096. It acts by a policy network and searches for no plan."
+        ),
     ),
     Published(
-        "Genie 3", "estimated", "Google DeepMind, 'Genie 3: A new frontier for world models'", "2025-08", 3600,
-        remark="Published: 1280 x 720 at 24 frames/s, and no tokens. Estimated: if one stood for 16 x 16 pixels, as in "
-        "V-JEPA 2 and in open video models, a frame would have 80 x 45.",
+        "Genie 3", "estimated", "Google DeepMind, 'Genie 3: A new frontier for world models'",
+        "2025-08", 3600,
+        remark=(
+            "Published: 1280 x 720 at 24 frames/s, and no tokens. Estimated: if one stood for 16 "
+            "x 16 pixels, as in V-JEPA 2 and in open video models, a frame would have 80 x 45."
+        ),
     ),
     Published(
-        "Sora", "estimated", "OpenAI, 'Video generation models as world simulators'", "2024-02", 8100,
-        remark="Published: spacetime patches of a compressed video of 1920 x 1080, and no tokens. Estimated: cells of 8 x 8 "
-        "pixels in patches of 2 x 2, as in open reproductions, would be 120 x 67.5 per latent frame; where one stands for 4 "
-        "pictures, 2,025 for each of them.",
+        "Sora", "estimated", "OpenAI, 'Video generation models as world simulators'", "2024-02",
+        8100,
+        remark=(
+            "Published: spacetime patches of a compressed video of 1920 x 1080, and no tokens. "
+            "Estimated: cells of 8 x 8 pixels in patches of 2 x 2, as in open reproductions, "
+            "would be 120 x 67.5 per latent frame; where one stands for 4 pictures, 2,025 for "
+            "each of them."
+        ),
     ),
 )  # fmt: skip
 
@@ -143,28 +179,37 @@ class Economy:
     seed: int = 0
 
     name: ClassVar[str] = "economy"
-    question: ClassVar[str] = "What do a frame and a plan cost, in tokens, arithmetic, time and bytes?"
+    question: ClassVar[str] = (
+        "What do a frame and a plan cost, in tokens, arithmetic, time and bytes?"
+    )
 
     def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
         """Count on a copy of the model, on a CPU; measure on the model itself, where it is.
 
         Returns:
-            Values: `tokens_per_frame`, `latent_numbers`; `bytes_per_frame` of a latent, the raw picture and patch tokens;
-            `flops`: `encode` a frame, `predict` a latent as planning does it and `predict_plain` by the model's `rollout`;
-            `scaling`: by what the arithmetic of a round grows if its candidates, or its horizon, are doubled; `parameters` by
-            part and `weights_bytes`; `hardware`; `plans`, by planner: see `_Plan`; `planner`, the run's own among them;
-            `published`: `PUBLISHED` as dicts, with `predicted_tokens`. Only seconds differ from one call to the next.
+            Values: `tokens_per_frame`, `latent_numbers`; `bytes_per_frame` of a latent, the raw
+            picture and patch tokens; `flops`: `encode` a frame, `predict` a latent as planning does
+            it and `predict_plain` by the model's `rollout`; `scaling`: by what the arithmetic of a
+            round grows if its candidates, or its horizon, are doubled; `parameters` by part and
+            `weights_bytes`; `hardware`; `plans`, by planner: see `_Plan`; `planner`, the run's own
+            among them; `published`: `PUBLISHED` as dicts, with `predicted_tokens`. Only seconds
+            differ from one call to the next.
 
         Raises:
-            Unsupported: there is no held-out episode to take an observation from, or nobody knows how the run plans.
+            Unsupported: there is no held-out episode to take an observation from, or nobody knows
+                how the run plans.
             ValueError: the model is in training mode.
         """
         model = run.model
         require_evaluation_mode(model)
         run.require_episodes(0, 1, "observations to plan from")
         if run.planning is None:
-            raise Unsupported("expected a run that knows how it plans, got none. Open one with `run.open_run`.")
-        paper = PlanningConfig(registry.load("objectives", "l2")(), registry.load("solvers", "cem")())
+            raise Unsupported(
+                "expected a run that knows how it plans, got none. Open one with `run.open_run`."
+            )
+        paper = PlanningConfig(
+            registry.load("objectives", "l2")(), registry.load("solvers", "cem")()
+        )
         own = {} if run.planning == paper else {_named(run.planning): (run.planning, self.plans)}
         planners = {**own, PAPER: (paper, self.paper_plans)}
         flops, scaling = _arithmetic(model)
@@ -179,7 +224,11 @@ class Economy:
         values = {
             "tokens_per_frame": 1,  # a world model's role: (B, T) pictures -> (B, T, D) latents
             "latent_numbers": model.latent_dim,
-            "bytes_per_frame": {"latent": 4 * model.latent_dim, picture: 3 * model.spec.image_size**2, **PATCH_BYTES},
+            "bytes_per_frame": {
+                "latent": 4 * model.latent_dim,
+                picture: 3 * model.spec.image_size**2,
+                **PATCH_BYTES,
+            },
             "flops": flops,
             "scaling": scaling,
             "parameters": _parameters(cast(nn.Module, model), run.heads),
@@ -189,48 +238,72 @@ class Economy:
             "planner": next(iter(plans)),
         }
         others = published()
-        return Result(self.name, {**values, **others.values}, tables={**_measured_tables(values), **others.tables})
+        return Result(
+            self.name,
+            {**values, **others.values},
+            tables={**_measured_tables(values), **others.tables},
+        )
 
 
 def published() -> Result:
     """The same without a run: what is known of the models of others."""
     frames: Table = [
         {
-            "model": m.name, "kind": m.kind, "tokens per frame": _shown(m.tokens), "numbers per frame": _shown(m.numbers),
-            "s per plan": _shown(m.seconds), "on": m.hardware or "-", "parameters": m.parameters or "-",
+            "model": m.name, "kind": m.kind, "tokens per frame": _shown(m.tokens),
+            "numbers per frame": _shown(m.numbers),
+            "s per plan": _shown(m.seconds), "on": m.hardware or "-",
+            "parameters": m.parameters or "-",
         }
         for m in PUBLISHED
     ]  # fmt: skip
     products: Table = [
         {
-            "model": m.name, **dict(zip(("candidates", "horizon", "iterations"), m.search, strict=True)),
-            "tokens": _shown(m.tokens), "product": _shown(m.predicted_tokens), "s per plan": _shown(m.seconds),
-            "us per token": _shown(m.seconds and m.predicted_tokens and 1e6 * m.seconds / m.predicted_tokens),
+            "model": m.name, **dict(zip(("candidates", "horizon", "iterations"), m.search,
+            strict=True)),
+            "tokens": _shown(m.tokens), "product": _shown(m.predicted_tokens),
+            "s per plan": _shown(m.seconds),
+            "us per token": _shown(
+                m.seconds and m.predicted_tokens and 1e6 * m.seconds / m.predicted_tokens
+            ),
         }
         for m in PUBLISHED
         if m.search
     ]  # fmt: skip
-    sources: Table = [{"model": m.name, "source": f"{m.source} ({m.date})", "remark": m.remark or "-"} for m in PUBLISHED]
+    sources: Table = [
+        {"model": m.name, "source": f"{m.source} ({m.date})", "remark": m.remark or "-"}
+        for m in PUBLISHED
+    ]
     tables = {
         "models of others, published or estimated: none of it was measured here": frames,
-        "tokens that a plan predicts, as published: candidates x horizon x iterations x tokens": products,
-        "where these numbers are from": [*sources, {"model": "Sora against LeWM", "source": "-", "remark": SORA_FACTOR}],
+        (
+            "tokens that a plan predicts, as published: candidates x horizon x iterations x tokens"
+        ): products,
+        "where these numbers are from": [
+            *sources,
+            {"model": "Sora against LeWM", "source": "-", "remark": SORA_FACTOR},
+        ],
     }
     rows = [{**asdict(m), "predicted_tokens": m.predicted_tokens} for m in PUBLISHED]
     return Result(Economy.name, {"published": rows, "sora_factor": SORA_FACTOR}, tables=tables)
 
 
 def count_flops(call: Callable[[], Any]) -> int:
-    """Multiplications and additions in the matrix products, convolutions and attention that `call` does, as they are done.
+    """Multiplications and additions in the matrix products, convolutions and attention that `call`
+    does, as they are done.
 
-    PyTorch's counter, taught three operations of the CPU that it does not know: attention, products with a weight laid out
-    beforehand, and 8-bit products, whose integer operations count as well. Causal attention counts as if it were full. An
-    engine that attends to a few tokens by sums, which are no products, is not charged for that: less than a hundredth.
+    PyTorch's counter, taught three operations of the CPU that it does not know: attention, products
+    with a weight laid out beforehand, and 8-bit products, whose integer operations count as well.
+    Causal attention counts as if it were full. An engine that attends to a few tokens by sums,
+    which are no products, is not charged for that: less than a hundredth.
     """
     aten = torch.ops.aten
     mapping: dict[Any, Callable[..., int]] = {
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *of, **_: sdpa_backward_flop_count(*of[:4]),
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+            q, k, v
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *of, **_: (
+            sdpa_backward_flop_count(*of[:4])
+        ),
         torch.ops.quantized.linear_dynamic: _linear_flops,
     }
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -243,15 +316,22 @@ def count_flops(call: Callable[[], Any]) -> int:
 def count_plan(
     model: WorldModel, planning: PlanningConfig, spec: WorldSpec, look: Look, plain: bool = False
 ) -> tuple[int, int]:
-    """FLOPs of the first plan of an episode, and how many latents it predicts; `plain`, by `rollout` and no engine."""
+    """FLOPs of the first plan of an episode, and how many latents it predicts; `plain`, by
+    `rollout` and no engine."""
     made: Any
-    made, planning = copy.deepcopy((model, planning))  # on a CPU: a CUDA graph would hide its operations from the counter
+    # on a CPU: a CUDA graph would hide its operations from the counter
+    made, planning = copy.deepcopy((model, planning))
     for part in (made, *vars(planning.objective).values(), *vars(planning.solver).values()):
         if isinstance(part, nn.Module):
             part.cpu()
     if plain:
         planning = replace(planning, precision="float32")
-        made = SimpleNamespace(**{name: getattr(made, name) for name in ("spec", "context", "latent_dim", "encode", "rollout")})
+        made = SimpleNamespace(
+            **{
+                name: getattr(made, name)
+                for name in ("spec", "context", "latent_dim", "encode", "rollout")
+            }
+        )
     agent = Agent(made, planning, spec, [0])
     return count_flops(lambda: agent.act(*look)), agent.effort.predictor_calls
 
@@ -268,10 +348,12 @@ class _Plan:
         steps: env steps that it is executed for.
         predictor_calls: latents predicted.
         flops: of all of it, encoder and heads included.
-        predicted_share: of the FLOPs, by what a latent costs in a round of the paper's size; the rest is encoding and heads.
+        predicted_share: of the FLOPs, by what a latent costs in a round of the paper's size; the
+            rest is encoding and heads.
         seconds: median, as a clock on the wall has it.
         seconds_range: least and most.
-        processor_seconds: median, of all threads together; on a machine that does other things as well they say more.
+        processor_seconds: median, of all threads together; on a machine that does other things as
+            well they say more.
         plans: timed, after one that was not, where there was time for it.
         gflops_per_s: FLOPs over seconds.
     """
@@ -287,8 +369,11 @@ class _Plan:
     gflops_per_s: float
 
 
-def _plan(run: Run, planning: PlanningConfig, looks: Sequence[Look], per_latent: float, limit_s: float) -> _Plan:
-    """Count one plan, and time one per look but the first, which warms up; a latent's FLOPs are given."""
+def _plan(
+    run: Run, planning: PlanningConfig, looks: Sequence[Look], per_latent: float, limit_s: float
+) -> _Plan:
+    """Count one plan, and time one per look but the first, which warms up; a latent's FLOPs are
+    given."""
     spec = _env_spec(run.model)
     flops, calls = count_plan(run.model, planning, spec, looks[0])
     agent = Agent(run.model, planning, spec, [0])
@@ -314,8 +399,11 @@ def _plan(run: Run, planning: PlanningConfig, looks: Sequence[Look], per_latent:
     )
 
 
-def _arithmetic(model: WorldModel, candidates: int = 300, horizon: int = 5) -> tuple[dict[str, float], dict[str, float]]:
-    """FLOPs of encoding and predicting a frame, and what a round gains by twice as many candidates, or twice the horizon."""
+def _arithmetic(
+    model: WorldModel, candidates: int = 300, horizon: int = 5
+) -> tuple[dict[str, float], dict[str, float]]:
+    """FLOPs of encoding and predicting a frame, and what a round gains by twice as many candidates,
+    or twice the horizon."""
     model, spec = copy.deepcopy(cast(Any, model)).cpu(), model.spec
     pixels = torch.zeros(1, 1, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
     context, past = torch.zeros(1, 1, model.latent_dim), torch.zeros(1, 0, spec.block_dim)
@@ -325,8 +413,14 @@ def _arithmetic(model: WorldModel, candidates: int = 300, horizon: int = 5) -> t
         return count_flops(lambda: unroll(context, past, torch.zeros(1, n, h, spec.block_dim)))
 
     with torch.no_grad():
-        encode, once = count_flops(lambda: model.encode(pixels)), a_round(engine, candidates, horizon)
-        wider, longer = a_round(engine, 2 * candidates, horizon), a_round(engine, candidates, 2 * horizon)
+        encode, once = (
+            count_flops(lambda: model.encode(pixels)),
+            a_round(engine, candidates, horizon),
+        )
+        wider, longer = (
+            a_round(engine, 2 * candidates, horizon),
+            a_round(engine, candidates, 2 * horizon),
+        )
         plain, latents = a_round(model.rollout, candidates, horizon), candidates * horizon
     flops = {"encode": encode, "predict": once / latents, "predict_plain": plain / latents}
     return flops, {"candidates": wider / max(once, 1), "horizon": longer / max(once, 1)}
@@ -339,26 +433,46 @@ def _observations(run: Run, count: int, seed: int) -> list[Look]:
     last = episodes.lengths[chosen] - 1
     ahead = np.minimum(max(1, OFFSET // episodes.every), last)
     now = episodes.offsets[chosen] + generator.integers(last - ahead + 1)
-    return list(zip(*(episodes.rows("pixels", rows)[:, None] for rows in (now, now + ahead)), strict=True))
+    return list(
+        zip(*(episodes.rows("pixels", rows)[:, None] for rows in (now, now + ahead)), strict=True)
+    )
 
 
 def _env_spec(model: WorldModel) -> WorldSpec:
-    """A world as wide as six standard deviations of the recorded actions: the true one needs its simulator, and bounds cost no
-    time."""
-    mean, reach = (np.array(x) for x in (model.spec.statistics.action_mean, model.spec.statistics.action_std))
-    return WorldSpec("recorded", "", model.spec.image_size, tuple(mean - 3 * reach), tuple(mean + 3 * reach), (), (), 0)
+    """A world as wide as six standard deviations of the recorded actions: the true one needs its
+    simulator, and bounds cost no time."""
+    mean, reach = (
+        np.array(x) for x in (model.spec.statistics.action_mean, model.spec.statistics.action_std)
+    )
+    return WorldSpec(
+        "recorded",
+        "",
+        model.spec.image_size,
+        tuple(mean - 3 * reach),
+        tuple(mean + 3 * reach),
+        (),
+        (),
+        0,
+    )
 
 
 def _named(planning: PlanningConfig) -> str:
     """A planner in words, such as "Amortised + MPPI, Temporal, 1 of 5 blocks"."""
     search = getattr(planning.solver, "search", None)
     solver = type(planning.solver).__name__ + (f" + {type(search).__name__}" if search else "")
-    return f"{solver}, {type(planning.objective).__name__}, {planning.receding} of {planning.horizon} blocks"
+    return (
+        f"{solver}, {type(planning.objective).__name__}, {planning.receding} of "
+        f"{planning.horizon} blocks"
+    )
 
 
 def _parameters(model: nn.Module, heads: Mapping[str, nn.Module]) -> dict[str, int]:
     """By part; the heads are apart from the model's `total`."""
-    parts = {**dict(model.named_children()), "total": model, **{f"head {name}": head for name, head in heads.items()}}
+    parts = {
+        **dict(model.named_children()),
+        "total": model,
+        **{f"head {name}": head for name, head in heads.items()},
+    }
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     return {name: count for name, count in counts.items() if count}
 
@@ -372,25 +486,37 @@ def _hardware(device: torch.device) -> str:
 def _measured_tables(values: Mapping[str, Any]) -> dict[str, Table]:
     flops, sizes = values["flops"], values["bytes_per_frame"]
     frame = {"tokens": values["tokens_per_frame"], "numbers": values["latent_numbers"]}
-    frame |= {f"MFLOP to {what.replace('_', ', ')}": _shown(count / 1e6) for what, count in flops.items()}
+    frame |= {
+        f"MFLOP to {what.replace('_', ', ')}": _shown(count / 1e6) for what, count in flops.items()
+    }
     plans = [
         {
-            "planner": name, "latents predicted": _shown(plan["predictor_calls"]), "GFLOP": _shown(plan["flops"] / 1e9),
+            "planner": name, "latents predicted": _shown(plan["predictor_calls"]),
+            "GFLOP": _shown(plan["flops"] / 1e9),
             "ms per plan": _shown(1e3 * plan["seconds"]),
             "least to most": " to ".join(_shown(1e3 * end) for end in plan["seconds_range"]),
             "ms of processor": _shown(1e3 * plan["processor_seconds"]), "plans": plan["plans"],
-            "env steps": plan["steps"], "ms per env step": _shown(1e3 * plan["seconds"] / plan["steps"]),
+            "env steps": plan["steps"],
+            "ms per env step": _shown(1e3 * plan["seconds"] / plan["steps"]),
             "GFLOP/s": _shown(plan["gflops_per_s"]),
         }
         for name, plan in values["plans"].items()
     ]  # fmt: skip
-    memory = [{"as": as_, "bytes": _shown(size), "latents": _shown(size / sizes["latent"])} for as_, size in sizes.items()]
-    weights = [{"part": part, "parameters": _shown(count)} for part, count in values["parameters"].items()]
+    memory = [
+        {"as": as_, "bytes": _shown(size), "latents": _shown(size / sizes["latent"])}
+        for as_, size in sizes.items()
+    ]
+    weights = [
+        {"part": part, "parameters": _shown(count)} for part, count in values["parameters"].items()
+    ]
     return {
         "one frame of this run, counted": [frame],
         f"one plan of this run for one environment, measured on {values['hardware']}": plans,
         "a remembered frame of this run in bytes, and how many latents they would hold": memory,
-        f"parameters of this run by part; the weights take {_shown(values['weights_bytes'] / 1e6)} MB": weights,
+        (
+            "parameters of this run by part; the weights take "
+            f"{_shown(values['weights_bytes'] / 1e6)} MB"
+        ): weights,
     }
 
 

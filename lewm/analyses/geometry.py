@@ -1,8 +1,10 @@
-"""What shape does the latent space have? Straight paths, an isotropic cloud, a distance that planning can follow, a future.
+"""What shape does the latent space have? Straight paths, an isotropic cloud, a distance that
+planning can follow, a future.
 
-Each number stands beside what it would be by itself: a Gaussian sample of the same size, an encoder with random weights, the
-pixels, the true states, a model that predicts no change. Frames of one episode are not independent: intervals resample
-episodes, and what is tested against a Gaussian takes one frame of each.
+Each number stands beside what it would be by itself: a Gaussian sample of the same size, an encoder
+with random weights, the pixels, the true states, a model that predicts no change. Frames of one
+episode are not independent: intervals resample episodes, and what is tested against a Gaussian
+takes one frame of each.
 """
 
 from __future__ import annotations
@@ -30,11 +32,12 @@ from lewm.training.hindsight import rows_of_block
 __all__ = ["Geometry"]
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""(n, D) and (n, D) latents -> (n,) what planning pays for ending in the first with the second as its goal."""
+"""(n, D) and (n, D) latents -> (n,) what planning pays for ending in the first with the second as
+its goal."""
 
 NEAR = 0.9
-"""Share of its plateau at which a cost counts as saturated. The plateau is its mean over the last quarter of the offsets, so a
-cost that grows evenly gets there after some 80% of the way."""
+"""Share of its plateau at which a cost counts as saturated. The plateau is its mean over the last
+quarter of the offsets, so a cost that grows evenly gets there after some 80% of the way."""
 
 PROJECTIONS_AT_ONCE = 2**22
 """Of Gaussian samples, held in memory together."""
@@ -71,19 +74,24 @@ class Geometry:
     controls: bool = True
 
     name: ClassVar[str] = "geometry"
-    question: ClassVar[str] = "What shape does the latent space have, and can planning follow its distances?"
+    question: ClassVar[str] = (
+        "What shape does the latent space have, and can planning follow its distances?"
+    )
 
     def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
         """Measure straightness, isotropy, costs against steps-to-go, and open-loop error.
 
         Returns:
-            values: what the tables say. `straightness` of latents and, as controls, `random_encoder`, `pixels` and `states`,
-            with its `curve` over training; `isotropy`; `spectrum`; `ranks` of each cost with steps-to-go, `ranks_states` with
-            the distance of the true states, `ranks_across` with steps-to-go between two rooms; `saturation`; `open_loop`.
-            arrays: `spectrum`, `std`, `null` (statistics of Gaussian samples), `offsets`, and each cost's mean and band.
+            values: what the tables say. `straightness` of latents and, as controls,
+            `random_encoder`, `pixels` and `states`, with its `curve` over training; `isotropy`;
+            `spectrum`; `ranks` of each cost with steps-to-go, `ranks_states` with the distance of
+            the true states, `ranks_across` with steps-to-go between two rooms; `saturation`;
+            `open_loop`. arrays: `spectrum`, `std`, `null` (statistics of Gaussian samples),
+            `offsets`, and each cost's mean and band.
 
         Raises:
-            Unsupported: fewer held-out episodes than an interval needs, or episodes without two blocks.
+            Unsupported: fewer held-out episodes than an interval needs, or episodes without two
+                blocks.
             ValueError: the model is in training mode, or the file does not fit it.
 
         Cost: episodes x frames through the encoder, twice with controls.
@@ -91,19 +99,40 @@ class Geometry:
         model, episodes = run.model, run.episodes
         generator = np.random.default_rng(self.seed)
         ids = self._long_enough(run)
-        sample = _one_frame_each(episodes, generator.permutation(run.test_ids)[: self.sample], generator)
-        encoders = [model, _with_random_weights(model, sample, self.seed)] if self.controls else [model]
-        paths, *random = (encode_paths(encoder, episodes, ids, lambda _, *done: progress(*done)) for encoder in encoders)
+        sample = _one_frame_each(
+            episodes, generator.permutation(run.test_ids)[: self.sample], generator
+        )
+        encoders = (
+            [model, _with_random_weights(model, sample, self.seed)] if self.controls else [model]
+        )
+        paths, *random = (
+            encode_paths(encoder, episodes, ids, lambda _, *done: progress(*done))
+            for encoder in encoders
+        )
         states = _states(episodes, paths) if episodes.has_states else None
         mixed = generator.permutation(len(paths))
-        strangers = np.stack([np.arange(len(paths)), mixed])[:, paths.episode != paths.episode[mixed]]
+        strangers = np.stack([np.arange(len(paths)), mixed])[
+            :, paths.episode != paths.episode[mixed]
+        ]
 
         isotropy, null = self._isotropy(encode(model, sample)[:, 0].float().cpu())
         std, rank = losses.spread(paths.latents)
         centred = (paths.latents - paths.latents.mean(dim=0)).double()
-        spectrum = torch.linalg.eigvalsh(centred.T @ centred / len(centred)).flip(0).clamp_min(0.0).cpu().numpy()
-        arrays = {"null": null, "spectrum": spectrum, "std": centred.square().mean(dim=0).sqrt().cpu().numpy()}
-        costs: dict[str, Distance] = {"l2": lambda first, second: (first - second).square().sum(dim=-1)}
+        spectrum = (
+            torch.linalg.eigvalsh(centred.T @ centred / len(centred))
+            .flip(0)
+            .clamp_min(0.0)
+            .cpu()
+            .numpy()
+        )
+        arrays = {
+            "null": null,
+            "spectrum": spectrum,
+            "std": centred.square().mean(dim=0).sqrt().cpu().numpy(),
+        }
+        costs: dict[str, Distance] = {
+            "l2": lambda first, second: (first - second).square().sum(dim=-1)
+        }
         if head := run.heads.get("temporal"):
             costs["temporal"] = head.distance  # type: ignore[assignment]
         saturation = {}
@@ -112,12 +141,17 @@ class Geometry:
             saturation[name]["strangers"] = float(_paid(cost, paths, *strangers).mean())
             arrays |= {f"{name}_{key}": curve for key, curve in curves.items()}
         scale = saturation["l2"]["strangers"] / model.latent_dim
-        open_loop = {block: {**found, "random": scale} for block, found in self._open_loop(model, paths, generator).items()}
+        open_loop = {
+            block: {**found, "random": scale}
+            for block, found in self._open_loop(model, paths, generator).items()
+        }
         worse = [int(block) for block, found in open_loop.items() if found["gain"][0] <= 0]
         controls = {
             "random_encoder": self._straightness(paths, random[0].latents) if random else None,
             "pixels": self._straightness(paths, None, _pixel_turns(episodes, paths)),
-            "states": None if states is None else self._straightness(paths, _configuration(states, episodes)),
+            "states": None
+            if states is None
+            else self._straightness(paths, _configuration(states, episodes)),
         }
         values = {
             "episodes": len(ids),
@@ -125,7 +159,10 @@ class Geometry:
             "gap": paths.gap,
             "straightness": {
                 **self._straightness(paths, paths.latents),
-                **{name: found if found and found["n"] else None for name, found in controls.items()},
+                **{
+                    name: found if found and found["n"] else None
+                    for name, found in controls.items()
+                },
                 **_over_training(run),
             },
             "isotropy": isotropy,
@@ -142,54 +179,98 @@ class Geometry:
         return Result(self.name, values, arrays, _tables(values))
 
     def _long_enough(self, run: Run) -> list[int]:
-        """Held-out episodes that hold a path with a turn, a context of the model and a block to predict."""
+        """Held-out episodes that hold a path with a turn, a context of the model and a block to
+        predict."""
         episodes, frames = run.episodes, max(3, run.model.context + 1)
         rows = (frames - 1) * rows_of_block(run.model, episodes) + 1
         run.require_episodes(0, FEWEST_GROUPS, "an interval over episodes")
         fit = [int(i) for i in run.test_ids if episodes.lengths[i] >= rows]
         if len(fit) < FEWEST_GROUPS:
             raise Unsupported(
-                f"{episodes.path}: expected at least {FEWEST_GROUPS} held-out episodes of {rows} rows or more, so that each "
-                f"holds {frames} frames one action block apart, got {len(fit)}. Collect longer episodes."
+                f"{episodes.path}: expected at least {FEWEST_GROUPS} held-out episodes of {rows} "
+                f"rows or more, so that each holds {frames} frames one action block apart, got "
+                f"{len(fit)}. Collect longer episodes."
             )
         return sorted(np.random.default_rng(self.seed).permutation(fit)[: self.episodes].tolist())
 
-    def _straightness(self, paths: Paths, points: Tensor | None, turns: np.ndarray | None = None) -> dict[str, Any]:
-        """Mean cosine of the turns of (F, d) points, or of given ones, and the share of those at which nothing moved."""
+    def _straightness(
+        self, paths: Paths, points: Tensor | None, turns: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Mean cosine of the turns of (F, d) points, or of given ones, and the share of those at
+        which nothing moved."""
         if turns is None:
             assert points is not None
-            still = losses.STILL * points.diff(dim=0)[paths.followed(1)].square().sum(dim=-1).mean().sqrt()
+            still = (
+                losses.STILL
+                * points.diff(dim=0)[paths.followed(1)].square().sum(dim=-1).mean().sqrt()
+            )
             turns = losses.turns(points, still)[paths.followed(2)].double().cpu().numpy()
         moving = np.isfinite(turns)
-        told: dict[str, Any] = {"value": None, "interval": None, "n": int(moving.sum()), "still": float(1 - moving.mean())}
+        told: dict[str, Any] = {
+            "value": None,
+            "interval": None,
+            "n": int(moving.sum()),
+            "still": float(1 - moving.mean()),
+        }
         if moving.any():
             groups = paths.episode[paths.followed(2)][moving]
-            told |= {"value": float(turns[moving].mean()), "interval": self._interval(turns[moving], groups)}
+            told |= {
+                "value": float(turns[moving].mean()),
+                "interval": self._interval(turns[moving], groups),
+            }
         return told
 
     def _isotropy(self, sample: Tensor) -> tuple[dict[str, Any], np.ndarray]:
-        """Compare (n, D) independent latents with Gaussian samples of that size; the statistics of these as well."""
+        """Compare (n, D) independent latents with Gaussian samples of that size; the statistics of
+        these as well."""
         n, D = sample.shape
         generator = torch.Generator().manual_seed(self.seed)
         directions = losses.draw_directions(D, self.slices, generator)
-        portions = torch.arange(self.gaussians).split(max(1, PROJECTIONS_AT_ONCE // (n * self.slices)))
-        drawn = [_moments(torch.randn(len(part), n, D, generator=generator), directions) for part in portions]
-        null = {name: torch.cat([each[name] for each in drawn]).double().numpy() for name in drawn[0]}
+        portions = torch.arange(self.gaussians).split(
+            max(1, PROJECTIONS_AT_ONCE // (n * self.slices))
+        )
+        drawn = [
+            _moments(torch.randn(len(part), n, D, generator=generator), directions)
+            for part in portions
+        ]
+        null = {
+            name: torch.cat([each[name] for each in drawn]).double().numpy() for name in drawn[0]
+        }
         found = {name: float(value) for name, value in _moments(sample[None], directions).items()}
-        bands = {name: [float(bound) for bound in np.quantile(null[name], (0.025, 0.975))] for name in null}
-        worst_high = float(np.quantile(null["worst"], 0.95))  # one-sided: no direction is too Gaussian
+        bands = {
+            name: [float(bound) for bound in np.quantile(null[name], (0.025, 0.975))]
+            for name in null
+        }
+        # one-sided: no direction is too Gaussian
+        worst_high = float(np.quantile(null["worst"], 0.95))
         low, high = bands["statistic"]
         return {
             **{"n": n, "statistic": found["statistic"], "null_low": low, "null_high": high},
-            **{"null_mean": float(null["statistic"].mean()), "inside": low <= found["statistic"] <= high},
-            **{"worst": found["worst"], "worst_null_high": worst_high, "worst_inside": found["worst"] <= worst_high},
-            **{name: {"value": found[name], "null": bands[name]} for name in ("std", "skewness", "kurtosis")},
+            **{
+                "null_mean": float(null["statistic"].mean()),
+                "inside": low <= found["statistic"] <= high,
+            },
+            **{
+                "worst": found["worst"],
+                "worst_null_high": worst_high,
+                "worst_inside": found["worst"] <= worst_high,
+            },
+            **{
+                name: {"value": found[name], "null": bands[name]}
+                for name in ("std", "skewness", "kurtosis")
+            },
         }, null["statistic"]
 
     def _ranks(
-        self, paths: Paths, costs: Mapping[str, Distance], where: Any, regions: Any, generator: np.random.Generator
+        self,
+        paths: Paths,
+        costs: Mapping[str, Distance],
+        where: Any,
+        regions: Any,
+        generator: np.random.Generator,
     ) -> dict[str, Any]:
-        """Spearman's rho of each cost with steps-to-go and with the distance of the states, over pairs up to each offset."""
+        """Spearman's rho of each cost with steps-to-go and with the distance of the states, over
+        pairs up to each offset."""
         told: dict[str, dict[str, Any]] = {"ranks": {name: {} for name in costs}}
         told |= {} if where is None else {"ranks_states": {name: {} for name in costs}}
         told |= {} if regions is None else {"ranks_across": {name: {} for name in costs}}
@@ -200,25 +281,43 @@ class Geometry:
             steps, everywhere = (second - first).astype(np.float64), np.full(len(first), True)
             of = {"ranks": (steps, everywhere)}
             if where is not None:
-                of["ranks_states"] = np.linalg.norm(where[first] - where[second], axis=1), everywhere
+                of["ranks_states"] = (
+                    np.linalg.norm(where[first] - where[second], axis=1),
+                    everywhere,
+                )
             if regions is not None:
                 of["ranks_across"] = steps, regions[first] != regions[second]
             for name, cost in costs.items():
                 paid = _paid(cost, paths, first, second)
                 for kind, (target, kept) in of.items():
-                    told[kind][name][str(bound)] = self._rho(paid[kept], target[kept], paths.episode[first[kept]])
+                    told[kind][name][str(bound)] = self._rho(
+                        paid[kept], target[kept], paths.episode[first[kept]]
+                    )
         return told
 
     def _rho(self, cost: np.ndarray, target: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-        """With an interval; without a number where all targets are alike, or too few episodes hold such pairs."""
-        told: dict[str, Any] = {"rho": None, "interval": None, "n": len(cost), "episodes": len(np.unique(groups))}
+        """With an interval; without a number where all targets are alike, or too few episodes hold
+        such pairs."""
+        told: dict[str, Any] = {
+            "rho": None,
+            "interval": None,
+            "n": len(cost),
+            "episodes": len(np.unique(groups)),
+        }
         if told["episodes"] >= FEWEST_GROUPS and np.ptp(target) > 0 and np.ptp(cost) > 0:
             told["rho"] = rank_correlation(cost, target)
-            told["interval"] = list(bootstrap(rank_correlation, cost, target, groups=groups, draws=self.draws, seed=self.seed))
+            told["interval"] = list(
+                bootstrap(
+                    rank_correlation, cost, target, groups=groups, draws=self.draws, seed=self.seed
+                )
+            )
         return told
 
-    def _saturation(self, paths: Paths, cost: Distance) -> tuple[dict[str, Any], np.ndarray, dict[str, np.ndarray]]:
-        """Where a cost stops growing with the offset; the offsets, its mean at each of them, and the band of that."""
+    def _saturation(
+        self, paths: Paths, cost: Distance
+    ) -> tuple[dict[str, Any], np.ndarray, dict[str, np.ndarray]]:
+        """Where a cost stops growing with the offset; the offsets, its mean at each of them, and
+        the band of that."""
         reach = min(paths.reach(FEWEST_GROUPS), max(1, self.offsets[-1] // paths.gap))
         _, place = np.unique(paths.episode, return_inverse=True)
         sums, counts = np.zeros((2, place.max() + 1, reach))
@@ -239,18 +338,28 @@ class Geometry:
         }
         return told, offsets, {"mean": mean, "low": low, "high": high}
 
-    def _open_loop(self, model: WorldModel, paths: Paths, generator: np.random.Generator) -> dict[str, Any]:
-        """Squared error per dimension of predictions 1 to H blocks ahead, beside that of no change."""
+    def _open_loop(
+        self, model: WorldModel, paths: Paths, generator: np.random.Generator
+    ) -> dict[str, Any]:
+        """Squared error per dimension of predictions 1 to H blocks ahead, beside that of no
+        change."""
         K = model.context
         H = min(self.horizon, paths.reach(FEWEST_GROUPS) - K + 1)
         oldest = paths.followed(K - 1 + H)
         now = oldest[paths.some(oldest, self.rollouts, generator)] + K - 1
-        context, truth = (paths.latents[now[:, None] + np.arange(*ends)] for ends in ((1 - K, 1), (1, H + 1)))
-        past, ahead = (paths.blocks[now[:, None] + np.arange(*ends)] for ends in ((1 - K, 0), (0, H)))
+        context, truth = (
+            paths.latents[now[:, None] + np.arange(*ends)] for ends in ((1 - K, 1), (1, H + 1))
+        )
+        past, ahead = (
+            paths.blocks[now[:, None] + np.arange(*ends)] for ends in ((1 - K, 0), (0, H))
+        )
         with torch.no_grad():
             predicted = model.rollout(context, past, ahead[:, None])[:, 0].float()
         groups = paths.episode[now]
-        error, copy = ((guess - truth).square().mean(dim=-1).double().cpu().numpy() for guess in (predicted, context[:, -1:]))
+        error, copy = (
+            (guess - truth).square().mean(dim=-1).double().cpu().numpy()
+            for guess in (predicted, context[:, -1:])
+        )
         return {
             str(h + 1): {
                 "error": float(error[:, h].mean()),
@@ -274,7 +383,8 @@ def _states(episodes: Episodes, paths: Paths) -> np.ndarray:
 
 
 def _configuration(states: np.ndarray, episodes: Episodes) -> Tensor:
-    """(F, s) where everything is: all state variables but velocities, angles as cosine and sine, in standard deviations."""
+    """(F, s) where everything is: all state variables but velocities, angles as cosine and sine, in
+    standard deviations."""
     units = episodes.provenance.state_units
     units = units if len(units) == states.shape[1] else ("",) * states.shape[1]
     columns = []
@@ -286,8 +396,11 @@ def _configuration(states: np.ndarray, episodes: Episodes) -> Tensor:
     return torch.from_numpy(centred / np.maximum(centred.std(axis=0), 1e-9))
 
 
-def _surroundings(run: Run, states: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(F, s) configurations where states are known, and (F,) rooms where the world has some and can be opened here."""
+def _surroundings(
+    run: Run, states: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(F, s) configurations where states are known, and (F,) rooms where the world has some and can
+    be opened here."""
     if states is None:
         return None, None
     regions = None
@@ -299,15 +412,25 @@ def _surroundings(run: Run, states: np.ndarray | None) -> tuple[np.ndarray | Non
 
 def _pixel_turns(episodes: Episodes, paths: Paths) -> np.ndarray:
     """Cosine of each turn of the pixels; NaN where they do not change."""
-    of = (torch.from_numpy(episodes.rows("pixels", paths.rows[paths.episode == i])) for i in np.unique(paths.episode))
+    of = (
+        torch.from_numpy(episodes.rows("pixels", paths.rows[paths.episode == i]))
+        for i in np.unique(paths.episode)
+    )
     return torch.cat([losses.turns(pixels.flatten(1).float()) for pixels in of]).double().numpy()
 
 
 def _over_training(run: Run) -> dict[str, Any]:
     """Straightness of a few held-out paths as the training logged it."""
-    logged = [(row["update"], row["straightness"]) for row in run.metrics if row.get("straightness") is not None]
+    logged = [
+        (row["update"], row["straightness"])
+        for row in run.metrics
+        if row.get("straightness") is not None
+    ]
     curve = [[int(update), float(value)] for update, value in logged if np.isfinite(value)]
-    return {"curve": curve, "curve_from": "the training's log" if curve else "nothing: the training did not log it"}
+    return {
+        "curve": curve,
+        "curve_from": "the training's log" if curve else "nothing: the training did not log it",
+    }
 
 
 def _one_frame_each(episodes: Episodes, ids: np.ndarray, generator: np.random.Generator) -> Tensor:
@@ -327,7 +450,8 @@ def _with_random_weights(model: Any, sample: Tensor, seed: int) -> Any:
 
 
 def _moments(samples: Tensor, directions: Tensor) -> dict[str, Tensor]:
-    """(R, n, D) samples, (D, M) directions -> (R,) numbers about each sample; means over its dimensions but for SIGReg's."""
+    """(R, n, D) samples, (D, M) directions -> (R,) numbers about each sample; means over its
+    dimensions but for SIGReg's."""
     statistics = losses.sigreg_per_slice(samples.transpose(0, 1), directions)
     std, mean = torch.std_mean(samples, dim=1, keepdim=True)
     unit = (samples - mean) / std.clamp_min(1e-9)
@@ -357,37 +481,83 @@ def _saturates(curve: np.ndarray, offsets: np.ndarray) -> int:
 def _tables(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     straight, isotropy = values["straightness"], values["isotropy"]
     held = f"{values['episodes']} held-out episodes, 95% intervals over episodes"
-    paths = {"latents": straight, **{name.replace("_", " "): straight[name] for name in ("random_encoder", "states", "pixels")}}
+    paths = {
+        "latents": straight,
+        **{
+            name.replace("_", " "): straight[name]
+            for name in ("random_encoder", "states", "pixels")
+        },
+    }
     bands = {
         "SIGReg statistic": (isotropy["statistic"], isotropy["null_low"], isotropy["null_high"]),
         "of the worst direction": (isotropy["worst"], 0.0, isotropy["worst_null_high"]),
-        **{name: (isotropy[name]["value"], *isotropy[name]["null"]) for name in ("std", "skewness", "kurtosis")},
+        **{
+            name: (isotropy[name]["value"], *isotropy[name]["null"])
+            for name in ("std", "skewness", "kurtosis")
+        },
     }
-    against = {"ranks": "steps-to-go", "ranks_states": "distance of states", "ranks_across": "steps-to-go to another room"}
-    ranks = [(kind, cost, found) for kind in against for cost, found in values.get(kind, {}).items()]
+    against = {
+        "ranks": "steps-to-go",
+        "ranks_states": "distance of states",
+        "ranks_across": "steps-to-go to another room",
+    }
+    ranks = [
+        (kind, cost, found) for kind in against for cost, found in values.get(kind, {}).items()
+    ]
     return {
         f"straightness, the mean cosine of velocities {values['gap']} env steps apart; {held}": [
-            {"path": name, "S": _told(found["value"], found["interval"]), "turns": found["n"], "still": f"{found['still']:.1%}"}
+            {
+                "path": name,
+                "S": _told(found["value"], found["interval"]),
+                "turns": found["n"],
+                "still": f"{found['still']:.1%}",
+            }
             for name, found in paths.items()
             if found
         ],
         f"latents beside Gaussian samples of {isotropy['n']}, one frame per held-out episode": [
-            {"number": name, "latents": f"{x:.3f}", "Gaussian": f"{a:.3f} to {b:.3f}", "inside": "yes" if a <= x <= b else "no"}
+            {
+                "number": name,
+                "latents": f"{x:.3f}",
+                "Gaussian": f"{a:.3f} to {b:.3f}",
+                "inside": "yes" if a <= x <= b else "no",
+            }
             for name, (x, a, b) in bands.items()
         ],
-        f"how many of the {values['latent_dim']} dimensions are in use; {values['frames']} frames of {held}": [
-            {"effective rank": f"{values['effective_rank']:.1f}", "directions with 99% of the variance": values["dims_99"]}
+        (
+            f"how many of the {values['latent_dim']} dimensions are in use; {values['frames']} "
+            f"frames of {held}"
+        ): [
+            {
+                "effective rank": f"{values['effective_rank']:.1f}",
+                "directions with 99% of the variance": values["dims_99"],
+            }
         ],
         f"rank correlation of costs, over pairs of frames up to so many env steps apart; {held}": [
-            {"cost": cost, "against": against[kind], **{k: _told(r["rho"], r["interval"]) for k, r in found.items()}}
+            {
+                "cost": cost,
+                "against": against[kind],
+                **{k: _told(r["rho"], r["interval"]) for k, r in found.items()},
+            }
             for kind, cost, found in ranks
         ],
-        f"env steps at which the mean cost comes to {NEAR:.0%} of what it is for the farthest quarter of offsets; {held}": [
-            {"cost": cost, "env steps": _told(found["offset"], found["interval"], 0), "a straight line": found["linear"]}
+        (
+            f"env steps at which the mean cost comes to {NEAR:.0%} of what it is for the farthest "
+            f"quarter of offsets; {held}"
+        ): [
+            {
+                "cost": cost,
+                "env steps": _told(found["offset"], found["interval"], 0),
+                "a straight line": found["linear"],
+            }
             for cost, found in values["saturation"].items()
         ],
         f"open-loop error (mean square per dimension) beside that of no change; {held}": [
-            {"block": int(block), "error": _told(f["error"], f["interval"]), "no change": _told(f["copy"], f["copy_interval"])}
+            {
+                "block": int(block),
+                "error": _told(f["error"], f["interval"]),
+                "no change": _told(f["copy"], f["copy_interval"]),
+            }
             for block, f in values["open_loop"].items()
         ],
     }

@@ -1,7 +1,9 @@
-"""Does what is imagined come true? Plans carried out to their end, beside what the model imagined of them.
+"""Does what is imagined come true? Plans carried out to their end, beside what the model imagined
+of them.
 
-A plan is chosen because of where it is imagined to end, so that is where errors count: a search finds the sequences that the
-model is wrong about, if there are any. The recorded actions, on which open-loop errors are usually measured, are not searched.
+A plan is chosen because of where it is imagined to end, so that is where errors count: a search
+finds the sequences that the model is wrong about, if there are any. The recorded actions, on which
+open-loop errors are usually measured, are not searched.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from lewm.stats import bootstrap
 __all__ = ["Planning"]  # the analysis first
 
 FEWEST = 4
-"""Held-out episodes. Of three, more than one resample in forty is the same one three times: no interval."""
+"""Held-out episodes. Of three, more than one resample in forty is the same one three times: no
+interval."""
 
 TOGETHER = 12
 """Environments stepped side by side: worlds without a batched form open a simulator for each."""
@@ -45,9 +48,11 @@ class Planning:
     Attributes:
         pairs: starts and goals of held-out episodes, for each of which one plan is made.
         offset: env steps between start and goal in the recording.
-        clips: attempts that are recorded with every picture: of the pairs that do not begin solved, in the order in which they
-            were drawn, the first with a goal in another region (half of the clips at most), then the first others.
-        fit_frames: to which a read-out of places is fitted, in worlds whose state begins with a place in the picture.
+        clips: attempts that are recorded with every picture: of the pairs that do not begin solved,
+            in the order in which they were drawn, the first with a goal in another region (half of
+            the clips at most), then the first others.
+        fit_frames: to which a read-out of places is fitted, in worlds whose state begins with a
+            place in the picture.
         draws: of the bootstrap over episodes.
         seed: of pairs, search and bootstrap.
     """
@@ -66,21 +71,24 @@ class Planning:
         """Make plans, carry them out, and compare.
 
         Returns:
-            Values: `horizon` holds, per block of the plan, `steps` (env steps since the start), `error` (distance between the
-            imagined latent and that of the picture which came), `copy` (the same if nothing had been imagined to change),
-            `ratio` (of their means) with its 95% interval over episodes, and where the state begins with a place in the
-            picture `place_error` (mean distance in its unit) with an interval. `attempts`, per recorded attempt, whether and
-            when it reached its goal. Arrays: `imagined` (n, H+1, 2) and `real` (n, H * frameskip + 1, 2) places, `costs`
-            (n, R, 3) tenth percentile, median and ninetieth of the candidates' costs per round of a search, relative to the
-            median of the first; and of each attempt what `recordings_of` needs.
+            Values: `horizon` holds, per block of the plan, `steps` (env steps since the start),
+            `error` (distance between the imagined latent and that of the picture which came),
+            `copy` (the same if nothing had been imagined to change), `ratio` (of their means) with
+            its 95% interval over episodes, and where the state begins with a place in the picture
+            `place_error` (mean distance in its unit) with an interval. `attempts`, per recorded
+            attempt, whether and when it reached its goal. Arrays: `imagined` (n, H+1, 2) and `real`
+            (n, H * frameskip + 1, 2) places, `costs` (n, R, 3) tenth percentile, median and
+            ninetieth of the candidates' costs per round of a search, relative to the median of the
+            first; and of each attempt what `recordings_of` needs.
 
         Raises:
             Unsupported: the world or the way to plan is unknown, or the data give too few pairs.
         """
         if run.open_world is None or run.planning is None:
             raise Unsupported(
-                f"{run.episodes.path}: expected a run that says of which world it is and how it plans, got one that does "
-                "not. Train it by a recipe, or on episodes of `lewm collect`."
+                f"{run.episodes.path}: expected a run that says of which world it is and how it "
+                "plans, got one that does not. Train it by a recipe, or on episodes of `lewm "
+                "collect`."
             )
         run.require_states()
         run.require_episodes(1, FEWEST, "an interval over episodes")
@@ -93,20 +101,32 @@ class Planning:
         pairs = pairs[pairs.strict]
         ended = []
         for part in pairs.portions(world.num_envs):
-            ended.append(_carried_out(run.model, run.planning, world, run.episodes, part, self.seed))
+            ended.append(
+                _carried_out(run.model, run.planning, world, run.episodes, part, self.seed)
+            )
             progress(len(ended), -(-len(pairs) // world.num_envs) + 1, "")
-        plans = _Carried(*map(np.concatenate, zip(*(dataclasses.astuple(each) for each in ended), strict=True)))
+        plans = _Carried(
+            *map(np.concatenate, zip(*(dataclasses.astuple(each) for each in ended), strict=True))
+        )
         read = self._read_out(run) if world.spec.picture_extent is not None else None
         horizon = self._horizon(plans, pairs, run.model.spec.frameskip, read, world)
         chosen = self._worth_recording(pairs, world)
         few = run.open_world(len(chosen))
-        recordings = record_episodes(run.model, run.planning, few, run.episodes, pairs[chosen], protocol)
+        recordings = record_episodes(
+            run.model, run.planning, few, run.episodes, pairs[chosen], protocol
+        )
         arrays = {"costs": plans.costs}
         if read is not None:
             imagined = np.concatenate([plans.states[:, 0, None, :2], read(plans.imagined)], axis=1)
-            arrays |= {"imagined": imagined.astype(np.float32), "real": plans.states[..., :2].astype(np.float32)}
+            arrays |= {
+                "imagined": imagined.astype(np.float32),
+                "real": plans.states[..., :2].astype(np.float32),
+            }
         for number, recording in enumerate(recordings):
-            arrays |= {f"attempt {number} {name}": array for name, array in arrays_of(recording, read).items()}
+            arrays |= {
+                f"attempt {number} {name}": array
+                for name, array in arrays_of(recording, read).items()
+            }
         rooms = [world.regions(states) for states in (pairs.starts[chosen], pairs.goals[chosen])]
         apart = None if rooms[0] is None or rooms[1] is None else rooms[0] != rooms[1]
         attempts = [
@@ -146,22 +166,38 @@ class Planning:
         rows = []
         groups = pairs.start_episodes
         for h in range(plans.imagined.shape[1]):
-            error, copy = (np.linalg.norm(x - plans.real[:, h], axis=-1) for x in (plans.imagined[:, h], plans.now))
-            row: dict[str, Any] = {"steps": (h + 1) * frameskip, "error": float(error.mean()), "copy": float(copy.mean())}
+            error, copy = (
+                np.linalg.norm(x - plans.real[:, h], axis=-1)
+                for x in (plans.imagined[:, h], plans.now)
+            )
+            row: dict[str, Any] = {
+                "steps": (h + 1) * frameskip,
+                "error": float(error.mean()),
+                "copy": float(copy.mean()),
+            }
             row["ratio"] = _ratio(error, copy)
-            row["ratio_interval"] = list(bootstrap(_ratio, error, copy, groups=groups, draws=self.draws, seed=self.seed))
+            row["ratio_interval"] = list(
+                bootstrap(_ratio, error, copy, groups=groups, draws=self.draws, seed=self.seed)
+            )
             if read is not None:
-                off = np.linalg.norm(read(plans.imagined[:, h]) - plans.states[:, (h + 1) * frameskip, :2], axis=-1)
+                off = np.linalg.norm(
+                    read(plans.imagined[:, h]) - plans.states[:, (h + 1) * frameskip, :2], axis=-1
+                )
                 row["place_error"] = float(off.mean())
-                row["place_error_interval"] = list(bootstrap(_mean, off, groups=groups, draws=self.draws, seed=self.seed))
+                row["place_error_interval"] = list(
+                    bootstrap(_mean, off, groups=groups, draws=self.draws, seed=self.seed)
+                )
             rows.append(row)
         return rows
 
     def _read_out(self, run: Run) -> Callable[[np.ndarray], np.ndarray]:
-        """(..., D) latents -> (..., 2) places: a probe of frames of episodes that were trained on."""
+        """(..., D) latents -> (..., 2) places: a probe of frames of episodes that were trained
+        on."""
         episodes = run.episodes
         place = readings_of(episodes)[:2]
-        return steady_probe(run.model, episodes, run.fit_ids, place, self.fit_frames, self.seed).predict
+        return steady_probe(
+            run.model, episodes, run.fit_ids, place, self.fit_frames, self.seed
+        ).predict
 
     def _worth_recording(self, pairs: Pairs, world: World) -> np.ndarray:
         """Places among the pairs, by a rule that knows nothing of how the attempts end."""
@@ -171,7 +207,12 @@ class Planning:
         starts, goals = world.regions(pairs.starts), world.regions(pairs.goals)
         apart = np.zeros(len(pairs), bool) if starts is None or goals is None else starts != goals
         first = np.flatnonzero(apart)[: count // 2]
-        return np.concatenate([first, np.setdiff1d(np.arange(len(pairs)), np.flatnonzero(apart))[: count - len(first)]])
+        return np.concatenate(
+            [
+                first,
+                np.setdiff1d(np.arange(len(pairs)), np.flatnonzero(apart))[: count - len(first)],
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -180,7 +221,8 @@ class _Carried:
 
     Attributes:
         now: (n, D) latents of the pictures from which they were made.
-        imagined, real: (n, H, D) latents after each block, as predicted and as encoded from the picture that came.
+        imagined, real: (n, H, D) latents after each block, as predicted and as encoded from the
+            picture that came.
         states: (n, H * frameskip + 1, S).
         costs: (n, R, 3) percentiles of the candidates' costs, see `Planning.run`.
     """
@@ -193,7 +235,12 @@ class _Carried:
 
 
 def _carried_out(
-    model: WorldModel, config: PlanningConfig, world: World, episodes: Episodes, pairs: Pairs, seed: int
+    model: WorldModel,
+    config: PlanningConfig,
+    world: World,
+    episodes: Episodes,
+    pairs: Pairs,
+    seed: int,
 ) -> _Carried:
     """Plan once for each of at most `num_envs` pairs, and do what was planned, all of it."""
     n, frameskip = len(pairs), model.spec.frameskip
@@ -213,9 +260,17 @@ def _carried_out(
     searched = [scored.costs for scored in replan.rounds if scored.costs.shape[1] > 1]
     costs = np.zeros((n, 0, 3))
     if searched:
-        costs = np.stack([np.nanpercentile(each, (10, 50, 90), axis=1).T for each in searched], axis=1)
+        costs = np.stack(
+            [np.nanpercentile(each, (10, 50, 90), axis=1).T for each in searched], axis=1
+        )
         costs = costs / np.maximum(costs[:, :1, 1:2], 1e-12)
-    return _Carried(replan.now.astype(np.float64), replan.latents.astype(np.float64), real, np.stack(states, axis=1), costs)
+    return _Carried(
+        replan.now.astype(np.float64),
+        replan.latents.astype(np.float64),
+        real,
+        np.stack(states, axis=1),
+        costs,
+    )
 
 
 def _latents(model: WorldModel, pictures: np.ndarray) -> np.ndarray:
@@ -237,22 +292,31 @@ def _tables(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
         }
         if "place_error" in row:
             low, high = row["place_error_interval"]
-            told |= {f"place off by, {unit}": round(row["place_error"], 2), "its 95% interval": f"{low:.2f} to {high:.2f}"}
+            told |= {
+                f"place off by, {unit}": round(row["place_error"], 2),
+                "its 95% interval": f"{low:.2f} to {high:.2f}",
+            }
         rows.append(told)
     attempts = [
         {
             "attempt": number,
-            "goal": {True: "in another region", False: "in the same region", None: "-"}[each["other_region"]],
+            "goal": {True: "in another region", False: "in the same region", None: "-"}[
+                each["other_region"]
+            ],
             "reached": "yes" if each["reached"] else "no",
             "env steps": each["steps"],
             "plans": each["plans"],
         }
         for number, each in enumerate(values["attempts"], 1)
     ]
-    about = f"one plan for each of {values['pairs']} held-out pairs of {values['episodes']} episodes, carried out to its end"
+    about = (
+        f"one plan for each of {values['pairs']} held-out pairs of {values['episodes']} episodes, "
+        "carried out to its end"
+    )
     return {
         f"Imagined against real latents: {about}; intervals over episodes.": rows,
-        f"Attempts drawn: goals {values['offset']} steps ahead, {values['budget']} allowed.": attempts,
+        f"Attempts drawn: goals {values['offset']} steps ahead, {values['budget']} "
+        f"allowed.": attempts,
     }
 
 

@@ -1,8 +1,9 @@
-"""What does a latent say about the world? Read-outs of the true state from a frozen model's latents, beside their controls.
+"""What does a latent say about the world? Read-outs of the true state from a frozen model's
+latents, beside their controls.
 
-A probe that reads a variable well shows that the encoder keeps it, and a linear one that it is kept in plain sight. Neither
-shows that training put it there, which is why rivals are probed as well; nor that a planner uses it, so a probe stands beside
-a success rate and never in its place.
+A probe that reads a variable well shows that the encoder keeps it, and a linear one that it is kept
+in plain sight. Neither shows that training put it there, which is why rivals are probed as well;
+nor that a planner uses it, so a probe stands beside a success rate and never in its place.
 """
 
 from __future__ import annotations
@@ -40,25 +41,34 @@ from lewm.training.fit import FittingConfig, descend
 __all__ = ["Probing"]
 
 FEWEST_FIT, FEWEST_TEST = 10, 4
-"""Episodes. Five inner folds need two each to choose a penalty. Of three test episodes more than one resample in forty is the
-same one three times, so the ends of a 95% interval would be the scores of single episodes."""
+"""Episodes. Five inner folds need two each to choose a penalty. Of three test episodes more than
+one resample in forty is the same one three times, so the ends of a 95% interval would be the scores
+of single episodes."""
 
 MLP = FittingConfig(updates=600, batch_size=128, learning_rate=2e-3, weight_decay=0.3)
 WIDTH, DEPTH, DROPOUT = 256, 2, 0.3
-"""Of the MLP probe. So strong a decay and dropout because one network reads all variables: what is not there to be read (a
-velocity in a single picture) would else be learnt by heart. Source: tried on runs of all four worlds."""
+"""Of the MLP probe. So strong a decay and dropout because one network reads all variables: what is
+not there to be read (a velocity in a single picture) would else be learnt by heart. Source: tried
+on runs of all four worlds."""
 
 THUMBNAIL_PX = 16
 """Height and width to which pictures are averaged for the control from pixels."""
 
 MOST_MULTIPLIED = 16
-"""State variables that are multiplied with each other for the control; the products of more would outnumber the frames."""
+"""State variables that are multiplied with each other for the control; the products of more would
+outnumber the frames."""
 
 READABLE = 0.5
-"""R2 of an encoded frame below which a variable takes no part in the open-loop error of its unit: what cannot be read at the
-start tells nothing of a rollout."""
+"""R2 of an encoded frame below which a variable takes no part in the open-loop error of its unit:
+what cannot be read at the start tells nothing of a rollout."""
 
-NO_ROLLOUT: dict[str, Any] = {"steps": [], "rollouts": 0, "episodes": 0, "variables": {}, "units": {}}
+NO_ROLLOUT: dict[str, Any] = {
+    "steps": [],
+    "rollouts": 0,
+    "episodes": 0,
+    "variables": {},
+    "units": {},
+}
 
 Matrix = np.ndarray
 """(F, n) float64, a row per frame."""
@@ -71,10 +81,12 @@ class Probing:
     Attributes:
         fit_frames, test_frames: drawn at random from the episodes of either side, at most.
         mlp: fit a small network beside every ridge regression.
-        controls: probe three rivals as well: the same encoder with random weights; the pixels, averaged to 16 x 16 and reduced
-            to as many principal components as a latent has numbers; and the other state variables with their squares and
-            products. What they read, the picture or the data give away: it is no merit of training.
-        rollouts: test episodes in which the model is rolled out as well, and what it predicts is read, at most; 0 for none.
+        controls: probe three rivals as well: the same encoder with random weights; the pixels,
+            averaged to 16 x 16 and reduced to as many principal components as a latent has numbers;
+            and the other state variables with their squares and products. What they read, the
+            picture or the data give away: it is no merit of training.
+        rollouts: test episodes in which the model is rolled out as well, and what it predicts is
+            read, at most; 0 for none.
         horizon: action blocks of a rollout, where the episodes are long enough.
         draws: of the bootstrap over test episodes.
         seed: of frames, episodes, folds, networks, bootstrap and the random encoder.
@@ -90,47 +102,57 @@ class Probing:
     seed: int = 0
 
     name: ClassVar[str] = "probing"
-    question: ClassVar[str] = "What of the true state can be read from a latent, and from a predicted one?"
+    question: ClassVar[str] = (
+        "What of the true state can be read from a latent, and from a predicted one?"
+    )
 
     def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
         """Probe every state variable.
 
         Args:
-            run: its `fit_ids` are fitted on, its `test_ids`, which neither model nor probe saw, tested on. Whole episodes,
-                because frames of one episode are near-duplicates of each other.
+            run: its `fit_ids` are fitted on, its `test_ids`, which neither model nor probe saw,
+                tested on. Whole episodes, because frames of one episode are near-duplicates of each
+                other.
 
         Returns:
             Values, with 95% intervals over test episodes:
-            `variables`: per variable its `unit`; `r`, `r2`, `mse` and `rmse` (in that unit) of ridge regression, each with its
-            `_interval`; its `strength`; the same scores of the `mlp`; and of each of the `controls`, of which "random encoder"
-            and "pixels" have an `mlp` of their own. An angle (of unit rad) is probed as its cosine and its sine.
-            `angles`, `mlp_angles`: mean absolute error in degrees of each angle that its cosine and sine give, 90 being chance;
-            and their `_interval`.
-            `rollout`: what a ridge probe reads after each block of an open-loop rollout, a probe that is fitted on encoded
-            frames but with the penalty that suits predictions (see `ridge.steady_probe`); empty where the episodes are too
-            short. `steps`, env steps after each block; `rollouts`, `episodes`; and per state variable (`variables`) and per
-            unit (`units`, the root mean square over those `variables` that can be read at all): `unit`, degrees for angles,
-            `rmse` per block with `rmse_interval`, `encoded_rmse`, the floor: the same probe on the latents of the frames that
-            came, and `copy_rmse`: its reading of the last frame that the model was shown, taken for a prediction.
-            `place`: numbers of the two readings that are most likely a place.
-            `plane_variance`: share of the latents' variance that lies in their two principal directions.
-            Arrays, one row per test frame: `latents`, `states`, `predictions`, `episodes`, and `plane`, the latents projected
-            onto that plane; and what `Probe.of` needs.
+            `variables`: per variable its `unit`; `r`, `r2`, `mse` and `rmse` (in that unit) of
+            ridge regression, each with its `_interval`; its `strength`; the same scores of the
+            `mlp`; and of each of the `controls`, of which "random encoder" and "pixels" have an
+            `mlp` of their own. An angle (of unit rad) is probed as its cosine and its sine.
+            `angles`, `mlp_angles`: mean absolute error in degrees of each angle that its cosine and
+            sine give, 90 being chance; and their `_interval`. `rollout`: what a ridge probe reads
+            after each block of an open-loop rollout, a probe that is fitted on encoded frames but
+            with the penalty that suits predictions (see `ridge.steady_probe`); empty where the
+            episodes are too short. `steps`, env steps after each block; `rollouts`, `episodes`; and
+            per state variable (`variables`) and per unit (`units`, the root mean square over those
+            `variables` that can be read at all): `unit`, degrees for angles, `rmse` per block with
+            `rmse_interval`, `encoded_rmse`, the floor: the same probe on the latents of the frames
+            that came, and `copy_rmse`: its reading of the last frame that the model was shown,
+            taken for a prediction. `place`: numbers of the two readings that are most likely a
+            place. `plane_variance`: share of the latents' variance that lies in their two principal
+            directions. Arrays, one row per test frame: `latents`, `states`, `predictions`,
+            `episodes`, and `plane`, the latents projected onto that plane; and what `Probe.of`
+            needs.
 
         Raises:
             Unsupported: the data have no states, or too few episodes.
-            ValueError: the model is in training mode, the two sides share episodes, or a state is not finite.
+            ValueError: the model is in training mode, the two sides share episodes, or a state is
+                not finite.
         """
         model, episodes = run.model, run.episodes
         require_evaluation_mode(model)
         if shared := set(run.fit_ids) & set(run.test_ids):
             raise ValueError(
-                f"a probe must be tested on episodes it was not fitted on, got {sorted(shared)[:5]} on both sides. "
-                "Split the episodes."
+                "a probe must be tested on episodes it was not fitted on, got "
+                f"{sorted(shared)[:5]} on both sides. Split the episodes."
             )
         run.require_states()
         run.require_episodes(FEWEST_FIT, FEWEST_TEST, "probes with an interval over episodes")
-        encoders = {"latents": latent_features(model), **(self._rivals(model) if self.controls else {})}
+        encoders = {
+            "latents": latent_features(model),
+            **(self._rivals(model) if self.controls else {}),
+        }
         done, stages = count(1), 1 + len(encoders) * (1 + self.mlp) + (self.rollouts > 0)
         readings = readings_of(episodes)
         fit, test = _sides(run, readings, encoders, (self.fit_frames, self.test_frames), self.seed)
@@ -138,7 +160,10 @@ class Probing:
 
         scored: dict[str, list[dict[str, Any]]] = {}  # what is read from -> a row per reading
         values: dict[str, Any] = {}
-        probes = {source: fit_probe(x, fit.states, fit.groups, self.seed) for source, x in fit.features.items()}
+        probes = {
+            source: fit_probe(x, fit.states, fit.groups, self.seed)
+            for source, x in fit.features.items()
+        }
         for source, features in test.features.items():
             ridge = probes[source].predict(features)
             scored[source] = self._scores(ridge, test)
@@ -156,11 +181,20 @@ class Probing:
             scored["other variables"] = self._scores(self._from_others(readings, fit, test), test)
         variables, strengths = {}, probes["latents"].strengths
         for i, (reading, row) in enumerate(zip(readings, scored.pop("latents"), strict=True)):
-            controls = {"controls": {rival: rows[i] for rival, rows in scored.items()}} if scored else {}
-            variables[reading.name] = {"unit": reading.unit, **row, "strength": float(strengths[i]), **controls}
+            controls = (
+                {"controls": {rival: rows[i] for rival, rows in scored.items()}} if scored else {}
+            )
+            variables[reading.name] = {
+                "unit": reading.unit,
+                **row,
+                "strength": float(strengths[i]),
+                **controls,
+            }
         rollout = NO_ROLLOUT
         if self.rollouts:
-            unread = {reading.of for reading in readings if not variables[reading.name]["r2"] >= READABLE}
+            unread = {
+                reading.of for reading in readings if not variables[reading.name]["r2"] >= READABLE
+            }
             rollout = self._rollout(run, readings, fit, unread)
             progress(next(done), stages, "predictions read")
         plane, share = _principal_plane(test.features["latents"])
@@ -176,12 +210,18 @@ class Probing:
             "test_frames": len(test.states),
         }
         latents, probe = test.features["latents"], probes["latents"]
-        arrays = {"latents": latents, "states": test.states, "predictions": probe.predict(latents), "plane": plane}
+        arrays = {
+            "latents": latents,
+            "states": test.states,
+            "predictions": probe.predict(latents),
+            "plane": plane,
+        }
         arrays |= {"episodes": test.groups, **vars(probe)}
         return Result(self.name, values, arrays, _tables(values))
 
     def _rivals(self, model: Any) -> dict[str, Features]:
-        """What else makes features of a picture. A model that cannot be described cannot be made anew with random weights."""
+        """What else makes features of a picture. A model that cannot be described cannot be made
+        anew with random weights."""
         rivals: dict[str, Features] = {}
         if hasattr(model, "config"):
             with torch.random.fork_rng(devices=[]):
@@ -191,25 +231,36 @@ class Probing:
         return {**rivals, "pixels": _thumbnails}
 
     def _fit_mlp(self, features: Matrix, states: Matrix) -> Callable[[Matrix], Matrix]:
-        """One network for all readings, both sides standardised; the answer reads (n, S) from (n, D) features."""
+        """One network for all readings, both sides standardised; the answer reads (n, S) from (n,
+        D) features."""
         x, x_mean, x_std = standardised(features)
         y, y_mean, y_std = standardised(states)
         inputs, targets = torch.from_numpy(x).float(), torch.from_numpy(y).float()
         with torch.random.fork_rng(devices=[]):  # for weights and dropout
             torch.manual_seed(self.seed)
             widths = [x.shape[1], *[WIDTH] * DEPTH]
-            hidden = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.GELU(), nn.Dropout(DROPOUT))]
+            hidden = [
+                part
+                for pair in pairwise(widths)
+                for part in (nn.Linear(*pair), nn.GELU(), nn.Dropout(DROPOUT))
+            ]
             network = nn.Sequential(*hidden, nn.Linear(WIDTH, y.shape[1]))
 
             def loss(update: int) -> Tensor:
-                batch = np.random.default_rng((self.seed, update)).integers(len(x), size=MLP.batch_size)
+                batch = np.random.default_rng((self.seed, update)).integers(
+                    len(x), size=MLP.batch_size
+                )
                 return nn.functional.mse_loss(network(inputs[batch]), targets[batch])
 
             descend(network, loss, MLP)
 
         def predict(features: Matrix) -> Matrix:
             with torch.no_grad():
-                return network(torch.from_numpy((features - x_mean) / x_std).float()).double().numpy() * y_std + y_mean
+                return (
+                    network(torch.from_numpy((features - x_mean) / x_std).float()).double().numpy()
+                    * y_std
+                    + y_mean
+                )
 
         return predict
 
@@ -220,14 +271,20 @@ class Probing:
         found = np.empty_like(test.states)
         for i, reading in enumerate(readings):
             others = [k for k, other in enumerate(readings) if other.of != reading.of]
-            probe = fit_probe(_quadratic(known[:, others]), fit.states[:, [i]], fit.groups, self.seed)
+            probe = fit_probe(
+                _quadratic(known[:, others]), fit.states[:, [i]], fit.groups, self.seed
+            )
             found[:, [i]] = probe.predict(_quadratic(asked[:, others]))
         return found
 
-    def _rollout(self, run: Run, readings: Sequence[Reading], fit: _Side, unread: set[str]) -> dict[str, Any]:
+    def _rollout(
+        self, run: Run, readings: Sequence[Reading], fit: _Side, unread: set[str]
+    ) -> dict[str, Any]:
         """What is read of predicted latents, see `run`."""
         model, episodes = run.model, run.episodes
-        rolled = roll_out(model, episodes, run.test_ids, self.horizon, self.rollouts, (self.seed, 2), FEWEST_TEST)
+        rolled = roll_out(
+            model, episodes, run.test_ids, self.horizon, self.rollouts, (self.seed, 2), FEWEST_TEST
+        )
         if rolled is None:
             return NO_ROLLOUT
         ahead = first_predictions(model, episodes, run.fit_ids, readings, self.seed)
@@ -235,8 +292,14 @@ class Probing:
         off = _errors_of_rollouts(rolled, probe, run, readings)
 
         def summary(of: Sequence[str]) -> dict[str, Any]:
-            squares = {what: np.mean([each[name] ** 2 for name in of], axis=0) for what, each in off.items()}
-            ends = [bootstrap_mean(block, rolled.groups, self.draws, seed=self.seed) for block in squares["rmse"].T]
+            squares = {
+                what: np.mean([each[name] ** 2 for name in of], axis=0)
+                for what, each in off.items()
+            }
+            ends = [
+                bootstrap_mean(block, rolled.groups, self.draws, seed=self.seed)
+                for block in squares["rmse"].T
+            ]
             means = {what: np.sqrt(each.mean(axis=0)).tolist() for what, each in squares.items()}
             return {**means, "rmse_interval": np.sqrt(ends).tolist()}
 
@@ -249,18 +312,36 @@ class Probing:
             "rollouts": len(rolled.groups),
             "episodes": len(np.unique(rolled.groups)),
             "variables": {of: {"unit": unit, **summary([of])} for of, unit in units.items()},
-            "units": {unit: {"unit": unit, "variables": names, **summary(names)} for unit, names in alike.items()},
+            "units": {
+                unit: {"unit": unit, "variables": names, **summary(names)}
+                for unit, names in alike.items()
+            },
         }
 
     def _scores(self, predictions: Matrix, test: _Side) -> list[dict[str, Any]]:
-        return [dict(row) for row in scores(predictions, test.states, test.groups, self.draws, self.seed)]
+        return [
+            dict(row)
+            for row in scores(predictions, test.states, test.groups, self.draws, self.seed)
+        ]
 
-    def _angles(self, name: str, readings: Sequence[Reading], predictions: Matrix, test: _Side) -> dict[str, Any]:
+    def _angles(
+        self, name: str, readings: Sequence[Reading], predictions: Matrix, test: _Side
+    ) -> dict[str, Any]:
         """Mean absolute error of each angle in degrees, and its interval."""
         turning = {reading.of for reading in readings if reading.through is np.cos}
-        off = {of: np.abs(error) for of, error in errors(readings, predictions, test.states).items() if of in turning}
-        ends = {of: list(bootstrap_mean(error, test.groups, self.draws, seed=self.seed)) for of, error in off.items()}
-        return {name: {of: float(error.mean()) for of, error in off.items()}, f"{name}_interval": ends}
+        off = {
+            of: np.abs(error)
+            for of, error in errors(readings, predictions, test.states).items()
+            if of in turning
+        }
+        ends = {
+            of: list(bootstrap_mean(error, test.groups, self.draws, seed=self.seed))
+            for of, error in off.items()
+        }
+        return {
+            name: {of: float(error.mean()) for of, error in off.items()},
+            f"{name}_interval": ends,
+        }
 
 
 @dataclass(frozen=True)
@@ -279,13 +360,23 @@ class _Side:
 
 
 def _sides(
-    run: Run, readings: Sequence[Reading], encoders: Mapping[str, Features], most: tuple[int, int], seed: int
+    run: Run,
+    readings: Sequence[Reading],
+    encoders: Mapping[str, Features],
+    most: tuple[int, int],
+    seed: int,
 ) -> tuple[_Side, _Side]:
     """Fit and test."""
     generator, episodes = np.random.default_rng(seed), run.episodes
-    frames = [sample_frames(episodes, ids, n, generator) for ids, n in zip((run.fit_ids, run.test_ids), most, strict=True)]
+    frames = [
+        sample_frames(episodes, ids, n, generator)
+        for ids, n in zip((run.fit_ids, run.test_ids), most, strict=True)
+    ]
     fit, test = (
-        _Side(features_of(encoders, episodes, rows), state_targets(episodes, readings, rows), groups) for rows, groups in frames
+        _Side(
+            features_of(encoders, episodes, rows), state_targets(episodes, readings, rows), groups
+        )
+        for rows, groups in frames
     )
     if "pixels" in encoders:
         axes = _principal_axes(fit.features["pixels"], run.model.latent_dim)
@@ -302,19 +393,26 @@ def _errors_of_rollouts(
     states = state_targets(run.episodes, readings, frames)[place.reshape(rolled.rows.shape)]
     last = np.broadcast_to(rolled.last[:, None], rolled.encoded.shape)
     seen = {"rmse": rolled.predicted, "encoded_rmse": rolled.encoded, "copy_rmse": last}
-    return {what: errors(readings, probe.predict(latents), states) for what, latents in seen.items()}
+    return {
+        what: errors(readings, probe.predict(latents), states) for what, latents in seen.items()
+    }
 
 
 def _thumbnails(pixels: Tensor) -> Tensor:
     """(n, 3, h, w) uint8 -> (n, D) the pictures, averaged to at most 16 x 16."""
-    return nn.functional.adaptive_avg_pool2d(pixels.float(), min(THUMBNAIL_PX, pixels.shape[-1])).flatten(1)
+    return nn.functional.adaptive_avg_pool2d(
+        pixels.float(), min(THUMBNAIL_PX, pixels.shape[-1])
+    ).flatten(1)
 
 
 def _principal_axes(features: Matrix, most: int) -> Matrix:
-    """(F, n) -> (n, m) the directions of greatest variance, greatest first; signs are arbitrary but fixed."""
+    """(F, n) -> (n, m) the directions of greatest variance, greatest first; signs are arbitrary but
+    fixed."""
     centred = features - features.mean(axis=0)
     axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :most]
-    return axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1.0, 1.0)
+    return axes * np.where(
+        axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1.0, 1.0
+    )
 
 
 def _principal_plane(latents: Matrix) -> tuple[Matrix, float]:
@@ -325,7 +423,8 @@ def _principal_plane(latents: Matrix) -> tuple[Matrix, float]:
 
 
 def _quadratic(x: Matrix) -> Matrix:
-    """(F, n) -> (F, n + n (n+1) / 2): the columns, their squares and products; of very many columns, the columns alone."""
+    """(F, n) -> (F, n + n (n+1) / 2): the columns, their squares and products; of very many
+    columns, the columns alone."""
     if x.shape[1] > MOST_MULTIPLIED:
         return x
     products = [x[:, i] * x[:, j] for i, j in combinations_with_replacement(range(x.shape[1]), 2)]
@@ -341,33 +440,50 @@ def _place(readings: Sequence[Reading]) -> list[int]:
     return list(range(len(names)))[:2]
 
 
-# ---------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 
 
 def _tables(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """What people read of the values."""
     over = f"{values['test_frames']} frames of {values['test_episodes']} held-out episodes"
-    controls = " Controls: r of ridge / MLP." if any("controls" in row for row in values["variables"].values()) else ""
-    fitted = f"fitted on {values['fit_frames']} frames of {values['fit_episodes']} others.{controls}"
+    controls = (
+        " Controls: r of ridge / MLP."
+        if any("controls" in row for row in values["variables"].values())
+        else ""
+    )
+    fitted = (
+        f"fitted on {values['fit_frames']} frames of {values['fit_episodes']} others.{controls}"
+    )
     rows = [_probe_row(name, row) for name, row in values["variables"].items()]
     tables = {f"What probes read from the latents of {over}, {fitted}": rows}
     if values["angles"]:
-        caption = f"Mean absolute error of angles in degrees, over {over}; 90 if guessed and all occur. 95% intervals."
+        caption = (
+            f"Mean absolute error of angles in degrees, over {over}; 90 if guessed and all occur. "
+            "95% intervals."
+        )
         tables[caption] = [_angle_row(of, values) for of in values["angles"]]
     rollout = values["rollout"]
     if readable := [of for alike in rollout["units"].values() for of in alike["variables"]]:
         caption = (
-            "Error (RMSE) of what a ridge probe reads: after an open-loop rollout / from the frame that came / from the last "
-            f"frame before, taken for a prediction. {rollout['rollouts']} rollouts in {rollout['episodes']} held-out episodes; "
+            "Error (RMSE) of what a ridge probe reads: after an open-loop rollout / from the "
+            "frame that came / from the last frame before, taken for a prediction. "
+            f"{rollout['rollouts']} rollouts in {rollout['episodes']} held-out episodes; "
             f"variables with an R2 of {READABLE} or more."
         )
-        tables[caption] = [_rollout_row(of, rollout["variables"][of], rollout["steps"]) for of in readable]
+        tables[caption] = [
+            _rollout_row(of, rollout["variables"][of], rollout["steps"]) for of in readable
+        ]
     return tables
 
 
 def _probe_row(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     low, high = row["r_interval"]
-    told = {"variable": name, "unit": row["unit"], "r, ridge": f"{row['r']:.4f}", "95%": f"{low:.4f} to {high:.4f}"}
+    told = {
+        "variable": name,
+        "unit": row["unit"],
+        "r, ridge": f"{row['r']:.4f}",
+        "95%": f"{low:.4f} to {high:.4f}",
+    }
     if "mlp" in row:
         told["r, MLP"] = f"{row['mlp']['r']:.4f}"
     told |= {"R2": f"{row['r2']:.4f}", "RMSE": f"{row['rmse']:.3g}"}

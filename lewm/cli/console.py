@@ -1,4 +1,5 @@
-"""What a terminal shows: progress on stderr, results on stdout. Nothing here computes, and no other module draws text."""
+"""What a terminal shows: progress on stderr, results on stdout. Nothing here computes, and no other
+module draws text."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -26,12 +35,14 @@ PLAIN_SECONDS = 10.0
 
 
 class Bars:
-    """One bar per stage with elapsed and remaining time, a line of numbers below, and a red one if there is cause for alarm.
+    """One bar per stage with elapsed and remaining time, a line of numbers below, and a red one if
+    there is cause for alarm.
 
     Where stderr is no terminal, a plain line now and then. Use as a context.
 
-    Python swallows a Ctrl-C that happens to arrive inside a destructor, of which HDF5 has many. So within the context it is
-    also noted, and if the work goes on all the same, the next update raises it again; the swallowed one is not shown.
+    Python swallows a Ctrl-C that happens to arrive inside a destructor, of which HDF5 has many. So
+    within the context it is also noted, and if the work goes on all the same, the next update
+    raises it again; the swallowed one is not shown.
     """
 
     def __init__(self) -> None:
@@ -69,7 +80,8 @@ class Bars:
             sys.unraisablehook = self._hook
 
     def update(self, stage: str, done: int, total: int, note: str = "", alarm: str = "") -> None:
-        """Show how far a stage is; its first call is where its clock starts. A call without a note leaves note and alarm."""
+        """Show how far a stage is; its first call is where its clock starts. A call without a note
+        leaves note and alarm."""
         if self._interrupted:
             raise KeyboardInterrupt
         if stage not in self._tasks:
@@ -81,7 +93,9 @@ class Bars:
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._said > PLAIN_SECONDS or done == total):
             self._said = now
-            self._console.print(Text(f"{stage}: {done}/{total} {self._note} {self._alarm}".rstrip()), soft_wrap=True)
+            self._console.print(
+                Text(f"{stage}: {done}/{total} {self._note} {self._alarm}".rstrip()), soft_wrap=True
+            )
 
     def _interrupt(self, signum: int, frame: Any) -> None:
         self._interrupted = True
@@ -92,7 +106,9 @@ class Bars:
             self._hook(unraisable)
 
     def _picture(self) -> Group:
-        lines = [Text(self._note, style="dim")] * bool(self._note) + [Text(self._alarm, style="bold red")] * bool(self._alarm)
+        lines = [Text(self._note, style="dim")] * bool(self._note) + [
+            Text(self._alarm, style="bold red")
+        ] * bool(self._alarm)
         return Group(self._progress, *lines)
 
 
@@ -106,7 +122,9 @@ def alarm(text: str) -> None:
     _console(stderr=True).print(Text(text, style="bold red"), soft_wrap=True)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]], numbers_from: int = 1, title: str = "") -> None:
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[Any]], numbers_from: int = 1, title: str = ""
+) -> None:
     """A table on stdout; columns from `numbers_from` on are aligned right."""
     console = _console()
     if title:
@@ -120,7 +138,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], numbers_from: in
 
 
 def facts(values: Mapping[str, Any], title: str = "") -> None:
-    """Names and values on stdout, one pair a line; nested ones under their joined names, such as "success rate"."""
+    """Names and values on stdout, one pair a line; nested ones under their joined names, such as
+    "success rate"."""
     console = _console()
     if title:
         console.print(Text(title, style="bold"), soft_wrap=True)
@@ -148,7 +167,12 @@ def _lines(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _console(stderr: bool = False) -> Console:
-    """A console, silent in the further processes of a training on several devices: their launchers number them."""
+    """A console, silent in the further processes of a training on several devices: their launchers
+    number them."""
     helper = any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "RANK"))
     console = Console(stderr=stderr, highlight=False, quiet=helper)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, quiet=helper, width=PLAIN_WIDTH)
+    return (
+        console
+        if console.is_terminal
+        else Console(stderr=stderr, highlight=False, quiet=helper, width=PLAIN_WIDTH)
+    )

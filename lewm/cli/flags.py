@@ -1,4 +1,5 @@
-"""Flags that several commands share: how to plan, and configs with a line of help for each field."""
+"""Flags that several commands share: how to plan, and configs with a line of help for each
+field."""
 
 from __future__ import annotations
 
@@ -26,12 +27,13 @@ class PlanningChanges:
     """Changes to the planning of the run's recipe; what is not given stays.
 
     Attributes:
-        solver: the search, by name. Another one than the recipe's begins from its own defaults, and is planned with as in the
-            paper: five blocks, all of them executed.
+        solver: the search, by name. Another one than the recipe's begins from its own defaults, and
+            is planned with as in the paper: five blocks, all of them executed.
         objective: what a plan is for, by name; likewise.
         search: with which a solver that proposes a plan improves on it, by name; likewise.
         guarded: the search starts cold and competes with the proposal.
-        countdown: env steps in which a proposal is to reach the goal; without it they are estimated.
+        countdown: env steps in which a proposal is to reach the goal; without it they are
+            estimated.
         candidates: action sequences scored per iteration.
         elites: how many of the cheapest shape the next iteration.
         iterations: of the search.
@@ -65,17 +67,21 @@ class PlanningChanges:
         assert run.planning is not None, "an opened run knows how it plans"
         return self.apply(run.planning, run.heads)
 
-    def apply(self, config: PlanningConfig, heads: Mapping[str, nn.Module] = MappingProxyType({})) -> PlanningConfig:
+    def apply(
+        self, config: PlanningConfig, heads: Mapping[str, nn.Module] = MappingProxyType({})
+    ) -> PlanningConfig:
         """Return the changed settings.
 
         Args:
             heads: of the run, for a solver or an objective that is chosen here and needs them.
 
         Raises:
-            ValueError: unknown names, values out of range, or a setting that this solver and objective do not have.
+            ValueError: unknown names, values out of range, or a setting that this solver and
+                objective do not have.
         """
         if self.solver is not None and self.solver.replace("_", "-") != plugin_name(config.solver):
-            config = PlanningConfig(config.objective, config.solver)  # how often to replan suited the other one
+            # how often to replan suited the other one
+            config = PlanningConfig(config.objective, config.solver)
         parts = {
             "solver": _chosen("solvers", self.solver, config.solver),
             "objective": _chosen("objectives", self.objective, config.objective),
@@ -84,21 +90,35 @@ class PlanningChanges:
         if search := _chosen("solvers", self.search, present):
             if not hasattr(parts["solver"], "search"):
                 got = plugin_name(parts["solver"])
-                raise ValueError(f"expected a solver that takes a search, got '{got}'. Leave --search out.")
+                raise ValueError(
+                    f"expected a solver that takes a search, got '{got}'. Leave --search out."
+                )
             parts["search"] = search  # what the solver itself does not have is meant for its search
         changes: dict[str, dict[str, Any]] = {"planning": {}, **{kind: {} for kind in parts}}
         for name, value in vars(self).items():
             if value is None or name in ("solver", "objective", "search"):
                 continue
             owners = {**parts, "planning": config}
-            found = [(owner, f.name) for owner, part in owners.items() for f in fields(part) if f.name in (name, f"num_{name}")]
+            found = [
+                (owner, f.name)
+                for owner, part in owners.items()
+                for f in fields(part)
+                if f.name in (name, f"num_{name}")
+            ]
             if not found:
-                kinds = " nor ".join(f"{kind} '{plugin_name(part)}'" for kind, part in parts.items())
-                raise ValueError(f"neither {kinds} has a setting '{name}'. Leave --{name} out, or choose others.")
+                kinds = " nor ".join(
+                    f"{kind} '{plugin_name(part)}'" for kind, part in parts.items()
+                )
+                raise ValueError(
+                    f"neither {kinds} has a setting '{name}'. Leave --{name} out, or choose others."
+                )
             owner, setting = found[0]
             changes[owner][setting] = value
-        # One `replace` per part: settings that must fit each other, such as candidates and elites, are checked together.
-        made = {kind: replace(part, **changes[kind]) for kind, part in parts.items() if kind != "solver"}
+        # One `replace` per part: settings that must fit each other, such as candidates and elites,
+        # are checked together.
+        made = {
+            kind: replace(part, **changes[kind]) for kind, part in parts.items() if kind != "solver"
+        }
         if search:
             changes["solver"]["search"] = made.pop("search")
         made["solver"] = replace(parts["solver"], **changes["solver"])
@@ -116,14 +136,18 @@ def plugin_name(part: Any) -> str:
 
 
 def described(config: Any) -> type:
-    """A dataclass for tyro with the fields of `config`'s, its values as defaults, and help for each of them.
+    """A dataclass for tyro with the fields of `config`'s, its values as defaults, and help for each
+    of them.
 
-    The help is what the class says under "Attributes:", also where several fields share one entry ("weight_decay, clip: ..."),
-    which tyro by itself does not find.
+    The help is what the class says under "Attributes:", also where several fields share one entry
+    ("weight_decay, clip: ..."), which tyro by itself does not find.
     """
     text = inspect.getdoc(type(config)) or ""
+    summary = " ".join(text.partition("\n\n")[0].split())
     entries = re.findall(r"^ {4}([a-z_, ]+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE)
-    words = {name.strip(): " ".join(line.split()) for names, line in entries for name in names.split(",")}
+    words = {
+        name.strip(): " ".join(line.split()) for names, line in entries for name in names.split(",")
+    }
     hints = get_type_hints(type(config))
     made = [
         (
@@ -133,4 +157,6 @@ def described(config: Any) -> type:
         )
         for field in dataclasses.fields(config)
     ]
-    return dataclasses.make_dataclass(type(config).__name__, made, namespace={"__doc__": text.splitlines()[0]}, frozen=True)
+    return dataclasses.make_dataclass(
+        type(config).__name__, made, namespace={"__doc__": summary}, frozen=True
+    )

@@ -1,6 +1,7 @@
 """The command line: find the command, and put what goes wrong into one paragraph.
 
-Each command is a file in `commands` that is imported only when it is called, so that `lewm --help` costs next to nothing.
+Each command is a file in `commands` that is imported only when it is called, so that `lewm --help`
+costs next to nothing.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ USER_ERROR, INTERRUPTED = 2, 130  # 130: what shells report for a process that C
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for what the user can mend, 130 for Ctrl-C.
 
-    What a user can cause (ValueError, OSError, a package that is missing) is said in one paragraph on stderr; `--debug`,
-    anywhere, shows the traceback in its place. Any other exception is a bug of ours and keeps its traceback.
+    What a user can cause (ValueError, OSError, a package that is missing) is said in one paragraph
+    on stderr; `--debug`, anywhere, shows the traceback in its place. Any other exception is a bug
+    of ours and keeps its traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -75,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    """A paragraph on stderr, from one of the processes of a training on several devices: all of them meet the same trouble."""
+    """A paragraph on stderr, from one of the processes of a training on several devices: all of
+    them meet the same trouble."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(text, file=sys.stderr)
 
@@ -84,11 +87,17 @@ def _help() -> str:
     rows = [f"  {name:<11} {line}" for name, line in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: lewm COMMAND [...]     a world model from pixels: train it, plan with it, understand it",
+            (
+                "usage: lewm COMMAND [...]     a world model from pixels: train it, plan with "
+                "it, understand it"
+            ),
             "",
             *rows,
             "",
-            "`lewm COMMAND --help` explains a command. --debug, anywhere, shows tracebacks; `lewm --version` the version.",
+            (
+                "`lewm COMMAND --help` explains a command. --debug, anywhere, shows tracebacks; "
+                "`lewm --version` the version."
+            ),
         ]
     )
 
@@ -96,6 +105,10 @@ def _help() -> str:
 def _paragraph(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        full = " What was complete is kept: make room, then run the same command again." if error.errno == errno.ENOSPC else ""
+        full = (
+            " What was complete is kept: make room, then run the same command again."
+            if error.errno == errno.ENOSPC
+            else ""
+        )
         return f"{where}{error.strerror}.{full}"
     return " ".join(str(error).split())

@@ -1,1 +1,2 @@
-"""Episodes: collected, written, read, converted from other layouts, split, and handed out as windows."""
+"""Episodes: collected, written, read, converted from other layouts, split, and handed out as
+windows."""

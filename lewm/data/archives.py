@@ -13,14 +13,16 @@ __all__ = ["is_archive", "unpack"]
 
 
 MAX_EXPANSION = 1000.0
-"""An honest archive of synthetic pictures shrinks some hundred times; bombs shrink ten thousand times and more."""
+"""An honest archive of synthetic pictures shrinks some hundred times; bombs shrink ten thousand
+times and more."""
 
 
 ARCHIVES = (".tar", ".tar.zst", ".tzst", ".zst")
 
 
 PIECE_BYTES = 1 << 12
-"""Compressed bytes expanded at once: 4 of them, one Zstandard block, may stand for 128 KiB, so memory is bound to 128 MiB."""
+"""Compressed bytes expanded at once: 4 of them, one Zstandard block, may stand for 128 KiB, so
+memory is bound to 128 MiB."""
 
 
 def is_archive(path: Path) -> bool:
@@ -29,21 +31,25 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(archive: Path, folder: Path, max_expansion: float = MAX_EXPANSION) -> None:
-    """Unpack a .tar, .tar.zst or .zst into an empty folder: ordinary files and folders that stay in it, and nothing else.
+    """Unpack a .tar, .tar.zst or .zst into an empty folder: ordinary files and folders that stay in
+    it, and nothing else.
 
-    It is read once, in a stream. What was unpacked until an error stays behind: use a temporary folder.
+    It is read once, in a stream. What was unpacked until an error stays behind: use a temporary
+    folder.
 
     Args:
         max_expansion: refuse to write more than this many times the archive's own size.
 
     Raises:
-        ValueError: a member is a link or a device or would leave the folder, the archive is truncated or damaged, or it
-            expands to more than `max_expansion` allows.
+        ValueError: a member is a link or a device or would leave the folder, the archive is
+            truncated or damaged, or it expands to more than `max_expansion` allows.
         ImportError: zstandard is missing.
     """
     compressed = archive.name.lower().endswith("zst")
     chunks = _at_most(
-        max_expansion * archive.stat().st_size, _decompressed(archive) if compressed else _pieces(archive), archive
+        max_expansion * archive.stat().st_size,
+        _decompressed(archive) if compressed else _pieces(archive),
+        archive,
     )
     if compressed and not archive.name.lower().endswith((".tar.zst", ".tzst")):
         with (folder / archive.stem).open("wb") as file:
@@ -65,7 +71,12 @@ def unpack(archive: Path, folder: Path, max_expansion: float = MAX_EXPANSION) ->
 
 def _safe_name(archive: Path, member: tarfile.TarInfo) -> PurePosixPath:
     name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts or "\\" in member.name or re.match("[A-Za-z]:", member.name):
+    if (
+        name.is_absolute()
+        or ".." in name.parts
+        or "\\" in member.name
+        or re.match("[A-Za-z]:", member.name)
+    ):
         problem = "which would leave it"
     elif member.islnk() or member.issym():
         problem = "a link"
@@ -73,8 +84,14 @@ def _safe_name(archive: Path, member: tarfile.TarInfo) -> PurePosixPath:
         problem = "a special file"
     else:
         return name
-    cure = "Recordings need no such thing: mistrust the archive, or unpack it yourself and give the folder"
-    raise ValueError(f"{archive}: expected ordinary files below one folder, got '{member.name}', {problem}. {cure}.")
+    cure = (
+        "Recordings need no such thing: mistrust the archive, or unpack it yourself and give the "
+        "folder"
+    )
+    raise ValueError(
+        f"{archive}: expected ordinary files below one folder, got '{member.name}', {problem}. "
+        f"{cure}."
+    )
 
 
 def _pieces(archive: Path, size: int = 1 << 20) -> Iterator[bytes]:
@@ -89,7 +106,9 @@ def _decompressed(archive: Path) -> Iterator[bytes]:
         import zstandard
     except ModuleNotFoundError as error:
         hint = "Install it with: pip install 'lewm[convert]'"
-        raise ImportError(f"{archive} needs the package 'zstandard'. {hint}.", name="zstandard") from error
+        raise ImportError(
+            f"{archive} needs the package 'zstandard'. {hint}.", name="zstandard"
+        ) from error
     frame = None
     for piece in _pieces(archive, PIECE_BYTES):
         while piece:
@@ -109,14 +128,17 @@ def _at_most(limit: float, chunks: Iterator[bytes], archive: Path) -> Iterator[b
         total += len(chunk)
         if total > limit:
             raise ValueError(
-                f"{archive}: expected at most {limit / 1e6:.6g} MB inside, got more: it may be an archive bomb. If you trust "
-                f"it, raise the limit (--max-expansion, in multiples of the archive's size)."
+                f"{archive}: expected at most {limit / 1e6:.6g} MB inside, got more: it may be an "
+                "archive bomb. If you trust it, raise the limit (--max-expansion, in multiples "
+                "of the archive's size)."
             )
         yield chunk
 
 
 def _torn(archive: Path, why: str) -> ValueError:
-    return ValueError(f"{archive}: expected a whole archive, got one that cannot be read ({why}). Fetch it again.")
+    return ValueError(
+        f"{archive}: expected a whole archive, got one that cannot be read ({why}). Fetch it again."
+    )
 
 
 class _Stream:

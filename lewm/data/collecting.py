@@ -26,11 +26,13 @@ BUFFER_BYTES = 256 << 20
 """Pixels of the episodes that are under way together, unless the caller sets a batch size."""
 
 MOST_TOGETHER = 64
-"""Environments stepped together by default: past this a batch of small worlds gains no more speed."""
+"""Environments stepped together by default: past this a batch of small worlds gains no more
+speed."""
 
 PATIENCE_S = 20.0
-"""A recording that takes one process longer than this is worth starting others for, at some 3 s each. Nor do episodes take
-longer that are recorded together by default: they are lost to a Ctrl-C together, and progress waits for them."""
+"""A recording that takes one process longer than this is worth starting others for, at some 3 s
+each. Nor do episodes take longer that are recorded together by default: they are lost to a Ctrl-C
+together, and progress waits for them."""
 
 
 def collect(
@@ -48,38 +50,48 @@ def collect(
     processes: int | None = 1,
     **options: Any,
 ) -> Episodes:
-    """Let a policy act in a world and record it; go on where an interrupted call with the same arguments left off.
+    """Let a policy act in a world and record it; go on where an interrupted call with the same
+    arguments left off.
 
-    Episode i is drawn from (seed, i) alone: neither `batch_size`, `processes` nor an interruption changes what is recorded.
-    Each lasts `spec.max_steps` actions, however early its goal is reached: training and evaluation need long episodes, and an
-    expert finds itself something else to do. It has one observation more than rows of actions.
+    Episode i is drawn from (seed, i) alone: neither `batch_size`, `processes` nor an interruption
+    changes what is recorded. Each lasts `spec.max_steps` actions, however early its goal is
+    reached: training and evaluation need long episodes, and an expert finds itself something else
+    to do. It has one observation more than rows of actions.
 
     Args:
         world_name: of a world plug-in.
         path: of the episode file.
         episodes: to record in all.
         policy: one that the world offers.
-        batch_size: environments stepped together in one process; None takes what fits in a moderate buffer and is soon
-            done, and one where the world has no batched form.
+        batch_size: environments stepped together in one process; None takes what fits in a moderate
+            buffer and is soon done, and one where the world has no batched form.
         image_size: height and width of the pixels; None leaves it to the world.
         progress: called with (episodes recorded, episodes).
         compression: see `EpisodeWriter`.
-        every: env steps from one row to the next, see `Provenance`; nothing is drawn in between. What remains of `max_steps`
-            behind the last whole block is cut, with a warning.
-        processes: that record side by side, each in a world of its own; None takes one per core if the world turns out to be
-            so slow that one process would be at it for more than `PATIENCE_S`. A script that is to use several must call this
-            under `if __name__ == "__main__":`, as they import it.
+        every: env steps from one row to the next, see `Provenance`; nothing is drawn in between.
+            What remains of `max_steps` behind the last whole block is cut, with a warning.
+        processes: that record side by side, each in a world of its own; None takes one per core if
+            the world turns out to be so slow that one process would be at it for more than
+            `PATIENCE_S`. A script that is to use several must call this under `if __name__ ==
+            "__main__":`, as they import it.
         options: more of the world's options.
 
     Returns:
         The opened and verified file.
 
     Raises:
-        ValueError: unknown world, policy or option, `every` longer than an episode, or `path` holds other episodes than these.
-        OSError: the disk is full, or one of several processes ended (ChildProcessError); complete episodes are kept.
+        ValueError: unknown world, policy or option, `every` longer than an episode, or `path` holds
+            other episodes than these.
+        OSError: the disk is full, or one of several processes ended (ChildProcessError); complete
+            episodes are kept.
         KeyboardInterrupt: Ctrl-C, likewise.
     """
-    counts = {"episodes": episodes, "batch_size": batch_size, "every": every, "processes": processes}
+    counts = {
+        "episodes": episodes,
+        "batch_size": batch_size,
+        "every": every,
+        "processes": processes,
+    }
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}.")
@@ -89,9 +101,15 @@ def collect(
     world.policy(policy, [0])  # an unknown one is refused before anything is written
     spec = world.spec
     if every > spec.max_steps:
-        raise ValueError(f"expected a row every {spec.max_steps} env steps or fewer, an episode's length, got {every}.")
+        raise ValueError(
+            f"expected a row every {spec.max_steps} env steps or fewer, an episode's length, got "
+            f"{every}."
+        )
     if left := spec.max_steps % every:
-        warnings.warn(f"episodes of {spec.max_steps} steps are cut by {left}: rows are {every} steps apart", stacklevel=2)
+        warnings.warn(
+            f"episodes of {spec.max_steps} steps are cut by {left}: rows are {every} steps apart",
+            stacklevel=2,
+        )
     provenance = Provenance(
         world=spec.name,
         version=spec.version,
@@ -112,11 +130,20 @@ def collect(
             processes = cores() if episode_s * len(missing) > PATIENCE_S else 1
         if batch_size is None:
             fitting = BUFFER_BYTES // (processes * rows * 3 * spec.image_size**2)
-            together = min(MOST_TOGETHER, fitting, -(-len(missing) // processes), PATIENCE_S // max(episode_s, 1e-9))
+            together = min(
+                MOST_TOGETHER,
+                fitting,
+                -(-len(missing) // processes),
+                PATIENCE_S // max(episode_s, 1e-9),
+            )
             batch_size = 1 if isinstance(world, Looped) else max(1, int(together))
-        tasks = [missing[first : first + batch_size] for first in range(0, len(missing), batch_size)]
+        tasks = [
+            missing[first : first + batch_size] for first in range(0, len(missing), batch_size)
+        ]
         processes = min(processes, len(tasks))
-        recorder = Recorder(world_name, options, policy, seed, every, world if processes < 2 else None)
+        recorder = Recorder(
+            world_name, options, policy, seed, every, world if processes < 2 else None
+        )
         with closing(record(recorder, tasks, processes)) as recorded:
             for episode in recorded:
                 writer.append(episode)

@@ -1,4 +1,5 @@
-"""Where recorded episodes come from: the one record that an episode file carries beside its columns."""
+"""Where recorded episodes come from: the one record that an episode file carries beside its
+columns."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ __all__ = ["Provenance"]
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a file's episodes come from, stored as plain attributes of its root; None or empty where a file does not say.
+    """Where a file's episodes come from, stored as plain attributes of its root; None or empty
+    where a file does not say.
 
     Attributes:
         world, version, look, state_names, state_units: as in `WorldSpec`.
@@ -19,8 +21,8 @@ class Provenance:
         options: JSON of what else the world was opened with, such as its image size.
         lewm_version: that wrote the file.
         requested_episodes: how many were asked for; a file that holds fewer was interrupted.
-        every: env steps from one row to the next. A row's `action` holds that many env actions side by side, step by step,
-            taken from that row's observation on.
+        every: env steps from one row to the next. A row's `action` holds that many env actions side
+            by side, step by step, taken from that row's observation on.
     """
 
     world: str | None = None
@@ -37,9 +39,16 @@ class Provenance:
 
     @staticmethod
     def read(attributes: Mapping[str, Any]) -> Provenance:
-        """Other projects may use these names for other things: a value that is not of its field's type counts as not there."""
+        """Other projects may use these names for other things: a value that is not of its field's
+        type counts as not there."""
         found = {f: _plain(attributes[f.name]) for f in fields(Provenance) if f.name in attributes}
-        return Provenance(**{f.name: value for f, value in found.items() if str(f.type).startswith(type(value).__name__)})
+        return Provenance(
+            **{
+                f.name: value
+                for f, value in found.items()
+                if str(f.type).startswith(type(value).__name__)
+            }
+        )
 
     def write(self, attributes: MutableMapping[str, Any]) -> None:
         for name, value in asdict(self).items():
@@ -47,13 +56,15 @@ class Provenance:
                 attributes[name] = value
 
     def differences(self, other: Provenance) -> str:
-        """Name the fields in which two provenances differ, with both values; empty where they agree."""
+        """Name the fields in which two provenances differ, with both values; empty where they
+        agree."""
         pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
         return "; ".join(f"{name} {a!r} against {b!r}" for name, a, b in pairs if a != b)
 
 
 def _plain(value: Any) -> Any:
-    """An attribute without NumPy's types and fixed-length bytes; a list becomes a tuple if it holds nothing but text."""
+    """An attribute without NumPy's types and fixed-length bytes; a list becomes a tuple if it holds
+    nothing but text."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, list):
         values = tuple(map(_plain, value))

@@ -26,9 +26,10 @@ CROPS, STANDARD_CAMERA = ("center", "pad"), "pixels"
 class Source(Protocol):
     """Recordings that a format has opened: what a plug-in of `formats` is, built as `plugin(path)`.
 
-    Opening checks the index and raises ValueError, naming the file, for what cannot be read. Numbers are handed over as they
-    were recorded. Row t of an action column is taken *from* observation t: a format in which it led to observation t must shift
-    it. An episode of L observations may have L such rows, the last of which is then dropped, or L-1.
+    Opening checks the index and raises ValueError, naming the file, for what cannot be read.
+    Numbers are handed over as they were recorded. Row t of an action column is taken *from*
+    observation t: a format in which it led to observation t must shift it. An episode of L
+    observations may have L such rows, the last of which is then dropped, or L-1.
 
     Attributes:
         path: what was opened.
@@ -82,8 +83,8 @@ class Selection:
         camera: column of the pictures; None takes the only one there is, or "pixels".
         action_columns, state_columns: laid side by side in this order; empty are the format's own.
         image_size: height and width of the converted pictures; None leaves their size.
-        crop: what to do with pictures that are not square: "center" cuts the longer side equally at both ends, "pad" adds black
-            to the shorter; None refuses them.
+        crop: what to do with pictures that are not square: "center" cuts the longer side equally at
+            both ends, "pad" adds black to the shorter; None refuses them.
         max_expansion: an archive that holds more than this many times its own size is refused.
     """
 
@@ -103,17 +104,25 @@ class Selection:
 
 
 @contextmanager
-def open_source(source: Path | str, selection: Selection, beside: Path | None = None) -> Iterator[tuple[str, Source]]:
-    """The format's name and the opened recordings: fetched, unpacked into a temporary folder and recognised where need be."""
+def open_source(
+    source: Path | str, selection: Selection, beside: Path | None = None
+) -> Iterator[tuple[str, Source]]:
+    """The format's name and the opened recordings: fetched, unpacked into a temporary folder and
+    recognised where need be."""
     path = fetch(source)
     with ExitStack() as stack:
         archives = [entry for entry in path.iterdir() if is_archive(entry)] if path.is_dir() else []
-        if len(archives) == 1 and not _recognised(path)[0]:  # a repository of the hub that holds one
+        # a repository of the hub that holds one
+        if len(archives) == 1 and not _recognised(path)[0]:
             path = archives[0]
         if is_archive(archive := path):
             parent = beside or path.parent
             parent.mkdir(parents=True, exist_ok=True)
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{archive.name}.", dir=parent)))
+            path = Path(
+                stack.enter_context(
+                    tempfile.TemporaryDirectory(prefix=f".{archive.name}.", dir=parent)
+                )
+            )
             stack.enter_context(_naming(path, archive))
             unpack(archive, path, selection.max_expansion)
             while path.is_dir() and len(entries := list(path.iterdir())) == 1:
@@ -130,11 +139,16 @@ def _naming(folder: Path, archive: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(str(error).replace(f"{folder}{os.sep}", f"{archive}: ").replace(str(folder), str(archive))) from error
+        raise ValueError(
+            str(error)
+            .replace(f"{folder}{os.sep}", f"{archive}: ")
+            .replace(str(folder), str(archive))
+        ) from error
 
 
 def _recognised(path: Path) -> tuple[list[str], list[str]]:
-    """Names of the formats that recognise a path, and what is to be said of those that could not be asked."""
+    """Names of the formats that recognise a path, and what is to be said of those that could not be
+    asked."""
     names, missing = [], []
     for name in registry.names("formats"):
         try:
@@ -151,7 +165,8 @@ def _format(path: Path, wanted: str | None) -> str:
     """The name of the one format that a path is in."""
     names, missing = _recognised(path)
     if wanted is not None:
-        registry.load("formats", wanted)  # an unknown one, or one that needs a package, is refused as such
+        # an unknown one, or one that needs a package, is refused as such
+        registry.load("formats", wanted)
         names = [name for name in names if name == wanted.replace("_", "-")]
     if len(names) == 1:
         return names[0]
@@ -159,7 +174,9 @@ def _format(path: Path, wanted: str | None) -> str:
         cure = "Check the path, or make one with `lewm collect`"
         raise unfit(path, "an episode file", "no such file or folder of recordings", cure)
     if names:
-        raise unfit(path, "recordings in one format", " and ".join(names), "Choose one with --format")
+        raise unfit(
+            path, "recordings in one format", " and ".join(names), "Choose one with --format"
+        )
     inside = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     got = f"a folder of {', '.join(inside[:5]) or 'nothing'}" if path.is_dir() else "another file"
     known = f"recordings in a known format ({wanted or ', '.join(registry.names('formats'))})"
@@ -172,14 +189,21 @@ def choose_camera(recordings: Source, wanted: str | None) -> str:
         return registry.choose(f"camera of {recordings.path}", wanted, cameras)
     if len(cameras) == 1 or STANDARD_CAMERA in cameras:
         return STANDARD_CAMERA if STANDARD_CAMERA in cameras else cameras[0]
-    got, cure = ", ".join(cameras) or "none", "Choose one with --camera" if cameras else "A world model learns from pictures"
+    got, cure = (
+        ", ".join(cameras) or "none",
+        "Choose one with --camera" if cameras else "A world model learns from pictures",
+    )
     raise unfit(recordings.path, "one column of pictures", got, cure)
 
 
-def choose_columns(recordings: Source, selection: Selection) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def choose_columns(
+    recordings: Source, selection: Selection
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The columns of actions and of states, all of which exist."""
     states = selection.state_columns or recordings.states
-    actions = selection.action_columns or tuple(name for name in recordings.actions if name not in states)
+    actions = selection.action_columns or tuple(
+        name for name in recordings.actions if name not in states
+    )
     for name in (*actions, *states):
         registry.choose(f"column of {recordings.path}", name, recordings.columns)
     if not actions:

@@ -19,12 +19,14 @@ from lewm.data.episodes import Episode
 from lewm.worlds.kit.opening import open_world
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
-"""Threads that numerical libraries, and Mesa's renderer in software, start in a process: 1 where processes share the cores."""
+"""Threads that numerical libraries, and Mesa's renderer in software, start in a process: 1 where
+processes share the cores."""
 
 
 @dataclass
 class Recorder:
-    """Records the episodes it is asked for, in a world that stays open from one call to the next."""
+    """Records the episodes it is asked for, in a world that stays open from one call to the
+    next."""
 
     world_name: str
     options: Mapping[str, Any]
@@ -34,11 +36,17 @@ class Recorder:
     world: World | None = None
 
     def __call__(self, numbers: Sequence[int]) -> list[Episode]:
-        """Run one episode in each environment: all of them equally long, so that no environment ever waits for another."""
+        """Run one episode in each environment: all of them equally long, so that no environment
+        ever waits for another."""
         if self.world is None or self.world.num_envs != len(numbers):
             self.world = open_world(self.world_name, len(numbers), **self.options)
         world, spec, every = self.world, self.world.spec, self.every
-        drawn = np.array([np.random.SeedSequence((self.seed, number)).generate_state(2, np.uint64) >> 1 for number in numbers])
+        drawn = np.array(
+            [
+                np.random.SeedSequence((self.seed, number)).generate_state(2, np.uint64) >> 1
+                for number in numbers
+            ]
+        )
         world.reset(drawn[:, 0].tolist())
         act = world.policy(self.policy, drawn[:, 1].tolist())
         B, L, size = world.num_envs, spec.max_steps // every + 1, spec.image_size
@@ -48,7 +56,8 @@ class Recorder:
         for row in range(L):
             states[:, row], pixels[:, row] = world.states, world.render()
             for step in range(every if row < L - 1 else 0):
-                # What is recorded is what the world executes: an action outside its box would teach a wrong effect.
+                # What is recorded is what the world executes: an action outside its box would teach
+                # a wrong effect.
                 actions[:, row, step] = np.clip(act(), spec.action_low, spec.action_high)
                 world.step(actions[:, row, step])
         return [Episode(*arrays) for arrays in zip(pixels, actions.reshape(B, L, -1), states)]
@@ -57,9 +66,10 @@ class Recorder:
 def record(recorder: Recorder, tasks: Sequence[range], processes: int) -> Generator[Episode]:
     """Give the episodes of the tasks in order. Several processes are dealt the tasks like cards.
 
-    Each process has a pipe of its own and waits in it until its turn comes, so that it holds one finished task at most. No
-    pool of the standard library does: one waits for ever for a worker that died, the other may, if it died while it was
-    handing over an answer as large as ours. Processes are spawned, because a graphics context does not survive a fork.
+    Each process has a pipe of its own and waits in it until its turn comes, so that it holds one
+    finished task at most. No pool of the standard library does: one waits for ever for a worker
+    that died, the other may, if it died while it was handing over an answer as large as ours.
+    Processes are spawned, because a graphics context does not survive a fork.
     """
     if processes < 2:
         for numbers in tasks:
@@ -71,7 +81,9 @@ def record(recorder: Recorder, tasks: Sequence[range], processes: int) -> Genera
         with _quiet_children():
             for k in range(processes):
                 reader, writer = context.Pipe(duplex=False)
-                process = context.Process(target=_record_apart, args=(recorder, tasks[k::processes], writer), daemon=True)
+                process = context.Process(
+                    target=_record_apart, args=(recorder, tasks[k::processes], writer), daemon=True
+                )
                 process.start()
                 writer.close()  # the only other end is the worker's: if it dies, reading ends
                 workers.append((process, reader))
@@ -82,8 +94,9 @@ def record(recorder: Recorder, tasks: Sequence[range], processes: int) -> Genera
             except (EOFError, OSError):
                 process.join(1)
                 raise ChildProcessError(
-                    f"a recording process ended before its episode did (exit code {process.exitcode}). The complete episodes "
-                    "are kept, and the same command goes on; with fewer processes, if memory ran out."
+                    "a recording process ended before its episode did (exit code "
+                    f"{process.exitcode}). The complete episodes are kept, and the same command "
+                    "goes on; with fewer processes, if memory ran out."
                 ) from None
             if isinstance(answer, Exception):
                 raise answer
@@ -96,7 +109,8 @@ def record(recorder: Recorder, tasks: Sequence[range], processes: int) -> Genera
 
 
 def _record_apart(recorder: Recorder, tasks: Sequence[range], writer: Connection) -> None:
-    """What a recording process runs: answer each task with its episodes, or with the exception that it raised."""
+    """What a recording process runs: answer each task with its episodes, or with the exception that
+    it raised."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(BrokenPipeError):  # who asked is gone
         for numbers in tasks:
@@ -111,10 +125,15 @@ def _record_apart(recorder: Recorder, tasks: Sequence[range], writer: Connection
 
 @contextmanager
 def _quiet_children() -> Iterator[None]:
-    """Processes started within leave the cores to each other and Ctrl-C to this one, from their first instruction on."""
+    """Processes started within leave the cores to each other and Ctrl-C to this one, from their
+    first instruction on."""
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+    mask = (
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        if hasattr(signal, "pthread_sigmask")
+        else None
+    )
     try:
         yield
     finally:

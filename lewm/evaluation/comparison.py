@@ -1,4 +1,5 @@
-"""Results side by side: several tasks and seeds of one agent, two agents on the same pairs, several runs of one recipe."""
+"""Results side by side: several tasks and seeds of one agent, two agents on the same pairs, several
+runs of one recipe."""
 
 from __future__ import annotations
 
@@ -10,13 +11,22 @@ import numpy as np
 
 from lewm.contracts import World, WorldModel
 from lewm.data.episodes import Episodes
-from lewm.evaluation.evaluate import AGENT, COLUMNS, FLOORS, Evaluation, Progress, evaluate, markdown_table
+from lewm.evaluation.evaluate import (
+    AGENT,
+    COLUMNS,
+    FLOORS,
+    Evaluation,
+    Progress,
+    evaluate,
+    markdown_table,
+)
 from lewm.evaluation.tasks import Task, Unavailable, standard_tasks
 from lewm.planning.agent import PlanningConfig
 from lewm.stats import Paired, p_value
 
 COMPARISON_COLUMNS = ("task", "first", "second", "difference", "only first", "only second", "p")
-"""Names of what a row of a comparison holds; rates are those of the strict pairs, p that of McNemar's exact test."""
+"""Names of what a row of a comparison holds; rates are those of the strict pairs, p that of
+McNemar's exact test."""
 
 SPREAD_COLUMNS = ("task", "policy", "runs", "paper's protocol", "strict")
 """Names of what a row about several runs holds: the mean over them, the least and the most."""
@@ -36,7 +46,10 @@ class Suite:
         return any(evaluation.protocol.name == task for evaluation in self.evaluations)
 
     def to_json(self) -> dict[str, Any]:
-        return {"tasks": [evaluation.to_json() for evaluation in self.evaluations], "omitted": self.omitted}
+        return {
+            "tasks": [evaluation.to_json() for evaluation in self.evaluations],
+            "omitted": self.omitted,
+        }
 
     def rows(self) -> list[tuple[str, ...]]:
         """Those of all tasks."""
@@ -45,7 +58,9 @@ class Suite:
     def remarks(self) -> list[str]:
         """Sentences about each task, and one for each that was left out."""
         told = [remark for evaluation in self.evaluations for remark in evaluation.remarks()]
-        return told + [f"Not evaluated: {task}, because {reason}" for task, reason in self.omitted.items()]
+        return told + [
+            f"Not evaluated: {task}, because {reason}" for task, reason in self.omitted.items()
+        ]
 
     def markdown(self) -> str:
         return "\n\n".join([markdown_table(COLUMNS, self.rows()), *self.remarks()])
@@ -63,12 +78,14 @@ def evaluate_suite(
     seeds: int = 1,
     like: Suite | None = None,
 ) -> Suite:
-    """Play several tasks; one that this world or these data cannot set is left out, with the reason.
+    """Play several tasks; one that this world or these data cannot set is left out, with the
+    reason.
 
     Args:
-        seeds: how often each task is played and pooled: with its own seed, the next one, and so on. Pairs, search and the
-            random floor are all drawn anew.
-        like: the same tasks and seeds as another agent played them: pairs and floors are taken over.
+        seeds: how often each task is played and pooled: with its own seed, the next one, and so on.
+            Pairs, search and the random floor are all drawn anew.
+        like: the same tasks and seeds as another agent played them: pairs and floors are taken
+            over.
     """
     evaluations, omitted = [], {}
     for protocol in protocols:
@@ -83,7 +100,9 @@ def evaluate_suite(
             for number, other in enumerate(earlier):
                 seeded = replace(protocol, seed=protocol.seed + number)
                 told = progress if seeds == 1 else _prefixed(progress, f"seed {seeded.seed}, ")
-                parts.append(evaluate(model, config, world, episodes, held_out, seeded, floors, told, other))
+                parts.append(
+                    evaluate(model, config, world, episodes, held_out, seeded, floors, told, other)
+                )
         except Unavailable as error:
             omitted[protocol.name] = str(error)
         else:
@@ -92,10 +111,12 @@ def evaluate_suite(
 
 
 def _prefixed(progress: Progress | None, prefix: str) -> Progress | None:
-    return None if progress is None else lambda what, done, total: progress(prefix + what, done, total)
+    return (
+        None if progress is None else lambda what, done, total: progress(prefix + what, done, total)
+    )
 
 
-# ------------------------------------------------------------------------------------------- two agents, the same pairs
+# ----------------------------------------------------------------------- two agents, the same pairs
 
 
 @dataclass(frozen=True)
@@ -121,12 +142,20 @@ class Comparison:
         """In plain words, cautiously; see `stats.Paired.better`."""
         if not self.paired.enough:
             return f"{self.paired.episodes} episodes cannot tell"
-        return {1: f"{self.first} better", -1: f"{self.second} better", 0: "no difference shown"}[self.paired.better]
+        return {1: f"{self.first} better", -1: f"{self.second} better", 0: "no difference shown"}[
+            self.paired.better
+        ]
 
     def __str__(self) -> str:
-        told = f"{self.first} {self.first_rate:.1%}, {self.second} {self.second_rate:.1%}, difference {self._difference} points"
+        told = (
+            f"{self.first} {self.first_rate:.1%}, {self.second} {self.second_rate:.1%}, "
+            f"difference {self._difference} points"
+        )
         p = self.paired
-        return f"{self.task}: {self.verdict} ({told} over {p.episodes} episodes drawn anew, McNemar's p {p_value(p.p)})."
+        return (
+            f"{self.task}: {self.verdict} ({told} over {p.episodes} episodes drawn anew, "
+            f"McNemar's p {p_value(p.p)})."
+        )
 
     @property
     def _difference(self) -> str:
@@ -170,23 +199,39 @@ def compare(first: str, second: str, suites: tuple[Suite, Suite]) -> list[Compar
 
 def _compared(first: str, second: str, a: Evaluation, b: Evaluation, criterion: str) -> Comparison:
     one, other = a.pairs, b.pairs
-    if not all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("start_rows", "goal_rows", "strict")):
+    if not all(
+        np.array_equal(getattr(one, name), getattr(other, name))
+        for name in ("start_rows", "goal_rows", "strict")
+    ):
         raise ValueError(
-            f"expected {first} and {second} to have played the same pairs of '{a.protocol.name}', got different ones. Evaluate "
-            "both on the same episodes with the same seed, or the second one `like` the first."
+            f"expected {first} and {second} to have played the same pairs of '{a.protocol.name}', "
+            "got different ones. Evaluate both on the same episodes with the same seed, or the "
+            "second one `like` the first."
         )
-    first_rate, second_rate = (evaluation.score(AGENT, True, criterion).rate for evaluation in (a, b))
-    return Comparison(_titled(a, criterion), criterion, first, second, first_rate, second_rate, a.against(b, criterion))
+    first_rate, second_rate = (
+        evaluation.score(AGENT, True, criterion).rate for evaluation in (a, b)
+    )
+    return Comparison(
+        _titled(a, criterion),
+        criterion,
+        first,
+        second,
+        first_rate,
+        second_rate,
+        a.against(b, criterion),
+    )
 
 
-# -------------------------------------------------------------------------------------------- several runs of one recipe
+# ----------------------------------------------------------------------- several runs of one recipe
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One policy's success over several runs, each on its own pairs: (mean, least, most) under both ways of counting.
+    """One policy's success over several runs, each on its own pairs: (mean, least, most) under both
+    ways of counting.
 
-    No interval: with as few runs as people train, one would say more about its assumptions than about the runs.
+    No interval: with as few runs as people train, one would say more about its assumptions than
+    about the runs.
     """
 
     task: str
@@ -198,12 +243,16 @@ class Spread:
 
     def row(self) -> tuple[str, ...]:
         """A cell for each of `SPREAD_COLUMNS`."""
-        cells = (f"{mean:.1%} ({least:.1%} to {most:.1%})" for mean, least, most in (self.paper, self.strict))
+        cells = (
+            f"{mean:.1%} ({least:.1%} to {most:.1%})"
+            for mean, least, most in (self.paper, self.strict)
+        )
         return (self.task, self.policy, str(self.runs), *cells)
 
 
 def spread(suites: Sequence[Suite]) -> list[Spread]:
-    """Sum up runs of different training seeds; a task or floor that some run lacks is summed up over those that have it."""
+    """Sum up runs of different training seeds; a task or floor that some run lacks is summed up
+    over those that have it."""
     tasks = list(dict.fromkeys(e.protocol.name for suite in suites for e in suite.evaluations))
     found = []
     for task in tasks:
@@ -211,8 +260,13 @@ def spread(suites: Sequence[Suite]) -> list[Spread]:
         for criterion in played[0].criteria:
             for policy in dict.fromkeys(policy for e in played for policy in e.success_steps):
                 those = [e for e in played if policy in e.success_steps]
-                counts = (_extent([e.score(policy, strict, criterion).rate for e in those]) for strict in (False, True))
-                found.append(Spread(_titled(played[0], criterion), criterion, policy, len(those), *counts))
+                counts = (
+                    _extent([e.score(policy, strict, criterion).rate for e in those])
+                    for strict in (False, True)
+                )
+                found.append(
+                    Spread(_titled(played[0], criterion), criterion, policy, len(those), *counts)
+                )
     return found
 
 

@@ -12,7 +12,17 @@ import numpy as np
 
 from lewm.contracts import World, WorldModel
 from lewm.data.episodes import Episodes
-from lewm.evaluation.tasks import DO_NOTHING, Actor, Pairs, Task, Unavailable, attempt, draw_pairs, follow, padded
+from lewm.evaluation.tasks import (
+    DO_NOTHING,
+    Actor,
+    Pairs,
+    Task,
+    Unavailable,
+    attempt,
+    draw_pairs,
+    follow,
+    padded,
+)
 from lewm.planning.agent import Agent, Effort, PlanningConfig, Replan
 from lewm.registry import choose
 from lewm.stats import Paired, bootstrap_mean, p_value, paired, wilson

@@ -1,8 +1,10 @@
-"""What an agent is asked to do, and an attempt at it: starts and goals of held-out trajectories, the same for every policy.
+"""What an agent is asked to do, and an attempt at it: starts and goals of held-out trajectories,
+the same for every policy.
 
-One seeded stream of start/goal pairs serves two ways of counting. The *paper's protocol* takes the first n and counts a pair as
-solved if the goal is ever within tolerance, at the start included. The *strict* one takes the first n that do not begin
-solved, by any of the world's criteria: in Push-T the block has to move. The union is played once and reported as both.
+One seeded stream of start/goal pairs serves two ways of counting. The *paper's protocol* takes the
+first n and counts a pair as solved if the goal is ever within tolerance, at the start included. The
+*strict* one takes the first n that do not begin solved, by any of the world's criteria: in Push-T
+the block has to move. The union is played once and reported as both.
 """
 
 from __future__ import annotations
@@ -19,26 +21,32 @@ from lewm.data.episodes import Episodes, check_fits
 DO_NOTHING = "do-nothing"
 
 OFFSETS = (25, 50, 75, 100)
-"""Env steps between start and goal: the paper's, and longer ones, where the cost rather than the dynamics limits planning."""
+"""Env steps between start and goal: the paper's, and longer ones, where the cost rather than the
+dynamics limits planning."""
 
 Actor = Callable[[np.ndarray], np.ndarray]
-"""(B,) which environments are still under way -> (B, a) env actions; what the others do changes nothing."""
+"""(B,) which environments are still under way -> (B, a) env actions; what the others do changes
+nothing."""
 
 
 class Unavailable(ValueError):
-    """This task cannot be set in this world, or with these data. The message says why, and what to do."""
+    """This task cannot be set in this world, or with these data. The message says why, and what to
+    do."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task. The defaults are the paper's, with 200 pairs in place of its 50, for narrower intervals.
+    """A task. The defaults are the paper's, with 200 pairs in place of its 50, for narrower
+    intervals.
 
     Attributes:
         offset: env steps between start and goal in the recorded trajectory.
         budget: env steps allowed.
         episodes: n, start/goal pairs.
-        seed: of the pairs, the search and the random floor. Pair i depends on (seed, i) and on no n.
-        across: start and goal are held-out frames of two different regions (rooms) of any trajectories; `offset` is not used.
+        seed: of the pairs, the search and the random floor. Pair i depends on (seed, i) and on no
+            n.
+        across: start and goal are held-out frames of two different regions (rooms) of any
+            trajectories; `offset` is not used.
     """
 
     offset: int = 25
@@ -68,8 +76,12 @@ class Task:
 
 
 def standard_tasks(episodes: int = 200, seed: int = 0) -> tuple[Task, ...]:
-    """The paper's task, three with goals further away (offsets 50, 75 and 100), and the way to the other room."""
-    return (*(Task.along(offset, episodes, seed) for offset in OFFSETS), Task.to_other_room(episodes, seed))
+    """The paper's task, three with goals further away (offsets 50, 75 and 100), and the way to the
+    other room."""
+    return (
+        *(Task.along(offset, episodes, seed) for offset in OFFSETS),
+        Task.to_other_room(episodes, seed),
+    )
 
 
 @dataclass(frozen=True)
@@ -78,10 +90,12 @@ class Pairs:
 
     Attributes:
         index: (n,) place in the stream; it seeds whatever is random about the attempt.
-        start_episodes, goal_episodes: (n,) the trajectories; the same one unless the task goes across.
+        start_episodes, goal_episodes: (n,) the trajectories; the same one unless the task goes
+            across.
         start_rows, goal_rows: (n,) rows of the data file.
         starts, goals: (n, S) states.
-        solved_at_start: (n,) does the start meet the benchmark's criterion, the first of the world's?
+        solved_at_start: (n,) does the start meet the benchmark's criterion, the first of the
+            world's?
         paper, strict: (n,) which of the two ways of counting the pair belongs to.
     """
 
@@ -107,14 +121,23 @@ class Pairs:
         return (self[first : first + size] for first in range(0, len(self), size))
 
     def seeds(self, num_envs: int, seed: int) -> list[int]:
-        """One seed per environment, from (seed, place in the stream) alone, so that batching changes no attempt."""
+        """One seed per environment, from (seed, place in the stream) alone, so that batching
+        changes no attempt."""
         indices = self.index[padded(len(self), num_envs)]
-        return [int(np.random.SeedSequence([seed, int(index)]).generate_state(1)[0]) for index in indices]
+        return [
+            int(np.random.SeedSequence([seed, int(index)]).generate_state(1)[0])
+            for index in indices
+        ]
 
     @classmethod
     def joined(cls, several: Sequence[Pairs]) -> Pairs:
         """One after the other; `index` is then no longer unique."""
-        return cls(**{name: np.concatenate([getattr(pairs, name) for pairs in several]) for name in vars(several[0])})
+        return cls(
+            **{
+                name: np.concatenate([getattr(pairs, name) for pairs in several])
+                for name in vars(several[0])
+            }
+        )
 
 
 def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protocol: Task) -> Pairs:
@@ -125,32 +148,39 @@ def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protoc
         world: asked which starts are solved, and for its regions; its states are overwritten.
 
     Returns:
-        At least `protocol.episodes` pairs: the first n, and as many more as hold n that do not begin solved by any criterion.
-        Where the data run out before that, fewer strict pairs.
+        At least `protocol.episodes` pairs: the first n, and as many more as hold n that do not
+        begin solved by any criterion. Where the data run out before that, fewer strict pairs.
 
     Raises:
-        Unavailable: no held-out trajectory is long enough, its rows are not those of this offset, there are too few pairs, or
-            the world has no regions.
-        ValueError: the data have no states, some that are not finite, or states or pictures that do not fit the world.
+        Unavailable: no held-out trajectory is long enough, its rows are not those of this offset,
+            there are too few pairs, or the world has no regions.
+        ValueError: the data have no states, some that are not finite, or states or pictures that do
+            not fit the world.
     """
     frames = _HeldOutFrames.read(episodes, held_out, world)
     start, goal = frames.across(world, protocol) if protocol.across else frames.along(protocol)
     if len(start) < protocol.episodes:
         raise Unavailable(
-            f"expected at least {protocol.episodes} start/goal pairs for '{protocol.name}', got {len(start)} "
-            f"from {len(held_out)} held-out episodes. Hold out more episodes, collect more, or ask for fewer pairs."
+            f"expected at least {protocol.episodes} start/goal pairs for '{protocol.name}', got "
+            f"{len(start)} from {len(held_out)} held-out episodes. Hold out more episodes, "
+            "collect more, or ask for fewer pairs."
         )
     solved = np.empty((len(world.spec.criteria), 0), bool)
     clear = np.empty(0, bool)
     while len(clear) < len(start) and clear.sum() < protocol.episodes:
         more = slice(len(clear), len(clear) + world.num_envs)
         place(world, frames.states[start[more]], frames.states[goal[more]])
-        solved = np.concatenate([solved, met(world, world.spec.criteria)[:, : len(start[more])]], axis=1)
+        solved = np.concatenate(
+            [solved, met(world, world.spec.criteria)[:, : len(start[more])]], axis=1
+        )
         clear = ~np.any(solved, axis=0)
     paper = np.arange(len(clear)) < protocol.episodes
     strict = clear & (np.cumsum(clear) <= protocol.episodes)
     if not strict.any():
-        raise Unavailable(f"all {len(clear)} held-out pairs of '{protocol.name}' begin solved. Raise the goal offset.")
+        raise Unavailable(
+            f"all {len(clear)} held-out pairs of '{protocol.name}' begin solved. Raise the goal "
+            "offset."
+        )
     used = np.flatnonzero(paper | strict)
     start, goal = start[used], goal[used]
     return Pairs(
@@ -169,9 +199,11 @@ def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protoc
 
 @dataclass(frozen=True)
 class _HeldOutFrames:
-    """All F held-out frames: their episode, row of the file, rows that follow within the episode, and (F, S) states.
+    """All F held-out frames: their episode, row of the file, rows that follow within the episode,
+    and (F, S) states.
 
-    Rows are `every` env steps apart. Only recorded frames can be starts or goals: of others there is no picture.
+    Rows are `every` env steps apart. Only recorded frames can be starts or goals: of others there
+    is no picture.
     """
 
     episode: np.ndarray
@@ -186,12 +218,16 @@ class _HeldOutFrames:
         names = world.spec.state_names
         check_fits(episodes, world.spec.image_size, len(world.spec.action_low))
         if not len(held_out):
-            raise Unavailable("expected held-out episodes to draw starts and goals from, got none. Hold some out of training.")
+            raise Unavailable(
+                "expected held-out episodes to draw starts and goals from, got none. Hold some "
+                "out of training."
+            )
         states = [np.asarray(episodes.states(int(e)), np.float32) for e in held_out]
         if states[0].shape[1] != len(names):
             raise ValueError(
-                f"expected {len(names)} state variables ({', '.join(names)}), as world '{world.spec.name}' has, got "
-                f"{states[0].shape[1]} in the data. Use data of this world."
+                f"expected {len(names)} state variables ({', '.join(names)}), as world "
+                f"'{world.spec.name}' has, got {states[0].shape[1]} in the data. Use data of this "
+                "world."
             )
         lengths = np.array([len(s) for s in states])
         step = np.concatenate([np.arange(n) for n in lengths])
@@ -205,29 +241,36 @@ class _HeldOutFrames:
         )
 
     def along(self, protocol: Task) -> tuple[np.ndarray, np.ndarray]:
-        """Frames with one `offset` steps later in the same trajectory, shuffled; one of L rows gives L - offset / every."""
+        """Frames with one `offset` steps later in the same trajectory, shuffled; one of L rows
+        gives L - offset / every."""
         ahead, rest = divmod(protocol.offset, self.every)
         if rest:
             raise Unavailable(
-                f"expected a goal offset that is a multiple of {self.every}, the env steps from one row of {self.path} to the "
-                f"next, got {protocol.offset}. Take a multiple, or record every step (`lewm collect --every 1`)."
+                f"expected a goal offset that is a multiple of {self.every}, the env steps from "
+                f"one row of {self.path} to the next, got {protocol.offset}. Take a multiple, or "
+                "record every step (`lewm collect --every 1`)."
             )
         starts = np.flatnonzero(self.following >= ahead)
         if not len(starts):
             raise Unavailable(
                 f"expected held-out episodes of more than {protocol.offset} steps, got at most "
-                f"{self.following.max() * self.every} steps. Collect longer episodes, or lower the goal offset."
+                f"{self.following.max() * self.every} steps. Collect longer episodes, or lower "
+                "the goal offset."
             )
         starts = np.random.default_rng(protocol.seed).permutation(starts)
         return starts, starts + ahead
 
     def across(self, world: World, protocol: Task) -> tuple[np.ndarray, np.ndarray]:
-        """Every frame as a start, shuffled, each with a random frame of another region as its goal."""
+        """Every frame as a start, shuffled, each with a random frame of another region as its
+        goal."""
         regions = world.regions(self.states)
         if regions is None:
             raise Unavailable(f"world '{world.spec.name}' has no regions (rooms) to go between.")
         if len(np.unique(regions)) < 2:
-            raise Unavailable("all held-out frames lie in one region (room). Collect episodes that pass through several.")
+            raise Unavailable(
+                "all held-out frames lie in one region (room). Collect episodes that pass "
+                "through several."
+            )
         rng = np.random.default_rng(protocol.seed)
         starts = rng.permutation(len(regions))
         goals = np.empty_like(starts)
@@ -245,7 +288,8 @@ def attempt(
     criteria: Sequence[str],
     report: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Play at most `num_envs` pairs in one batch, each until it met all C criteria once, or the budget is used up.
+    """Play at most `num_envs` pairs in one batch, each until it met all C criteria once, or the
+    budget is used up.
 
     Args:
         report: called with the number of steps played, after each.
@@ -277,13 +321,16 @@ def follow(policy: str, world: World, seeds: Sequence[int]) -> Actor:
         zeros = np.zeros((world.num_envs, len(world.spec.action_low)), np.float32)
         return lambda active: zeros
     if policy not in world.policies:
-        raise Unavailable(f"world '{world.spec.name}' has no policy '{policy}', only {', '.join(world.policies)}.")
+        raise Unavailable(
+            f"world '{world.spec.name}' has no policy '{policy}', only {', '.join(world.policies)}."
+        )
     acts = world.policy(policy, seeds)
     return lambda active: acts()
 
 
 def place(world: World, starts: np.ndarray, goals: np.ndarray) -> None:
-    """Put the first n environments of the world at their starts, with their goals; the others repeat the last one."""
+    """Put the first n environments of the world at their starts, with their goals; the others
+    repeat the last one."""
     padding = padded(len(starts), world.num_envs)
     world.set_states(starts[padding])
     world.set_goals(goals[padding])

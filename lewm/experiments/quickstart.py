@@ -1,4 +1,5 @@
-"""From nothing to an agent that plans, and a page that shows it: collect, train, fit, evaluate, analyse, report.
+"""From nothing to an agent that plans, and a page that shows it: collect, train, fit, evaluate,
+analyse, report.
 
 out/
   quickstart.json    what the folder holds, and how long its stages took
@@ -57,14 +58,18 @@ ANALYSES = {
     "geometry": {"episodes": 40, "gaussians": 100, "pairs": 20},
     "economy": {"paper_plans": 0},
 }
-"""Those that a quickstart can afford, and in which settings. `lewm analyse` asks all of them in full, and the decoder too."""
+"""Those that a quickstart can afford, and in which settings. `lewm analyse` asks all of them in
+full, and the decoder too."""
 
 
-def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = lambda *_: None) -> dict[str, Any]:
+def run(
+    out: Path | str, seed: int = 0, short: bool = False, report: Report = lambda *_: None
+) -> dict[str, Any]:
     """Do everything that is not done yet in `out`, and return what `result.json` then holds.
 
     Args:
-        out: folder. One that was interrupted is continued, a finished one is left alone and its result returned.
+        out: folder. One that was interrupted is continued, a finished one is left alone and its
+            result returned.
         seed: of data, weights, pairs, search and analyses.
         short: much less of everything, to see that it works; the result says so.
         report: called as stages proceed.
@@ -91,15 +96,21 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
         model = checkpoints.load(run_folder, device)
     with book.timed("fit"):
         recipe = experiment
-        experiment = dataclasses.replace(recipe, planning=fit_planning(recipe, model, episodes, split, run_folder, report))
+        experiment = dataclasses.replace(
+            recipe, planning=fit_planning(recipe, model, episodes, split, run_folder, report)
+        )
     world = open_recipe_world(experiment, experiment.together)
     with book.timed("evaluate"):
         protocol = Task.along(episodes=SHORT_PAIRS if short else PAIRS, seed=seed)
-        evaluation = _evaluate(experiment, model, world, episodes, split["heldout"], protocol, report)
+        evaluation = _evaluate(
+            experiment, model, world, episodes, split["heldout"], protocol, report
+        )
         other_room = None
         if not short:
             protocol = Task.to_other_room(OTHER_ROOM_PAIRS, seed)
-            other_room = _evaluate(experiment, model, world, episodes, split["heldout"], protocol, report)
+            other_room = _evaluate(
+                experiment, model, world, episodes, split["heldout"], protocol, report
+            )
     with book.timed("analyse"):
         answers = analyse(
             _run(experiment, model, episodes, split, metrics, run_folder),
@@ -123,7 +134,10 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
             "seed": seed,
             "short": short,
             "resumed": book.resumed,
-            "command": f"lewm quickstart --out {shlex.quote(str(out))} --seed {seed}{' --short' if short else ''}",
+            "command": (
+                f"lewm quickstart --out {shlex.quote(str(out))} --seed "
+                f"{seed}{' --short' if short else ''}"
+            ),
             "seconds": book.seconds,  # without those of drawing the page that they are to stand on
         }
         page = render([record_of(run_folder, result)], result["command"])
@@ -135,14 +149,16 @@ def run(out: Path | str, seed: int = 0, short: bool = False, report: Report = la
     return result
 
 
-# ------------------------------------------------------------------------------------------------------------ stages
+# ------------------------------------------------------------------------------------------- stages
 
 
 def _experiment(seed: int, short: bool) -> Experiment:
     recipe = seeded(recipes.load(RECIPE), seed)
     if not short:
         return recipe
-    collection = dataclasses.replace(recipe.collection, episodes=min(SHORT_EPISODES, recipe.collection.episodes))
+    collection = dataclasses.replace(
+        recipe.collection, episodes=min(SHORT_EPISODES, recipe.collection.episodes)
+    )
     training = dataclasses.replace(recipe.training, updates=SHORT_UPDATES)
     fitting = dataclasses.replace(recipe.fitting, updates=SHORT_FIT_UPDATES)
     return dataclasses.replace(recipe, collection=collection, training=training, fitting=fitting)
@@ -162,7 +178,9 @@ def _evaluate(
         planning = attempt.endswith(AGENT)  # floors plan nothing: one clock cannot foretell both
         report(stages[0 if planning else 1], done, total, attempt, "")
 
-    return evaluate(model, experiment.planning, world, episodes, heldout, protocol, progress=progress)
+    return evaluate(
+        model, experiment.planning, world, episodes, heldout, protocol, progress=progress
+    )
 
 
 def _run(
@@ -179,20 +197,25 @@ def _run(
         options = experiment.options | ({"look": look[0]} if look else {})
         return open_world(experiment.world, num_envs, image_size=experiment.image_size, **options)
 
-    heads = {name: checkpoints.load_head(run_folder, name, model) for name in checkpoints.head_names(run_folder)}
+    heads = {
+        name: checkpoints.load_head(run_folder, name, model)
+        for name in checkpoints.head_names(run_folder)
+    }
     told = (opened, tuple(metrics), experiment.planning, heads, experiment.recipe)
     return Run(model, episodes, split["train"], split["heldout"], *told, path=run_folder)
 
 
 def _through_door(world: World, evaluation: Evaluation) -> np.ndarray:
     """(n,) bool: do start and goal of a pair lie in different rooms?"""
-    starts, goals = (world.regions(states) for states in (evaluation.pairs.starts, evaluation.pairs.goals))
+    starts, goals = (
+        world.regions(states) for states in (evaluation.pairs.starts, evaluation.pairs.goals)
+    )
     assert starts is not None
     assert goals is not None
     return starts != goals
 
 
-# ------------------------------------------------------------------------------------------------------------ result
+# ------------------------------------------------------------------------------------------- result
 
 
 def _success(evaluation: Evaluation, door: np.ndarray, spec: WorldSpec) -> dict[str, Any]:
@@ -208,22 +231,32 @@ def _success(evaluation: Evaluation, door: np.ndarray, spec: WorldSpec) -> dict[
         "success": _plain(evaluation.score()) | _over_episodes(evaluation),
         "strict": _plain(evaluation.score(strict=True)) | _over_episodes(evaluation, strict=True),
         "floors": {
-            _key(floor): {**_plain(evaluation.score(floor)), "strict": _plain(evaluation.score(floor, strict=True))}
+            _key(floor): {
+                **_plain(evaluation.score(floor)),
+                "strict": _plain(evaluation.score(floor, strict=True)),
+            }
             for floor in floors
         },
-        "through_door": {_key(p): _plain(behind_door.score(p)) for p in (AGENT, *floors)} if behind.any() else None,
+        "through_door": {_key(p): _plain(behind_door.score(p)) for p in (AGENT, *floors)}
+        if behind.any()
+        else None,
         "solved_at_start": evaluation.solved_at_start,
         "median_steps": evaluation.score(strict=True).median_steps,
         "seconds_per_plan": evaluation.effort.seconds_per_plan,
         "predictor_calls_per_plan": evaluation.effort.predictor_calls_per_plan,
         "planned_together": evaluation.batch,
         "protocol": dataclasses.asdict(evaluation.protocol),
-        "tolerance": {"value": spec.tolerance, "of": spec.picture_extent, "unit": spec.state_units[0]},
+        "tolerance": {
+            "value": spec.tolerance,
+            "of": spec.picture_extent,
+            "unit": spec.state_units[0],
+        },
     }
 
 
 def _over_episodes(evaluation: Evaluation, strict: bool = False) -> dict[str, float]:
-    """95% interval of the agent's rate from a bootstrap over episodes: many pairs are overlapping parts of one walk."""
+    """95% interval of the agent's rate from a bootstrap over episodes: many pairs are overlapping
+    parts of one walk."""
     counted = evaluation.pairs.strict if strict else evaluation.pairs.paper
     reached = evaluation.success_steps[AGENT][counted] >= 0
     low, high = bootstrap(np.mean, reached, groups=evaluation.pairs.start_episodes[counted])

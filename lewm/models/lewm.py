@@ -1,4 +1,5 @@
-"""LeWorldModel (arXiv 2603.19312): one latent per frame, next-latent prediction, SIGReg, nothing else.
+"""LeWorldModel (arXiv 2603.19312): one latent per frame, next-latent prediction, SIGReg, nothing
+else.
 
 z_t      = projector(ViT(o_t))                                      encode
 zhat_t+1 = projector(Transformer(z_{t-K+1..t}; AdaLN(a_{t-K+1..t})))  predict
@@ -23,24 +24,32 @@ __all__ = ["LeWMConfig", "LeWM"]
 
 @dataclass(frozen=True)
 class LeWMConfig:
-    """Sizes and the one knob of LeWorldModel. The defaults are the paper's full size: 18,034,478 parameters at A = 10.
+    """Sizes and the one knob of LeWorldModel. The defaults are the paper's full size: 18,034,478
+    parameters at A = 10.
 
     Attributes:
-        patch_size, encoder_width, encoder_depth, encoder_heads: the ViT; its MLP is four times as wide.
-        position, overlap: "learned" and False in the paper; "sincos" and True for small models, see `layers.ViT`.
-        stem: "patch" in the paper; "conv" puts three strided convolutions in its place, see `layers.ViT`.
+        patch_size, encoder_width, encoder_depth, encoder_heads: the ViT; its MLP is four times as
+            wide.
+        position, overlap: "learned" and False in the paper; "sincos" and True for small models, see
+            `layers.ViT`.
+        stem: "patch" in the paper; "conv" puts three strided convolutions in its place, see
+            `layers.ViT`.
         latent_dim: D.
         projector_dim: hidden width of both projectors.
-        projector_norm: batch norm in the projectors. False puts a LayerNorm there: an ablation that collapses.
+        projector_norm: batch norm in the projectors. False puts a LayerNorm there: an ablation that
+            collapses.
         context: K, the most latents the predictor looks at.
-        predictor_width, predictor_depth, predictor_heads, predictor_head_dim, predictor_mlp_dim, dropout: the predictor.
+        predictor_width, predictor_depth, predictor_heads: of the predictor.
+        predictor_head_dim, predictor_mlp_dim, dropout: likewise.
         sigreg_weight: lambda. Source: 0.1 in the paper's text, 0.09 in its code.
         sigreg_slices: M random directions per update.
         sigreg_knots: Q quadrature nodes on [0, 3].
-        sigreg_pooled: test the latents of all frames of all windows as one sample, not each time step on its own. Ours: many
-            short windows show more distinct pictures per update than few long ones, and pooled they make one large sample.
+        sigreg_pooled: test the latents of all frames of all windows as one sample, not each time
+            step on its own. Ours: many short windows show more distinct pictures per update than
+            few long ones, and pooled they make one large sample.
         stop_gradient: detach the prediction targets: an ablation, off in the paper.
-        zero_modulation: let the actions' modulation begin at zero (AdaLN-zero), as in the paper. False is an ablation.
+        zero_modulation: let the actions' modulation begin at zero (AdaLN-zero), as in the paper.
+            False is an ablation.
     """
 
     patch_size: int = 14
@@ -73,7 +82,9 @@ class LeWMConfig:
         if self.context < 1:
             raise ValueError(f"context is a number of frames, at least 1, got {self.context}.")
         if self.sigreg_weight < 0:
-            raise ValueError(f"sigreg_weight (lambda) must not be negative, got {self.sigreg_weight}.")
+            raise ValueError(
+                f"sigreg_weight (lambda) must not be negative, got {self.sigreg_weight}."
+            )
 
     @classmethod
     def paper(cls) -> LeWMConfig:
@@ -84,7 +95,8 @@ class LeWMConfig:
     def tiny(cls) -> LeWMConfig:
         """Half a million parameters for 64 px and a CPU.
 
-        Ours: sizes found on Two-Room; how pixels and positions enter is what makes it learn (see `layers.ViT`).
+        Ours: sizes found on Two-Room; how pixels and positions enter is what makes it learn (see
+        `layers.ViT`).
         """
         return cls(
             patch_size=8,
@@ -109,10 +121,11 @@ class LeWMConfig:
 
 
 class LeWM(nn.Module):
-    """Encoder, predictor, two projectors and an action encoder. Pixels come in as uint8, actions normalised.
+    """Encoder, predictor, two projectors and an action encoder. Pixels come in as uint8, actions
+    normalised.
 
-    The data's statistics are part of `spec`, which is stored beside the weights; those of pixels are buffers as well, so that
-    they follow the model to its device.
+    The data's statistics are part of `spec`, which is stored beside the weights; those of pixels
+    are buffers as well, so that they follow the model to its device.
     """
 
     pixel_mean: Tensor
@@ -146,9 +159,15 @@ class LeWM(nn.Module):
             c.dropout,
             c.zero_modulation,
         )
-        self.predictor_projector = Projector(c.predictor_width, c.projector_dim, c.latent_dim, c.projector_norm)
-        self.register_buffer("pixel_mean", torch.tensor(spec.statistics.pixel_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(spec.statistics.pixel_std).view(3, 1, 1), persistent=False)
+        self.predictor_projector = Projector(
+            c.predictor_width, c.projector_dim, c.latent_dim, c.projector_norm
+        )
+        self.register_buffer(
+            "pixel_mean", torch.tensor(spec.statistics.pixel_mean).view(3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "pixel_std", torch.tensor(spec.statistics.pixel_std).view(3, 1, 1), persistent=False
+        )
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Turn each observation into one latent, independently of its neighbours.
@@ -167,8 +186,8 @@ class LeWM(nn.Module):
         size = self.spec.image_size
         if pixels.dtype != torch.uint8 or pixels.shape[2:] != (3, size, size):
             raise ValueError(
-                f"pixels must be uint8 of shape (B, T, 3, {size}, {size}), got {pixels.dtype} {tuple(pixels.shape)}. "
-                "Resize the pictures, or train a model at their size."
+                f"pixels must be uint8 of shape (B, T, 3, {size}, {size}), got {pixels.dtype} "
+                f"{tuple(pixels.shape)}. Resize the pictures, or train a model at their size."
             )
         flat = (pixels.flatten(0, 1).float() / 255 - self.pixel_mean) / self.pixel_std
         return self.projector(self.encoder(flat)).unflatten(0, pixels.shape[:2])
@@ -191,12 +210,16 @@ class LeWM(nn.Module):
     def rollout(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
         """Predict the latents that follow `context` if `actions` are executed.
 
-        Autoregressive: each step sees at most the last K latents, predicted ones among them, and the blocks leaving them.
+        Autoregressive: each step sees at most the last K latents, predicted ones among them, and
+        the blocks leaving them.
 
         Args:
-            context: (B, k, D) latents, oldest first; k may be smaller than K when the episode has just begun.
-            past_actions: (B, k-1, A) executed blocks, normalised; block i is the one leaving context latent i.
-            actions: (B, N, H, A) candidate blocks, normalised; block 0 leaves the last context latent.
+            context: (B, k, D) latents, oldest first; k may be smaller than K when the episode has
+                just begun.
+            past_actions: (B, k-1, A) executed blocks, normalised; block i is the one leaving
+                context latent i.
+            actions: (B, N, H, A) candidate blocks, normalised; block 0 leaves the last context
+                latent.
 
         Returns:
             (B, N, H, D) predicted latents; index h is the latent after block h.
@@ -208,11 +231,16 @@ class LeWM(nn.Module):
         Source: LeWorldModel, sec. 3.3.
         """
         if self.training:
-            raise ValueError("a model must not plan in training mode: dropout and batch statistics corrupt it. Call .eval().")
+            raise ValueError(
+                "a model must not plan in training mode: dropout and batch statistics corrupt "
+                "it. Call .eval()."
+            )
         engine.require_blocks_between(context, past_actions)
         (B, k, _), (_, N, H, A) = context.shape, actions.shape
         latents = context[:, None].expand(B, N, k, -1).flatten(0, 1)
-        blocks = torch.cat([past_actions[:, None].expand(B, N, k - 1, A), actions], dim=2).flatten(0, 1)
+        blocks = torch.cat([past_actions[:, None].expand(B, N, k - 1, A), actions], dim=2).flatten(
+            0, 1
+        )
         for present in range(k, k + H):
             oldest = max(0, present - self.context)
             following = self.predict(latents[:, oldest:], blocks[:, oldest:present])[:, -1:]
@@ -222,31 +250,35 @@ class LeWM(nn.Module):
     def engine(self, precision: str = "float32") -> Rollout:
         """Make a faster `rollout` out of the weights as they are now.
 
-        What is made has copies of the weights: it never changes the model, and training the model on does not change it.
+        What is made has copies of the weights: it never changes the model, and training the model
+        on does not change it.
 
         Args:
-            precision: "float32" differs from `rollout` by rounding alone, and gradients reach the actions. "bfloat16" and
-                "int8" differ by about half a percent and a few percent of the latents' spread; see `lewm.unrolling`.
+            precision: "float32" differs from `rollout` by rounding alone, and gradients reach the
+                actions. "bfloat16" and "int8" differ by about half a percent and a few percent of
+                the latents' spread; see `models.nn.engine`.
 
         Raises:
-            ValueError: the model is in training mode, or this machine gains nothing by the precision or does not have it.
+            ValueError: the model is in training mode, or this machine gains nothing by the
+                precision or does not have it.
 
         Cost: some 50 ms at full size.
-        Source: Ours; the arithmetic that is saved is listed in `lewm.unrolling`.
+        Source: Ours; the arithmetic that is saved is listed in `models.nn.engine`.
         """
         require_evaluation_mode(self)
         device = self.pixel_mean.device
         if precision == "bfloat16" and devices.fastest_precision(device) != "bf16-mixed":
             raise ValueError(
-                f"expected a device that multiplies faster in bfloat16, got {device}, which does not. Use 'float32'."
+                f"expected a device that multiplies faster in bfloat16, got {device}, which does "
+                "not. Use 'float32'."
             )
         return engine.Engine(self.state_dict(), self.config.predictor_heads, precision)
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """Prediction error of every window of K latents in the batch, plus SIGReg on all latents.
 
-        A window of T frames holds T-K overlapping contexts of K (the paper's K=3, T=4 gives one); within each the predictor
-        answers after 1..K latents, so short contexts are trained as well.
+        A window of T frames holds T-K overlapping contexts of K (the paper's K=3, T=4 gives one);
+        within each the predictor answers after 1..K latents, so short contexts are trained as well.
 
         Args:
             batch: (B, T, 3, h, w) pixels and (B, T-1, A) blocks, T > K.
@@ -259,15 +291,22 @@ class LeWM(nn.Module):
         """
         T, K = batch.pixels.shape[1], self.context
         if T <= K:
-            raise ValueError(f"windows must be longer than the context K={K}, got T={T} frames. Lengthen the windows.")
+            raise ValueError(
+                f"windows must be longer than the context K={K}, got T={T} frames. Lengthen the "
+                "windows."
+            )
         z = self.encode(batch.pixels)
         predicted = self.predict(_windows(z[:, :-1], K), _windows(batch.actions, K))
         target = _windows(z[:, 1:], K)
-        directions = losses.draw_directions(self.latent_dim, self.config.sigreg_slices, generator, z.device)
+        directions = losses.draw_directions(
+            self.latent_dim, self.config.sigreg_slices, generator, z.device
+        )
         sample = z.flatten(0, 1)[:, None] if self.config.sigreg_pooled else z
         return Losses(
             terms={
-                "prediction": losses.prediction(predicted, target.detach() if self.config.stop_gradient else target),
+                "prediction": losses.prediction(
+                    predicted, target.detach() if self.config.stop_gradient else target
+                ),
                 "sigreg": losses.sigreg(sample, directions, self.config.sigreg_knots),
             },
             weights={"sigreg": self.config.sigreg_weight},

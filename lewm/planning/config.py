@@ -1,4 +1,5 @@
-"""What a way to plan is made of: the heads that it names, and how it is written down and read again."""
+"""What a way to plan is made of: the heads that it names, and how it is written down and read
+again."""
 
 from __future__ import annotations
 
@@ -16,15 +17,23 @@ __all__ = ["attach", "build_planning", "describe_planning", "heads_of", "plain_s
 
 def heads_of(config: PlanningConfig) -> set[str]:
     """Names of the heads that this way to plan asks for and does not have."""
-    return {head for part in _parts(config) for name, head in getattr(part, "heads", {}).items() if getattr(part, name) is None}
+    return {
+        head
+        for part in _parts(config)
+        for name, head in getattr(part, "heads", {}).items()
+        if getattr(part, name) is None
+    }
 
 
 def attach(config: PlanningConfig, heads: Mapping[str, nn.Module]) -> PlanningConfig:
-    """Give an objective and a solver, and the search inside of that, the heads that they name and do not have yet.
+    """Give an objective and a solver, and the search inside of that, the heads that they name and
+    do not have yet.
 
     What is missing in `heads` stays None: whoever uses it then says which command makes it.
     """
-    return replace(config, objective=_attached(config.objective, heads), solver=_attached(config.solver, heads))
+    return replace(
+        config, objective=_attached(config.objective, heads), solver=_attached(config.solver, heads)
+    )
 
 
 def _parts(config: PlanningConfig) -> Iterator[Any]:
@@ -39,7 +48,9 @@ def _parts(config: PlanningConfig) -> Iterator[Any]:
 def _attached(part: Any, heads: Mapping[str, nn.Module]) -> Any:
     named = getattr(part, "heads", {})
     changes: dict[str, Any] = {
-        name: heads[head] for name, head in named.items() if getattr(part, name) is None and head in heads
+        name: heads[head]
+        for name, head in named.items()
+        if getattr(part, name) is None and head in heads
     }
     if (search := getattr(part, "search", None)) is not None:
         changes["search"] = _attached(search, heads)
@@ -53,16 +64,20 @@ def plain_search() -> PlanningConfig:
 
 
 def describe_planning(config: PlanningConfig) -> dict[str, Any]:
-    """What `build_planning` needs to make this way to plan anew, without its heads: registered names and fields, JSON-ready."""
+    """What `build_planning` needs to make this way to plan anew, without its heads: registered
+    names and fields, JSON-ready."""
     parts = {"objective": _described(config.objective), "solver": _described(config.solver)}
     return {**{field.name: getattr(config, field.name) for field in fields(config)}, **parts}
 
 
-def build_planning(description: Mapping[str, Any], source: object = "the description of how to plan") -> PlanningConfig:
+def build_planning(
+    description: Mapping[str, Any], source: object = "the description of how to plan"
+) -> PlanningConfig:
     """Make a way to plan from what `describe_planning` gave; its heads are None.
 
     Raises:
-        ValueError: a name is not registered, or a field is unknown, missing or out of range; `source` is named.
+        ValueError: a name is not registered, or a field is unknown, missing or out of range;
+            `source` is named.
     """
     try:
         objective = _built("objectives", description["objective"])
@@ -70,13 +85,18 @@ def build_planning(description: Mapping[str, Any], source: object = "the descrip
         return PlanningConfig(**{**description, "objective": objective, "solver": solver})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{source} does not describe a way to plan that this version knows: {error!r}. Use the lewm version that wrote it."
+            f"{source} does not describe a way to plan that this version knows: {error!r}. Use "
+            "the lewm version that wrote it."
         ) from None
 
 
 def _described(part: Any) -> dict[str, Any]:
     """Of a plug-in; a search inside of it is described likewise."""
-    settings = {field.name: getattr(part, field.name) for field in fields(part) if field.name not in getattr(part, "heads", {})}
+    settings = {
+        field.name: getattr(part, field.name)
+        for field in fields(part)
+        if field.name not in getattr(part, "heads", {})
+    }
     if settings.get("search") is not None:
         settings["search"] = _described(settings["search"])
     return {"name": type(part).__module__.rpartition(".")[2].replace("_", "-"), **settings}

@@ -1,7 +1,9 @@
-"""A world that does not wait: the agent is asked for an action at a fixed rate, and what it has by the deadline is taken.
+"""A world that does not wait: the agent is asked for an action at a fixed rate, and what it has by
+the deadline is taken.
 
-Every env step has a period. Within it the world is drawn, the agent looks and plans, and the world takes its step; what remains
-of the period is slept. The agent's search is anytime (`agent.Agent.act`), so a plan is as good as the period allows.
+Every env step has a period. Within it the world is drawn, the agent looks and plans, and the world
+takes its step; what remains of the period is slept. The agent's search is anytime
+(`agent.Agent.act`), so a plan is as good as the period allows.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from lewm.planning.agent import Agent
 __all__ = ["COLUMNS", "Drive", "Latency", "drive", "latencies"]
 
 SPARE = 0.1
-"""Share of the period that is not planned with: no two rounds of a search take equally long, and sleep ends late."""
+"""Share of the period that is not planned with: no two rounds of a search take equally long, and
+sleep ends late."""
 
 COLUMNS = ("steps", "count", "missed", "share", "p50 ms", "p90 ms", "p99 ms", "max ms")
 
@@ -29,13 +32,15 @@ class Drive:
 
     Attributes:
         rate_hz: env steps per second that were asked for.
-        latency_s: (t,) seconds from the moment a step was due to the agent's action: drawing, looking and planning.
+        latency_s: (t,) seconds from the moment a step was due to the agent's action: drawing,
+            looking and planning.
         replanned: (t,) bool, steps at which a plan was made; the others only carry one out.
         cut_short: how many of the plans were stopped by their deadline.
         seconds: from the moment that the first step was due to the end of the last one's period.
         states: (t+1, S).
         actions: (t, a) env units; action i leads from state i to state i+1.
-        success_step: env step of the first success, with which the drive ends: 0 if it began solved; None if it never came.
+        success_step: env step of the first success, with which the drive ends: 0 if it began
+            solved; None if it never came.
     """
 
     rate_hz: float
@@ -88,16 +93,24 @@ class Latency:
     def row(self, name: str) -> tuple[str, ...]:
         """A cell for each of `COLUMNS`."""
         share = "-" if self.missed_share is None else f"{self.missed_share:.1%}"
-        times = ("-" if t is None else f"{t:.2f}" for t in (self.p50_ms, self.p90_ms, self.p99_ms, self.max_ms))
+        times = (
+            "-" if t is None else f"{t:.2f}"
+            for t in (self.p50_ms, self.p90_ms, self.p99_ms, self.max_ms)
+        )
         return name, str(self.steps), str(self.missed), share, *times
 
 
 def latencies(drives: Sequence[Drive]) -> dict[str, Latency]:
-    """Latency of "all" steps of some drives, and of the "replanning" ones alone: few, but they are what can be late."""
+    """Latency of "all" steps of some drives, and of the "replanning" ones alone: few, but they are
+    what can be late."""
     latency_s, missed, replanned = (
-        np.concatenate([getattr(drive, name) for drive in drives]) for name in ("latency_s", "missed", "replanned")
+        np.concatenate([getattr(drive, name) for drive in drives])
+        for name in ("latency_s", "missed", "replanned")
     )
-    return {"all": Latency.of(latency_s, missed), "replanning": Latency.of(latency_s[replanned], missed[replanned])}
+    return {
+        "all": Latency.of(latency_s, missed),
+        "replanning": Latency.of(latency_s[replanned], missed[replanned]),
+    }
 
 
 def drive(
@@ -109,11 +122,13 @@ def drive(
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Drive:
-    """Let the agent control one environment in real time, until its first success or until the budget is used up.
+    """Let the agent control one environment in real time, until its first success or until the
+    budget is used up.
 
-    Before the first step one plan is made and forgotten: the first one of a process is slower by all that is set up for it.
-    An action that comes late is still taken, and the steps after it are due one period later each, counted from when the next
-    one could begin: the world waited, so one long plan is one missed deadline and not a train of them.
+    Before the first step one plan is made and forgotten: the first one of a process is slower by
+    all that is set up for it. An action that comes late is still taken, and the steps after it are
+    due one period later each, counted from when the next one could begin: the world waited, so one
+    long plan is one missed deadline and not a train of them.
 
     Args:
         agent: of one environment, with the same clock; it is reset.
@@ -131,7 +146,9 @@ def drive(
         got = f"{world.num_envs} of the world and {agent.num_envs} of the agent"
         raise ValueError(f"real time is for one environment at a time, got {got}.")
     if not 0 < rate_hz < float("inf"):
-        raise ValueError(f"expected a positive rate in env steps per second, got {rate_hz}. 20 is usual.")
+        raise ValueError(
+            f"expected a positive rate in env steps per second, got {rate_hz}. 20 is usual."
+        )
     period = 1 / rate_hz
     agent.reset()
     agent.act(world.render(), goal_pixels, deadline_s=period)
@@ -154,7 +171,8 @@ def drive(
         if world.success()[0]:
             success_step = len(latency_s)
         stepped = clock()
-        stepping_s = max(stepped - answered, 0.9 * stepping_s)  # the longest of late, for the next period has to hold one too
+        # the longest of late, for the next period has to hold one too
+        stepping_s = max(stepped - answered, 0.9 * stepping_s)
         states.append(world.states[0])
         actions.append(action[0])
         due = max(due + period, stepped)

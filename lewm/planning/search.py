@@ -1,7 +1,8 @@
-"""What searches over action sequences share: noise, the cheapest so far, when to stop, a plan never worse than the start.
+"""What searches over action sequences share: noise, the cheapest so far, when to stop, a plan never
+worse than the start.
 
-A solver is a loop over these: sample around the mean, score, select the cheapest, refit. What a solver adds is how it samples
-and how it refits.
+A solver is a loop over these: sample around the mean, score, select the cheapest, refit. What a
+solver adds is how it samples and how it refits.
 """
 
 from __future__ import annotations
@@ -36,25 +37,32 @@ class Elites:
 class Search:
     """One search for B environments, which share a batch and nothing else.
 
-    An environment is finished when the spread of its search falls below `stop_spread`. From then on it keeps its plan and
-    leaves its generator alone, however long the others go on, so that its plans, this one and the next, are those it would
-    be given alone. Its place in the batch is still scored, because a cost is of all environments: stopping early saves
-    what it can only where all have finished.
+    An environment is finished when the spread of its search falls below `stop_spread`. From then on
+    it keeps its plan and leaves its generator alone, however long the others go on, so that its
+    plans, this one and the next, are those it would be given alone. Its place in the batch is still
+    scored, because a cost is of all environments: stopping early saves what it can only where all
+    have finished.
 
     Args:
         start: the Gaussian to begin from, mean and std (B, H, A); the mean is clamped to the box.
         box: bounds that every sample and the mean respect.
-        generators: B of them; environment b draws from `generators[b]` alone, on the generator's own device.
+        generators: B of them; environment b draws from `generators[b]` alone, on the generator's
+            own device.
         stop_spread: in the plan's units; 0 never stops early.
 
     Raises:
         ValueError: the number of generators is not B.
     """
 
-    def __init__(self, start: Plan, box: Box, generators: Sequence[Generator], stop_spread: float = 0.0) -> None:
+    def __init__(
+        self, start: Plan, box: Box, generators: Sequence[Generator], stop_spread: float = 0.0
+    ) -> None:
         self.mean, self.std = box.clamp(start.mean), start.std
         if len(generators) != len(self.mean):
-            raise ValueError(f"expected one generator per environment, {len(self.mean)} of them, got {len(generators)}.")
+            raise ValueError(
+                f"expected one generator per environment, {len(self.mean)} of them, got "
+                f"{len(generators)}."
+            )
         self._box, self._generators, self._stop_spread = box, generators, stop_spread
         self.running = torch.ones_like(self.mean[:, 0, 0], dtype=torch.bool)
         self._best, self._best_cost = self.mean, torch.full_like(self.mean[:, 0, 0], torch.inf)
@@ -65,7 +73,8 @@ class Search:
 
         Args:
             exponent: of the noise's power spectrum over the plan, see `coloured`; 0 is white.
-            with_mean: let candidate 0 be the mean itself. The first round of a search must, or nothing knows the start's cost.
+            with_mean: let candidate 0 be the mean itself. The first round of a search must, or
+                nothing knows the start's cost.
 
         Returns:
             (B, number, H, A).
@@ -73,7 +82,9 @@ class Search:
         shape = (number, *self.mean.shape[1:])
         running = self.running.tolist() if self._stop_spread else [True] * len(self._generators)
         draws = [
-            coloured(torch.randn(shape, generator=g, device=g.device, dtype=self.mean.dtype), exponent).to(self.mean.device)
+            coloured(
+                torch.randn(shape, generator=g, device=g.device, dtype=self.mean.dtype), exponent
+            ).to(self.mean.device)
             if runs
             else self.mean.new_zeros(shape)
             for g, runs in zip(self._generators, running, strict=True)
@@ -84,7 +95,8 @@ class Search:
         return candidates
 
     def select(self, candidates: Tensor, costs: Tensor, number: int) -> Elites:
-        """Pick the `number` cheapest, and remember the cheapest of all rounds. A NaN cost is never picked before a number.
+        """Pick the `number` cheapest, and remember the cheapest of all rounds. A NaN cost is never
+        picked before a number.
 
         Args:
             candidates: (B, N, H, A); in the first round candidate 0 is the start.
@@ -101,9 +113,11 @@ class Search:
         return Elites(values, chosen)
 
     def refit(self, elites: Elites, mean: Tensor, std: Tensor) -> None:
-        """Take up the Gaussian that was made from `elites`, and finish environments whose spread is now small.
+        """Take up the Gaussian that was made from `elites`, and finish environments whose spread is
+        now small.
 
-        With fewer valid candidates than elites the spread is kept; with none at all nothing changes.
+        With fewer valid candidates than elites the spread is kept; with none at all nothing
+        changes.
 
         Args:
             mean, std: (B, H, A); the mean is clamped to the box.
@@ -123,14 +137,16 @@ class Search:
         return self._stop_spread > 0 and not bool(self.running.any())
 
     def cheapest(self) -> Plan:
-        """The cheapest sequence of all rounds. Never worse than the start, which was scored in the first."""
+        """The cheapest sequence of all rounds. Never worse than the start, which was scored in the
+        first."""
         return Plan(mean=self._best, std=self.std)
 
     def guarded(self, cost: Cost) -> Plan:
         """The mean where it is no worse than the start, else the cheapest sequence of all rounds.
 
-        A mean of good plans can be a bad plan (left of the wall and right of it average to the wall), and no round scores
-        the last one. So it is scored here: one evaluation more, and a plan is never worse than its start.
+        A mean of good plans can be a bad plan (left of the wall and right of it average to the
+        wall), and no round scores the last one. So it is scored here: one evaluation more, and a
+        plan is never worse than its start.
         """
         assert self._start_cost is not None
         kept = cost(self.mean[:, None])[:, 0] <= self._start_cost  # False for NaN
@@ -138,11 +154,13 @@ class Search:
 
 
 def coloured(white: Tensor, exponent: float) -> Tensor:
-    """Turn white noise into noise whose power falls with frequency, so that neighbouring blocks of a plan move alike.
+    """Turn white noise into noise whose power falls with frequency, so that neighbouring blocks of
+    a plan move alike.
 
-    The power at frequency f (cycles per block) is proportional to f ** -exponent; the mean over the plan, f = 0, is given
-    the power of the slowest wave that fits, 1/H. Every number keeps its standard deviation of 1. As the filter is a
-    circular one, the last block is as close to the first as the second is.
+    The power at frequency f (cycles per block) is proportional to f ** -exponent; the mean over the
+    plan, f = 0, is given the power of the slowest wave that fits, 1/H. Every number keeps its
+    standard deviation of 1. As the filter is a circular one, the last block is as close to the
+    first as the second is.
 
     Args:
         white: (..., H, A) independent standard normal numbers.
@@ -151,18 +169,25 @@ def coloured(white: Tensor, exponent: float) -> Tensor:
     Returns:
         (..., H, A).
 
-    Source: Timmer and Koenig (1995), as iCEM uses it. Ours: the scale makes the standard deviation exactly 1.
+    Source: Timmer and Koenig (1995), as iCEM uses it. Ours: the scale makes the standard deviation
+    exactly 1.
     """
     length = white.shape[-2]
     if exponent == 0 or length == 1:
         return white
-    frequency = torch.fft.fftfreq(length, dtype=white.dtype, device=white.device).abs().clamp_min(1 / length)
+    frequency = (
+        torch.fft.fftfreq(length, dtype=white.dtype, device=white.device)
+        .abs()
+        .clamp_min(1 / length)
+    )
     power = frequency**-exponent
     gain = (power / power.mean()).sqrt()[: length // 2 + 1, None]
     return torch.fft.irfft(torch.fft.rfft(white, dim=-2) * gain, n=length, dim=-2)
 
 
-def check_sizes(num_candidates: int, num_iterations: int, stop_spread: float, num_elites: int | None = None) -> None:
+def check_sizes(
+    num_candidates: int, num_iterations: int, stop_spread: float, num_elites: int | None = None
+) -> None:
     """Refuse sizes that make no search, with a ValueError.
 
     Args:
@@ -179,7 +204,8 @@ def check_sizes(num_candidates: int, num_iterations: int, stop_spread: float, nu
         )
     if not stop_spread >= 0:
         raise ValueError(
-            f"stop_spread is a standard deviation and must not be negative, got {stop_spread}. 0 never stops early."
+            f"stop_spread is a standard deviation and must not be negative, got {stop_spread}. 0 "
+            "never stops early."
         )
 
 

@@ -1,1 +1,2 @@
-"""Results in words and pictures: the page, animations, and claims held against what was measured."""
+"""Results in words and pictures: the page, animations, and claims held against what was
+measured."""

@@ -1,7 +1,9 @@
-"""A planned episode as moving pictures: what the agent sees, what it imagines, what it does. Draws, computes nothing.
+"""A planned episode as moving pictures: what the agent sees, what it imagines, what it does. Draws,
+computes nothing.
 
-At each replan the search is shown round by round: a dot where each of the cheapest candidates is imagined to end, read from
-its latent by a probe, thinning out towards the plan. Then the imagined way of the chosen plan, then its execution.
+At each replan the search is shown round by round: a dot where each of the cheapest candidates is
+imagined to end, read from its latent by a probe, thinning out towards the plan. Then the imagined
+way of the chosen plan, then its execution.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ STEP_MS, ROUND_MS, PLAN_MS, END_MS = 90, 420, 700, 2200
 Colour = tuple[int, int, int]
 INK, MUTED, FRAME = (29, 35, 41), (93, 104, 117), (195, 201, 208)
 WALKED, IMAGINED, GOAL, FAILED = (0, 96, 172), (221, 120, 0), (0, 138, 98), (190, 50, 30)
-"""Told apart with any kind of colour vision, by lightness and by the form of what they colour. Source: after Okabe and Ito."""
+"""Told apart with any kind of colour vision, by lightness and by the form of what they colour.
+Source: after Okabe and Ito."""
 
 LEGEND = ((WALKED, "walked"), (IMAGINED, "imagined"), (GOAL, "goal"))
 
@@ -45,8 +48,8 @@ class View:
 
     Attributes:
         read: (..., D) latents -> (..., S) states, such as `Probe.predict`.
-        extent: width of the picture in the unit of the first two state variables, which are its x and y; as in Two-Room, a
-            whole number k is the middle of pixel k of a picture that wide.
+        extent: width of the picture in the unit of the first two state variables, which are its x
+            and y; as in Two-Room, a whole number k is the middle of pixel k of a picture that wide.
         tolerance: radius of success in the same unit.
     """
 
@@ -73,7 +76,8 @@ def draw_episode(recording: Recording, budget: int, view: View | None = None) ->
     Args:
         recording: of `evaluate.record_episodes`.
         budget: env steps that were allowed.
-        view: None for worlds whose state is no place in the picture: observation, goal and captions only.
+        view: None for worlds whose state is no place in the picture: observation, goal and captions
+            only.
     """
     frames: list[Frame] = []
     step = 0
@@ -81,7 +85,13 @@ def draw_episode(recording: Recording, budget: int, view: View | None = None) ->
     current: Replan | None = None
     steps = len(recording.actions)
 
-    def add(milliseconds: int, line: str, below: str = "", marks: _Marks | None = None, colour: Colour = MUTED) -> None:
+    def add(
+        milliseconds: int,
+        line: str,
+        below: str = "",
+        marks: _Marks | None = None,
+        colour: Colour = MUTED,
+    ) -> None:
         caption = _Caption(f"step {step} / {budget}", line, below, colour)
         frames.append(Frame(_card(recording, step, view, caption, marks), milliseconds))
 
@@ -91,7 +101,12 @@ def draw_episode(recording: Recording, budget: int, view: View | None = None) ->
             rounds = [scored for scored in current.rounds if scored.costs.shape[1] > 1]
             for number, scored in enumerate(rounds, 1):
                 ends = _Marks(ends=view.read(scored.ends[0])) if view else None
-                add(ROUND_MS, f"imagining {scored.costs.shape[1]} plans", f"round {number} of {len(rounds)}", ends)
+                add(
+                    ROUND_MS,
+                    f"imagining {scored.costs.shape[1]} plans",
+                    f"round {number} of {len(rounds)}",
+                    ends,
+                )
             add(PLAN_MS, "the chosen plan", marks=_way(recording, current, view))
         way = _way(recording, current, view, faint=True)
         if step < steps:
@@ -104,7 +119,8 @@ def draw_episode(recording: Recording, budget: int, view: View | None = None) ->
 
 
 def save_animation(frames: Sequence[Frame], path: Path | str) -> Path:
-    """Write an animation in the format that the suffix of `path` names; an old file is replaced only by a whole new one.
+    """Write an animation in the format that the suffix of `path` names; an old file is replaced
+    only by a whole new one.
 
     Raises:
         ValueError: an unknown suffix.
@@ -116,9 +132,13 @@ def save_animation(frames: Sequence[Frame], path: Path | str) -> Path:
 
 
 def encode_animation(frames: Sequence[Frame], suffix: str) -> bytes:
-    """The bytes of an animation that repeats for ever; `suffix` is one of `FORMATS`. Errors as in `save_animation`."""
+    """The bytes of an animation that repeats for ever; `suffix` is one of `FORMATS`. Errors as in
+    `save_animation`."""
     if suffix.lower() not in FORMATS:
-        raise ValueError(f"expected a file name that ends in {', '.join(FORMATS)}, got '{suffix}'. Rename the output file.")
+        raise ValueError(
+            f"expected a file name that ends in {', '.join(FORMATS)}, got '{suffix}'. Rename the "
+            "output file."
+        )
     if not frames:
         raise ValueError("expected at least one frame to animate, got none.")
     if suffix.lower() == ".mp4":
@@ -146,12 +166,13 @@ def encode_animation(frames: Sequence[Frame], suffix: str) -> bytes:
     return written.getvalue()
 
 
-# ----------------------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------------ drawing
 
 
 @dataclass(frozen=True)
 class _Marks:
-    """What is imagined: (n, S) ends of candidates, cheapest first, or the (H+1, S) way of a plan from where it begins."""
+    """What is imagined: (n, S) ends of candidates, cheapest first, or the (H+1, S) way of a plan
+    from where it begins."""
 
     ends: np.ndarray | None = None
     way: np.ndarray | None = None
@@ -168,15 +189,20 @@ class _Caption:
     colour: Colour
 
 
-def _way(recording: Recording, replan: Replan | None, view: View | None, faint: bool = False) -> _Marks | None:
-    """From where the dot is, through the states that the plan is imagined to pass at the end of each block."""
+def _way(
+    recording: Recording, replan: Replan | None, view: View | None, faint: bool = False
+) -> _Marks | None:
+    """From where the dot is, through the states that the plan is imagined to pass at the end of
+    each block."""
     if view is None or replan is None:
         return None
     here, imagined = recording.states[replan.step][None, :2], view.read(replan.latents[0])[:, :2]
     return _Marks(way=np.concatenate([here, imagined]), faint=faint)
 
 
-def _card(recording: Recording, step: int, view: View | None, caption: _Caption, marks: _Marks | None) -> np.ndarray:
+def _card(
+    recording: Recording, step: int, view: View | None, caption: _Caption, marks: _Marks | None
+) -> np.ndarray:
     """(h, w, 3) uint8: the scene at the left; goal picture, captions and legend beside it."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -186,12 +212,18 @@ def _card(recording: Recording, step: int, view: View | None, caption: _Caption,
     scene = _enlarged(recording.pixels[step], SCENE_PX)
     if view is not None:
         walked = view.places(recording.states[: step + 1])
-        scene = Image.alpha_composite(scene.convert("RGBA"), _overlay(view, recording.goal_state, walked, marks)).convert("RGB")
+        scene = Image.alpha_composite(
+            scene.convert("RGBA"), _overlay(view, recording.goal_state, walked, marks)
+        ).convert("RGB")
     left, top = SCENE_PX + 2 * MARGIN_PX, MARGIN_PX + 20
-    for picture, x, y in ((scene, MARGIN_PX, MARGIN_PX), (_enlarged(recording.goal_pixels, GOAL_PX), left, top)):
+    for picture, x, y in (
+        (scene, MARGIN_PX, MARGIN_PX),
+        (_enlarged(recording.goal_pixels, GOAL_PX), left, top),
+    ):
         card.paste(picture, (x, y))
         draw.rectangle((x, y, x + picture.width - 1, y + picture.height - 1), outline=FRAME)
-    small, large = (ImageFont.load_default(size) for size in (14, 17))  # Pillow's own: no machine's fonts matter
+    # Pillow's own: no machine's fonts matter
+    small, large = (ImageFont.load_default(size) for size in (14, 17))
     draw.text((left, MARGIN_PX - 2), "goal picture", fill=MUTED, font=small)
     top += GOAL_PX + 12
     draw.text((left, top), caption.step, fill=INK, font=large)
@@ -225,14 +257,26 @@ def _overlay(view: View, goal_state: np.ndarray, walked: np.ndarray, marks: _Mar
     if marks is not None and marks.ends is not None:
         ends = points(view.places(marks.ends))
         for rank in range(len(ends) - 1, -1, -1):  # the cheapest last, on top
-            circle(ends[rank], 4, fill=(*IMAGINED, 220 - 150 * rank // len(ends)), outline=(255, 255, 255, 200), width=1)
+            circle(
+                ends[rank],
+                4,
+                fill=(*IMAGINED, 220 - 150 * rank // len(ends)),
+                outline=(255, 255, 255, 200),
+                width=1,
+            )
     draw.line(points(walked), fill=(*WALKED, 255), width=3 * SMOOTH, joint="curve")
     circle(points(walked)[0], 3.5, fill=(*WALKED, 255))
     if marks is not None and marks.way is not None:
         way, opacity = points(view.places(marks.way)), 110 if marks.faint else 255
         draw.line(way, fill=(*IMAGINED, opacity), width=2 * SMOOTH)
         for place in way[1:]:
-            circle(place, 4.5, fill=(255, 255, 255, opacity), outline=(*IMAGINED, opacity), width=2 * SMOOTH)
+            circle(
+                place,
+                4.5,
+                fill=(255, 255, 255, opacity),
+                outline=(*IMAGINED, opacity),
+                width=2 * SMOOTH,
+            )
     return overlay.reduce(SMOOTH)
 
 
@@ -249,17 +293,24 @@ def _mp4(frames: Sequence[Frame]) -> bytes:
         import av
     except ModuleNotFoundError as error:
         raise ImportError(
-            "MP4 needs the package 'av'. Install it with: pip install 'lewm[video]', or write a .gif.", name="av"
+            "MP4 needs the package 'av'. Install it with: pip install 'lewm[video]', or write a "
+            ".gif.",
+            name="av",
         ) from error
     from fractions import Fraction
 
-    height, width = (2 * (side // 2) for side in frames[0].pixels.shape[:2])  # what nearly every player can show has even sides
+    # what nearly every player can show has even sides
+    height, width = (2 * (side // 2) for side in frames[0].pixels.shape[:2])
     written = io.BytesIO()
     with av.open(written, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(1000, STEP_MS), options={"crf": "18"})
+        stream = container.add_stream(
+            "libx264", rate=Fraction(1000, STEP_MS), options={"crf": "18"}
+        )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.pixels[:height, :width]), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(
+                np.ascontiguousarray(frame.pixels[:height, :width]), format="rgb24"
+            )
             for _ in range(max(1, round(frame.milliseconds / STEP_MS))):
                 container.mux(stream.encode(picture))
         container.mux(stream.encode())

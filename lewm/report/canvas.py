@@ -1,8 +1,10 @@
-"""The canvas that every figure is drawn on: one panel, about as wide as a phone, as SVG to be put into a page.
+"""The canvas that every figure is drawn on: one panel, about as wide as a phone, as SVG to be put
+into a page.
 
-A page sets panels side by side where there is room: text stays readable at every width, which one wide figure would not allow.
-Ink, lines and accents are CSS variables with a fallback (`var(--ink, #1d2329)`), so a page decides about light, dark and print;
-text is text, in the font of the page. As a file of its own a panel is light.
+A page sets panels side by side where there is room: text stays readable at every width, which one
+wide figure would not allow. Ink, lines and accents are CSS variables with a fallback (`var(--ink,
+#1d2329)`), so a page decides about light, dark and print; text is text, in the font of the page. As
+a file of its own a panel is light.
 """
 
 from __future__ import annotations
@@ -22,8 +24,16 @@ if TYPE_CHECKING:
 
 __all__ = ["THEME", "Panel", "draw", "label", "plain_decades", "points", "shades"]
 
-THEME = {"ink": "#1d2329", "muted": "#5d6875", "line": "#d9dde2", "accent": "#0b6bb8", "floor": "#9aa5b1", "warm": "#c2610c"}
-"""CSS variable -> light colour, and the stand-in for it while matplotlib draws. No two may be equal."""
+THEME = {
+    "ink": "#1d2329",
+    "muted": "#5d6875",
+    "line": "#d9dde2",
+    "accent": "#0b6bb8",
+    "floor": "#9aa5b1",
+    "warm": "#c2610c",
+}
+"""CSS variable -> light colour, and the stand-in for it while matplotlib draws. No two may be
+equal."""
 
 PANEL_INCHES, PICTURE_DPI = (4.6, 3.0), 144
 
@@ -35,8 +45,8 @@ class Panel:
     Attributes:
         title: what is to be seen, in a few words.
         svg: the drawing, with its title in it; "" for an animation.
-        webp, still: an animation of pixels, and one frame of it for readers who asked their system for less motion; b"" for a
-            drawing.
+        webp, still: an animation of pixels, and one frame of it for readers who asked their system
+            for less motion; b"" for a drawing.
     """
 
     title: str
@@ -59,7 +69,8 @@ def draw(title: str, draw_on: Callable[[Axes], None], height: float = PANEL_INCH
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "text.parse_math": False,  # names come from data files: a "$" in one is a dollar
-        "svg.hashsalt": title,  # names that are the same every time, and differ between the panels of a page
+        # names that are the same every time, and differ between the panels of a page
+        "svg.hashsalt": title,
         "font.size": 11,
         "figure.titlesize": 12,
         "axes.labelcolor": muted,
@@ -82,16 +93,22 @@ def draw(title: str, draw_on: Callable[[Axes], None], height: float = PANEL_INCH
         draw_on(axes)
         drawn = io.StringIO()
         figure.savefig(
-            drawn, format="svg", dpi=PICTURE_DPI, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+            drawn,
+            format="svg",
+            dpi=PICTURE_DPI,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     return Panel(title, _for_a_page(drawn.getvalue(), title))
 
 
 def points(axes: Axes, places: np.ndarray, **how: Any) -> Any:
-    """A cloud as a picture inside the SVG: a thousand circles would weigh more than all else on the page."""
+    """A cloud as a picture inside the SVG: a thousand circles would weigh more than all else on the
+    page."""
     axes.grid(color=THEME["line"], linewidth=0.8)
     axes.set_axisbelow(True)
-    return axes.scatter(places[:, 0], places[:, 1], s=9, linewidths=0, alpha=0.85, rasterized=True, **how)
+    return axes.scatter(
+        places[:, 0], places[:, 1], s=9, linewidths=0, alpha=0.85, rasterized=True, **how
+    )
 
 
 def shades() -> Any:
@@ -118,7 +135,8 @@ def label(name: str, unit: str) -> str:
 
 
 def _for_a_page(svg: str, title: str) -> str:
-    """Keep the drawing: no prologue, no size of its own, no numbered names that two panels would share, themed colours."""
+    """Keep the drawing: no prologue, no size of its own, no numbered names that two panels would
+    share, themed colours."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
     opening = body[: body.index(">") + 1]
@@ -129,4 +147,5 @@ def _for_a_page(svg: str, title: str) -> str:
     for name, colour in THEME.items():
         body = body.replace(colour, f"var(--{name}, {colour})")
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'<svg {namespaces} viewBox="{box[1]}" role="img" aria-label="{html.escape(title)}">{body.rstrip()}'
+    said = f'role="img" aria-label="{html.escape(title)}"'
+    return f'<svg {namespaces} viewBox="{box[1]}" {said}>{body.rstrip()}'

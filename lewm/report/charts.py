@@ -1,4 +1,5 @@
-"""Charts that belong to no analysis: curves over training, success beside the floors, success against cost."""
+"""Charts that belong to no analysis: curves over training, success beside the floors, success
+against cost."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ __all__ = ["loss_panels", "pareto_panel", "success_panel"]
 
 
 def success_panel(title: str, scores: Mapping[str, Mapping[str, float]]) -> Panel:
-    """Success rates with their 95% intervals, one bar each; the first is the agent's, the others are floors.
+    """Success rates with their 95% intervals, one bar each; the first is the agent's, the others
+    are floors.
 
     Args:
         scores: name -> `rate`, `low` and `high`, as in `evaluate.Score`.
@@ -27,10 +29,25 @@ def success_panel(title: str, scores: Mapping[str, Mapping[str, float]]) -> Pane
         for place, (name, score) in enumerate(scores.items()):
             rate, low, high = (100 * score[key] for key in ("rate", "low", "high"))
             axes.barh(place, rate, height=0.56, color=THEME["accent" if place == 0 else "floor"])
-            axes.plot([low, high], [place, place], color=THEME["ink"], linewidth=1.6, solid_capstyle="butt")
-            axes.plot([low, high], [place, place], color=THEME["ink"], marker="|", markersize=8, linestyle="")
+            axes.plot(
+                [low, high],
+                [place, place],
+                color=THEME["ink"],
+                linewidth=1.6,
+                solid_capstyle="butt",
+            )
+            axes.plot(
+                [low, high],
+                [place, place],
+                color=THEME["ink"],
+                marker="|",
+                markersize=8,
+                linestyle="",
+            )
             weight = "bold" if place == 0 else "normal"
-            axes.text(-2, place, name, ha="right", va="center", fontweight=weight, color=THEME["ink"])
+            axes.text(
+                -2, place, name, ha="right", va="center", fontweight=weight, color=THEME["ink"]
+            )
             axes.text(
                 104,
                 place,
@@ -51,8 +68,11 @@ def success_panel(title: str, scores: Mapping[str, Mapping[str, float]]) -> Pane
     return canvas.draw(title, draw, height=2.4)
 
 
-def pareto_panel(title: str, points: Mapping[str, tuple[float, float, float, float]], front: Sequence[int]) -> Panel:
-    """Success of planners against their milliseconds per plan; the first, and those on the Pareto front, are named.
+def pareto_panel(
+    title: str, points: Mapping[str, tuple[float, float, float, float]], front: Sequence[int]
+) -> Panel:
+    """Success of planners against their milliseconds per plan; the first, and those on the Pareto
+    front, are named.
 
     Args:
         points: name -> milliseconds, rate, low and high end of its 95% interval.
@@ -66,7 +86,13 @@ def pareto_panel(title: str, points: Mapping[str, tuple[float, float, float, flo
             colour = THEME["accent" if place in front else "floor"]
             axes.plot([ms, ms], [low, high], color=colour, linewidth=1.2)
             axes.plot(ms, rate, marker="o", markersize=5, color=colour, linestyle="")
-        axes.plot(values[front, 0], values[front, 1], color=THEME["accent"], linewidth=1.0, drawstyle="steps-post")
+        axes.plot(
+            values[front, 0],
+            values[front, 1],
+            color=THEME["accent"],
+            linewidth=1.0,
+            drawstyle="steps-post",
+        )
         for rank, place in enumerate(front, 1):
             axes.annotate(
                 str(rank),
@@ -102,7 +128,8 @@ FEW = 30
 
 
 def loss_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """The terms of the loss on logarithmic axes, and what is watched for collapse, from lines of metrics.jsonl."""
+    """The terms of the loss on logarithmic axes, and what is watched for collapse, from lines of
+    metrics.jsonl."""
     labels = {
         "prediction": ("prediction loss", True),
         "sigreg": ("SIGReg", True),
@@ -113,9 +140,13 @@ def loss_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
     def curve(name: str, title: str, logarithmic: bool) -> Panel:
         def draw(axes: Axes) -> None:
-            updates, values = zip(*((row["update"], row[name]) for row in rows if name in row), strict=True)
+            updates, values = zip(
+                *((row["update"], row[name]) for row in rows if name in row), strict=True
+            )
             marker = "o" if len(values) < FEW else None
-            axes.plot(updates, values, color=THEME["accent"], linewidth=1.8, marker=marker, markersize=3)
+            axes.plot(
+                updates, values, color=THEME["accent"], linewidth=1.8, marker=marker, markersize=3
+            )
             if logarithmic:
                 axes.set_yscale("log")
                 canvas.plain_decades(axes.yaxis)
@@ -127,4 +158,6 @@ def loss_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
         return canvas.draw(title, draw)
 
-    return [curve(name, *label) for name, label in labels.items() if any(name in row for row in rows)]
+    return [
+        curve(name, *label) for name, label in labels.items() if any(name in row for row in rows)
+    ]

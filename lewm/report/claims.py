@@ -1,6 +1,8 @@
-"""What is claimed of LeWorldModel, each claim beside what was measured here: it holds, does not, or was not tested, and why.
+"""What is claimed of LeWorldModel, each claim beside what was measured here: it holds, does not, or
+was not tested, and why.
 
-A claim that fails stays in the table as failed; one for which evidence is missing says which command makes it.
+A claim that fails stays in the table as failed; one for which evidence is missing says which
+command makes it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from lewm.report.verdicts import HOLDS, UNTESTED, VERDICTS, Evidence, Finding, s
 
 __all__ = ["CLAIMS", "Claim", "Evidence", "Finding", "to_markdown"]
 
-ANALYSE, ABLATIONS = "lewm analyse RUN {}", "python -m lewm.experiments.ablations --seeds 0 1 2 --variants {}"
+ANALYSE, ABLATIONS = (
+    "lewm analyse RUN {}",
+    "python -m lewm.experiments.ablations --seeds 0 1 2 --variants {}",
+)
 
 
 @dataclass(frozen=True)
@@ -52,38 +57,45 @@ def to_markdown(evidence: Evidence, command: str) -> str:
     lines = [
         "# What is claimed of LeWorldModel, and what was measured here",
         "",
-        f"Of {len(found)} claims {', '.join(f'{n}: {verdict}' for verdict, n in count.items())}. Made by `{command}`; "
-        "nothing here is",
-        "written by hand. Intervals are 95%, of a bootstrap over episodes or (success) Wilson's, each for one training "
-        "seed; several numbers in",
-        "a row are training seeds. Our runs are tiny (64 px, minutes on a CPU): what holds here need not hold at full "
-        "size, nor the other way round.",
+        f"Of {len(found)} claims {', '.join(f'{n}: {verdict}' for verdict, n in count.items())}. "
+        f"Made by `{command}`; nothing here is",
+        "written by hand. Intervals are 95%, of a bootstrap over episodes or (success) Wilson's, "
+        "each for one training seed; several numbers in",
+        "a row are training seeds. Our runs are tiny (64 px, minutes on a CPU): what holds here "
+        "need not hold at full size, nor the other way round.",
         "",
         "| # | claim | theirs | ours | verdict |",
         "|---|---|---|---|---|",
-        *(f"| {c.number} | {c.says} | {c.theirs} | {f.ours or '-'} | **{f.verdict}** |" for c, f in found),
+        *(
+            f"| {c.number} | {c.says} | {c.theirs} | {f.ours or '-'} | **{f.verdict}** |"
+            for c, f in found
+        ),
         "",
         "## Why, and how to measure it again",
         "",
-        *(f"{c.number}. *{f.verdict}*: {f.why}{f' `{c.command}`' if c.command else ''}" for c, f in found),
+        *(
+            f"{c.number}. *{f.verdict}*: {f.why}{f' `{c.command}`' if c.command else ''}"
+            for c, f in found
+        ),
         "",
         "## Runs",
         "",
         *(
-            f"- `{run.label}`: {run.experiment.get('recipe') or 'no recipe'}, world {run.experiment.get('world')}"
+            f"- `{run.label}`: {run.experiment.get('recipe') or 'no recipe'}, world "
+            f"{run.experiment.get('world')}"
             for run in evidence.runs
         ),
     ]
     return "\n".join(lines) + "\n"
 
 
-# ------------------------------------------------------------------------------------------------------------- claims
+# ------------------------------------------------------------------------------------------- claims
 
 CLAIMS = (
     Claim(
         1,
-        "With the prediction loss alone the encoder collapses; SIGReg alone prevents it, without EMA, stop-gradient, "
-        "frozen encoder or reconstruction.",
+        "With the prediction loss alone the encoder collapses; SIGReg alone prevents it, without "
+        "EMA, stop-gradient, frozen encoder or reconstruction.",
         "-",
         ABLATIONS.format("base lambda-0"),
         verdicts.collapse,
@@ -99,7 +111,10 @@ CLAIMS = (
         3,
         "Results are insensitive to the number of projections M and of knots; only lambda matters.",
         "M 64 to 1024 flat; lambda .01 to .2 above 80% on Push-T",
-        ABLATIONS.format("base slices-64 slices-256 knots-5 knots-33 lambda-0.001 lambda-0.01 lambda-0.2 lambda-0.5 lambda-2"),
+        ABLATIONS.format(
+            "base slices-64 slices-256 knots-5 knots-33 lambda-0.001 lambda-0.01 lambda-0.2 "
+            "lambda-0.5 lambda-2"
+        ),
         verdicts.knobs,
     ),
     Claim(
@@ -107,9 +122,20 @@ CLAIMS = (
         "Lambda can be found by bisection in a logarithmic number of runs.",
         "six coefficients of PLDM: polynomial",
         "",
-        said("", UNTESTED, "No bisection was run; the sweep of (3) shows how wide the range is that it would have to find."),
+        said(
+            "",
+            UNTESTED,
+            "No bisection was run; the sweep of (3) shows how wide the range is that it would "
+            "have to find.",
+        ),
     ),
-    Claim(5, "15 million parameters: 5 M encoder, 10 M predictor.", "18.03 M with projectors", "", verdicts.parameters),
+    Claim(
+        5,
+        "15 million parameters: 5 M encoder, 10 M predictor.",
+        "18.03 M with projectors",
+        "",
+        verdicts.parameters,
+    ),
     Claim(
         6,
         "The batch-norm projector is necessary: after a LayerNorm SIGReg stalls.",
@@ -127,7 +153,8 @@ CLAIMS = (
     Claim(
         8,
         "One token per frame, against 196 of DINO-WM, is where the planning speed comes from.",
-        "0.98 s against 47 s a plan, 48x; V-JEPA 2-AC about 16 s; Cosmos about 4 min; some 28,000x fewer tokens than Sora",
+        "0.98 s against 47 s a plan, 48x; V-JEPA 2-AC about 16 s; Cosmos about 4 min; some "
+        "28,000x fewer tokens than Sora",
         ANALYSE.format("economy"),
         verdicts.tokens,
     ),
@@ -169,7 +196,8 @@ CLAIMS = (
     Claim(
         14,
         "Physical state is readable by linear and MLP probes.",
-        "Push-T r linear / MLP: agent .974 / .998, block .986 / .999, angle .902 / .990; Two-Room .996 / 1.000",
+        "Push-T r linear / MLP: agent .974 / .998, block .986 / .999, angle .902 / .990; "
+        "Two-Room .996 / 1.000",
         ANALYSE.format("probing"),
         verdicts.probes,
     ),
@@ -206,7 +234,11 @@ CLAIMS = (
         "Trains on one GPU in hours.",
         "-",
         "",
-        said("", UNTESTED, "No GPU was at hand. The tiny recipes train in 1 to 40 minutes on one CPU core."),
+        said(
+            "",
+            UNTESTED,
+            "No GPU was at hand. The tiny recipes train in 1 to 40 minutes on one CPU core.",
+        ),
     ),
     Claim(
         20,
@@ -216,8 +248,8 @@ CLAIMS = (
         said(
             "",
             HOLDS,
-            "By construction: `rollout` is a function, `loss` asks for actions, and nothing draws pictures but the "
-            "decoder of (18).",
+            "By construction: `rollout` is a function, `loss` asks for actions, and nothing "
+            "draws pictures but the decoder of (18).",
         ),
     ),
 )

@@ -37,7 +37,8 @@ class Clip:
     Attributes:
         caption: what is to be seen, in a few words.
         solved: whether it reached its goal.
-        animation, still: WebP; the still is for print and for readers who asked their system for less motion.
+        animation, still: WebP; the still is for print and for readers who asked their system for
+            less motion.
     """
 
     caption: str
@@ -47,17 +48,22 @@ class Clip:
 
 
 def clips_of(planning: Result, most: int | None = None) -> list[Clip]:
-    """The attempts that an analysis of planning recorded, as animations; at most so many, evenly spaced."""
+    """The attempts that an analysis of planning recorded, as animations; at most so many, evenly
+    spaced."""
     values = planning.values
     view = None
     if values["picture_extent"] is not None and values["tolerance"] is not None:
         view = View(np.asarray, values["picture_extent"], values["tolerance"])
     clips = []
     pairs = list(zip(recordings_of(planning), values["attempts"], strict=True))
-    chosen = np.unique(np.linspace(0, len(pairs) - 1, min(most or len(pairs), len(pairs))).round().astype(int))
+    chosen = np.unique(
+        np.linspace(0, len(pairs) - 1, min(most or len(pairs), len(pairs))).round().astype(int)
+    )
     for recording, attempt in (pairs[k] for k in chosen):
         frames = draw_episode(recording, values["budget"], view)
-        where = {True: "into the other room, ", False: "within one room, ", None: ""}[attempt["other_region"]]
+        where = {True: "into the other room, ", False: "within one room, ", None: ""}[
+            attempt["other_region"]
+        ]
         steps = f"{attempt['steps']} steps" + ("" if attempt["reached"] else " were not enough")
         moving, still = (encode_animation(some, ".webp") for some in (frames, frames[-1:]))
         clips.append(Clip(where + steps, attempt["reached"], moving, still))
@@ -67,7 +73,10 @@ def clips_of(planning: Result, most: int | None = None) -> list[Clip]:
 def panels_of(result: Result) -> list[Panel]:
     """Everything there is to draw of a result, animations included."""
     clips = clips_of(result) if result.name == "planning" else []
-    moving = [Panel(f"attempt {k}", webp=clip.animation, still=clip.still) for k, clip in enumerate(clips, 1)]
+    moving = [
+        Panel(f"attempt {k}", webp=clip.animation, still=clip.still)
+        for k, clip in enumerate(clips, 1)
+    ]
     return [*sections.draw(result), *moving]
 
 

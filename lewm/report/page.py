@@ -1,7 +1,8 @@
-"""One self-contained HTML page about one run, or several side by side: pictures and text are inside, nothing is fetched.
+"""One self-contained HTML page about one run, or several side by side: pictures and text are
+inside, nothing is fetched.
 
-It is made of what the run folders hold, as `record.record_of` gives it. Figures are drawn anew from stored numbers and never copied
-from a folder, so that a stranger's run can put no markup into it.
+It is made of what the run folders hold, as `record.record_of` gives it. Figures are drawn anew from
+stored numbers and never copied from a folder, so that a stranger's run can put no markup into it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from lewm.report.words import cell, data_url, duration, low_to_high, number, per
 __all__ = ["render"]
 
 SAMPLED_ROWS, MOST_ROWS, MOST_CLIPS = 24, 60, 6
-"""Of a cloud of points, of a table and of attempts, as many are shown; several runs share the last."""
+"""Of a cloud of points, of a table and of attempts, as many are shown; several runs share the
+last."""
 
 STAGES = {
     "collect": "collect episodes",
@@ -45,7 +47,8 @@ STAGES = {
 
 @dataclass(frozen=True)
 class _Section:
-    """An analysis on the page. `rows` are figures: one row for each, with a cell per run; None where a run has no such."""
+    """An analysis on the page. `rows` are figures: one row for each, with a cell per run; None
+    where a run has no such."""
 
     name: str
     title: str
@@ -58,7 +61,7 @@ class _Section:
     missing: Sequence[tuple[str, str]] = ()
 
 
-# -------------------------------------------------------------------------------------------------------------- page
+# --------------------------------------------------------------------------------------------- page
 
 
 def render(records: Sequence[Record], command: str) -> str:
@@ -97,7 +100,11 @@ def render(records: Sequence[Record], command: str) -> str:
         clips=list(zip_longest(*clips)),
         successes=_success_rows(records),
         losses=_rows([loss_panels(record.metrics) for record in records], records),
-        loss_tables=[(record.label, _loss_table(record.metrics), len(record.metrics)) for record in records if record.metrics],
+        loss_tables=[
+            (record.label, _loss_table(record.metrics), len(record.metrics))
+            for record in records
+            if record.metrics
+        ],
         facts=[_facts(record) for record in records],
         comparison=_comparison(records),
         straight_does=story and _compared(story["floors"]["straight_line"], story["success"]),
@@ -113,7 +120,9 @@ def render(records: Sequence[Record], command: str) -> str:
 def _labelled(records: Sequence[Record]) -> list[Record]:
     """With labels that differ: where names of folders do not, whole paths."""
     labels = [record.label for record in records]
-    return [replace(r, label=str(r.path) if labels.count(r.label) > 1 else r.label) for r in records]
+    return [
+        replace(r, label=str(r.path) if labels.count(r.label) > 1 else r.label) for r in records
+    ]
 
 
 def _section(name: str, records: Sequence[Record]) -> _Section:
@@ -125,23 +134,35 @@ def _section(name: str, records: Sequence[Record]) -> _Section:
             continue
         whose = f"{record.label}: " if len(records) > 1 else ""
         of = {**answer.result.tables, **(_sampled(answer.result) if len(records) == 1 else {})}
-        tables += [(whose + caption, rows[:MOST_ROWS], len(rows)) for caption, rows in of.items() if rows]
+        tables += [
+            (whose + caption, rows[:MOST_ROWS], len(rows)) for caption, rows in of.items() if rows
+        ]
     return _Section(
         name=name,
         title=TITLES.get(name, name.replace("-", " ").capitalize()),
         question=registry.load("analyses", name).question,
-        told=[(r.label, tell(a.result)) for r, a in zip(records, answers, strict=True) if a.result is not None],
+        told=[
+            (r.label, tell(a.result))
+            for r, a in zip(records, answers, strict=True)
+            if a.result is not None
+        ],
         rows=_rows(drawn, records),
         tables=tables,
         notes=_notes(name, answers),
         commands=[f"lewm analyse {record.quoted} {name}" for record in records],
-        missing=[(r.label, a.why) for r, a in zip(records, answers, strict=True) if a.result is None],
+        missing=[
+            (r.label, a.why) for r, a in zip(records, answers, strict=True) if a.result is None
+        ],
     )
 
 
 def _notes(name: str, answers: Sequence[Answer]) -> list[str]:
     """What is to be known of the figures of an analysis."""
-    shares = [a.result.values["plane_variance"] for a in answers if a.result and "plane_variance" in a.result.values]
+    shares = [
+        a.result.values["plane_variance"]
+        for a in answers
+        if a.result and "plane_variance" in a.result.values
+    ]
     if name != "probing" or not shares:
         return []
     told = (
@@ -150,14 +171,17 @@ def _notes(name: str, answers: Sequence[Answer]) -> list[str]:
         else f"{percent(min(shares))} to {percent(max(shares))}"
     )
     return [
-        f"The maps show the latents of held-out pictures in their two principal directions, which hold {told} of their "
-        "variance. Each point has the colour of its true place in the first map: neighbours in the world should be neighbours "
-        "in the latents."
+        "The maps show the latents of held-out pictures in their two principal directions, which "
+        f"hold {told} of their variance. Each point has the colour of its true place in the first "
+        "map: neighbours in the world should be neighbours in the latents."
     ]
 
 
-def _rows(drawn: Sequence[Sequence[Panel]], records: Sequence[Record]) -> list[list[tuple[str, Panel | None]]]:
-    """Panels of each run -> rows of panels of one kind, a cell per run. Of titles the words count, not the numbers."""
+def _rows(
+    drawn: Sequence[Sequence[Panel]], records: Sequence[Record]
+) -> list[list[tuple[str, Panel | None]]]:
+    """Panels of each run -> rows of panels of one kind, a cell per run. Of titles the words count,
+    not the numbers."""
     by_kind: list[dict[tuple[str, int], Panel]] = []
     for panels in drawn:
         kinds: dict[tuple[str, int], Panel] = {}
@@ -166,7 +190,9 @@ def _rows(drawn: Sequence[Sequence[Panel]], records: Sequence[Record]) -> list[l
             kinds[words, sum(known == words for known, _ in kinds)] = panel
         by_kind.append(kinds)
     rows = dict.fromkeys(kind for kinds in by_kind for kind in kinds)
-    return [[(r.label, of.get(kind)) for r, of in zip(records, by_kind, strict=True)] for kind in rows]
+    return [
+        [(r.label, of.get(kind)) for r, of in zip(records, by_kind, strict=True)] for kind in rows
+    ]
 
 
 def _success_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -175,7 +201,10 @@ def _success_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     found = []
     for task in tasks:
         of = [next((o for o in record.outcomes if o.task == task), None) for record in records]
-        drawn = [[success_panel(title, scores) for title, scores in o.counts.items()] if o else [] for o in of]
+        drawn = [
+            [success_panel(title, scores) for title, scores in o.counts.items()] if o else []
+            for o in of
+        ]
         tables = [(record.label, o.counts) for record, o in zip(records, of, strict=True) if o]
         found.append({"task": task, "rows": _rows(drawn, records), "tables": tables})
     return found
@@ -217,9 +246,12 @@ def _facts(record: Record) -> dict[str, str]:
 
 
 def _comparison(records: Sequence[Record]) -> list[dict[str, str]]:
-    """Headline numbers, a row for each and a column per run; of what the runs are, the names and that in which they differ."""
+    """Headline numbers, a row for each and a column per run; of what the runs are, the names and
+    that in which they differ."""
     facts = [_facts(record) for record in records]
-    telling = {name for fact in facts for name in fact if len({other.get(name) for other in facts}) > 1} | {"world", "recipe"}
+    telling = {
+        name for fact in facts for name in fact if len({other.get(name) for other in facts}) > 1
+    } | {"world", "recipe"}
     columns: list[dict[str, str]] = []
     for record, fact in zip(records, facts, strict=True):
         column = {name: value for name, value in fact.items() if name in telling}
@@ -228,22 +260,30 @@ def _comparison(records: Sequence[Record]) -> list[dict[str, str]]:
                 agent, random = scores["agent"], scores.get("random")
                 beside = f"; random {percent(random['rate'])}" if random else ""
                 what = title if title in outcome.task else f"{outcome.task}: {title}"
-                column[f"reached, {what}"] = f"{percent(agent['rate'])} [{low_to_high(agent)}]{beside}"
+                column[f"reached, {what}"] = (
+                    f"{percent(agent['rate'])} [{low_to_high(agent)}]{beside}"
+                )
         for name in _ordered(record.answers):
             result = record.answers[name].result
             column |= headlines(result) if result else {}
         columns.append(column)
     names = dict.fromkeys(name for column in columns for name in column)
-    return [{"": name} | {r.label: c.get(name, "-") for r, c in zip(records, columns, strict=True)} for name in names]
+    return [
+        {"": name} | {r.label: c.get(name, "-") for r, c in zip(records, columns, strict=True)}
+        for name in names
+    ]
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
     """Analyses in the order of the page."""
-    return sorted(names, key=lambda name: list(TITLES).index(name) if name in TITLES else len(TITLES))
+    return sorted(
+        names, key=lambda name: list(TITLES).index(name) if name in TITLES else len(TITLES)
+    )
 
 
 def _compared(rival: Mapping[str, float], agent: Mapping[str, float]) -> str:
-    """How a rival does beside the agent: "as well" unless each of them lies outside the interval of the other."""
+    """How a rival does beside the agent: "as well" unless each of them lies outside the interval of
+    the other."""
     if rival["low"] > agent["rate"] and rival["rate"] > agent["high"]:
         return "better"
     if rival["high"] < agent["rate"] and rival["rate"] < agent["low"]:
@@ -257,16 +297,25 @@ def _next_steps(record: Record) -> list[tuple[str, str]]:
     steps = [
         ("ask every analysis of it, the decoder included", f"lewm analyse {run}"),
         ("watch it plan", f"lewm plan {run} --out plan.gif"),
-        ("measure it on longer ways too", f"lewm evaluate {run} --full --json {shlex.quote(str(record.path / EVALUATION))}"),
+        (
+            "measure it on longer ways too",
+            f"lewm evaluate {run} --full --json {shlex.quote(str(record.path / EVALUATION))}",
+        ),
         ("draw this page anew", f"lewm report {run} --out report.html"),
     ]
     if story is not None:
         settings = story["settings"]
         collect = f"--episodes 2000 --image-size {settings['image_size']} --seed 1"
-        steps[1] = ("watch it look for the way to the other room", f"lewm plan {run} --across --out plan.gif")
+        steps[1] = (
+            "watch it look for the way to the other room",
+            f"lewm plan {run} --across --out plan.gif",
+        )
         steps += [
             ("collect more episodes", f"lewm collect {settings['world']} --out more.h5 {collect}"),
-            ("train longer on them", f"lewm train {story['recipe']} --data more.h5 --out longer --training.updates 2000"),
+            (
+                "train longer on them",
+                f"lewm train {story['recipe']} --data more.h5 --out longer --training.updates 2000",
+            ),
             ("fit what its planner asks for to the longer run", "lewm fit longer"),
             ("compare the speed of our implementations with plain ones", "lewm bench"),
             ("see what this machine can do, and what is missing", "lewm doctor"),
@@ -277,7 +326,10 @@ def _next_steps(record: Record) -> list[tuple[str, str]]:
 def _sampled(result: Result) -> dict[str, list[dict[str, str]]]:
     """Rows of numbers behind clouds of points: of probes, evenly spaced test frames."""
     arrays = result.arrays
-    if result.name != "probing" or not {"states", "predictions", "plane", "episodes"} <= arrays.keys():
+    if (
+        result.name != "probing"
+        or not {"states", "predictions", "plane", "episodes"} <= arrays.keys()
+    ):
         return {}
     names, count = list(result.values["variables"]), len(arrays["states"])
     rows = np.unique(np.linspace(0, count - 1, SAMPLED_ROWS).round().astype(int))
@@ -285,12 +337,20 @@ def _sampled(result: Result) -> dict[str, list[dict[str, str]]]:
         {
             "episode": str(arrays["episodes"][row]),
             **{f"true {name}": f"{arrays['states'][row, i]:.4g}" for i, name in enumerate(names)},
-            **{f"read {name}": f"{arrays['predictions'][row, i]:.4g}" for i, name in enumerate(names)},
+            **{
+                f"read {name}": f"{arrays['predictions'][row, i]:.4g}"
+                for i, name in enumerate(names)
+            },
             **{f"component {i + 1}": f"{arrays['plane'][row, i]:.2f}" for i in range(2)},
         }
         for row in rows
     ]
-    return {f"{len(told)} of the {count:,} held-out pictures: true value, value read, principal components.": told}
+    return {
+        (
+            f"{len(told)} of the {count:,} held-out pictures: true value, value read, principal "
+            "components."
+        ): told
+    }
 
 
 def _loss_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -298,4 +358,7 @@ def _loss_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     columns = ("update", "prediction", "sigreg", "latent_std", "effective_rank", "straightness")
     known = [name for name in columns if any(name in row for row in rows)]
     shown = np.unique(np.linspace(0, len(rows) - 1, min(MOST_ROWS, len(rows))).round().astype(int))
-    return [{name.replace("_", " "): number(rows[k][name]) if name in rows[k] else "" for name in known} for k in shown]
+    return [
+        {name.replace("_", " "): number(rows[k][name]) if name in rows[k] else "" for name in known}
+        for k in shown
+    ]

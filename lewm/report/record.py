@@ -1,4 +1,5 @@
-"""What a run's folder holds for people: what training recorded, what analyses answered, what evaluation measured beside it."""
+"""What a run's folder holds for people: what training recorded, what analyses answered, what
+evaluation measured beside it."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class Record:
         answers: of every analysis there is, by name.
         outcomes: of evaluations, the paper's task first; empty where none is known.
         story: of a quickstart: its result.json.
-        label: what tells this run from the others of a page; it names a time budget, where the run had one.
+        label: what tells this run from the others of a page; it names a time budget, where the run
+            had one.
     """
 
     path: Path
@@ -74,8 +76,8 @@ class Record:
 def record_of(run: Path | str, story: Mapping[str, Any] | None = None) -> Record:
     """Read what is in a run's folder, and the success that was measured beside it.
 
-    Success is taken from `evaluation.json` in the run, which `lewm evaluate RUN --json` writes, or from the result.json of the
-    quickstart or reproduction that made the run.
+    Success is taken from `evaluation.json` in the run, which `lewm evaluate RUN --json` writes, or
+    from the result.json of the quickstart or reproduction that made the run.
 
     Args:
         story: what a quickstart is about to write to result.json.
@@ -88,7 +90,8 @@ def record_of(run: Path | str, story: Mapping[str, Any] | None = None) -> Record
     told, beside = story, run.resolve().parent / RESULT
     if told is None and run.resolve().name == "run" and beside.exists():
         told = read_json(beside)
-        if told.get("recipe") != experiment.get("recipe"):  # of something else that happens to lie there
+        # of something else that happens to lie there
+        if told.get("recipe") != experiment.get("recipe"):
             told = None
     is_story = told is not None and {"success", "strict", "floors", "settings"} <= told.keys()
     try:
@@ -97,10 +100,14 @@ def record_of(run: Path | str, story: Mapping[str, Any] | None = None) -> Record
         elif told is not None and is_story:
             outcomes = _outcomes_of_story(told)
         else:
-            outcomes = [_outcome(told["evaluation"])] if told is not None and "evaluation" in told else []
+            outcomes = (
+                [_outcome(told["evaluation"])] if told is not None and "evaluation" in told else []
+            )
     except (KeyError, TypeError) as error:
         source = run / EVALUATION if (run / EVALUATION).exists() else beside
-        raise ValueError(f"{source} is damaged: expected what lewm writes there, got {error!r}. Delete it.") from None
+        raise ValueError(
+            f"{source} is damaged: expected what lewm writes there, got {error!r}. Delete it."
+        ) from None
     answers = {name: _answer(run, name) for name in registry.names("analyses")}
     metrics = checkpoints.metrics(run)
     budget = checkpoints.budget_in_words(experiment)
@@ -113,7 +120,9 @@ def _answer(run: Path, name: str) -> Answer:
     found = load_result(folder)
     if found is None:
         if (folder / REFUSAL).exists():
-            return Answer(why=f"Not possible for this run: {read_json(folder / REFUSAL).get('why', '')}")
+            return Answer(
+                why=f"Not possible for this run: {read_json(folder / REFUSAL).get('why', '')}"
+            )
         return Answer(why="Not asked yet.")
     result, about = found
     if about.get("weights") != checkpoints.digest_of_newest(run):
@@ -129,7 +138,9 @@ def _named(run: Path) -> str:
 def _outcome(task: Mapping[str, Any]) -> Outcome:
     """Of one task of an evaluation."""
     protocol = task["protocol"]
-    ahead = "goals in another room" if protocol["across"] else f"goals {protocol['offset']} steps ahead"
+    ahead = (
+        "goals in another room" if protocol["across"] else f"goals {protocol['offset']} steps ahead"
+    )
     counts = {title: _ordered(task[key]) for key, title in COUNTS.items()}
     for criterion, scores in task["others"].items():
         counts |= {f"{criterion}, {title}": _ordered(scores[key]) for key, title in COUNTS.items()}
@@ -143,17 +154,27 @@ def _outcomes_of_story(story: Mapping[str, Any]) -> list[Outcome]:
             f"goals {protocol['offset']} steps ahead, {protocol['budget']} allowed",
             {
                 "paper's protocol": _ordered({"agent": story["success"], **story["floors"]}),
-                "strict": _ordered({"agent": story["strict"]} | {k: floor["strict"] for k, floor in story["floors"].items()}),
+                "strict": _ordered(
+                    {"agent": story["strict"]}
+                    | {k: floor["strict"] for k, floor in story["floors"].items()}
+                ),
             },
         )
     ]
     if other is not None:
         task = f"goals in the other room, {other['protocol']['budget']} allowed"
-        found.append(Outcome(task, {"goals in the other room": _ordered({"agent": other["agent"], **other["floors"]})}))
+        found.append(
+            Outcome(
+                task,
+                {"goals in the other room": _ordered({"agent": other["agent"], **other["floors"]})},
+            )
+        )
     return found
 
 
 def _ordered(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The agent, then the floors under the names that people read."""
     of = {name.replace("-", "_"): score for name, score in scores.items()}
-    return {"agent": of["agent"]} | {label: of[name] for name, label in FLOOR_NAMES.items() if name in of}
+    return {"agent": of["agent"]} | {
+        label: of[name] for name, label in FLOOR_NAMES.items() if name in of
+    }

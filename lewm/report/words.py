@@ -31,7 +31,11 @@ def cell(value: Any) -> str:
     """Of a table."""
     if value is None:
         return "-"
-    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return (
+        number(value)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else str(value)
+    )
 
 
 def data_url(data: bytes) -> str:

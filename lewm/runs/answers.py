@@ -1,4 +1,5 @@
-"""Analyses of a run, kept in the run: asked once, and again only if something changed of what they are about.
+"""Analyses of a run, kept in the run: asked once, and again only if something changed of what they
+are about.
 
 run/analyses/
   probing/result.json          numbers and tables, and what they are about
@@ -29,17 +30,29 @@ from lewm.files import write_atomically, write_json
 from lewm.runs import checkpoints
 from lewm.runs.run import Analysis, Run, Unsupported
 
-__all__ = ["ANALYSES", "REFUSAL", "Draw", "Report", "analyse", "analyses", "load_result", "save_result"]
+__all__ = [
+    "ANALYSES",
+    "REFUSAL",
+    "Draw",
+    "Report",
+    "analyse",
+    "analyses",
+    "load_result",
+    "save_result",
+]
 
 Report = Callable[[str, int, int, str, str], None]
-"""Called with the analysis, how much is done, how much there is, a line of numbers (or ""), and what is alarming (or "")."""
+"""Called with the analysis, how much is done, how much there is, a line of numbers (or ""), and
+what is alarming (or "")."""
 
 Draw = Callable[[Result, Path], None]
 """Called with a result and the folder that its figures go into."""
 
 
 def analyses(
-    names: Sequence[str] | None = None, seed: int = 0, settings: Mapping[str, Mapping[str, Any]] | None = None
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Analysis]:
     """Make analyses, ready to be asked.
 
@@ -52,11 +65,17 @@ def analyses(
         ValueError: there is no such analysis.
     """
     known = registry.names("analyses")
-    chosen = known if names is None else [registry.choose("analysis", name.replace("_", "-"), known) for name in names]
+    chosen = (
+        known
+        if names is None
+        else [registry.choose("analysis", name.replace("_", "-"), known) for name in names]
+    )
     made = []
     for name in dict.fromkeys(chosen):
         kind = registry.load("analyses", name)
-        seeded = {"seed": seed} if "seed" in {field.name for field in dataclasses.fields(kind)} else {}
+        seeded = (
+            {"seed": seed} if "seed" in {field.name for field in dataclasses.fields(kind)} else {}
+        )
         made.append(kind(**seeded, **(settings or {}).get(name, {})))
     return made
 
@@ -72,16 +91,16 @@ def analyse(
 ) -> dict[str, Result | Unsupported]:
     """Ask analyses about a run, store the answers in it, and return them.
 
-    An answer that is there already is kept if it was given by the same version with the same settings, about the same weights
-    and the same data.
+    An answer that is there already is kept if it was given by the same version with the same
+    settings, about the same weights and the same data.
 
     Args:
         run: opened from its folder.
         names, seed, settings: as for `analyses`.
         report: called as they proceed.
         again: ask even what was answered.
-        draw: writes the figures of a result into a folder, beside the numbers; what was stored without is drawn when it is
-            asked for again. None draws nothing.
+        draw: writes the figures of a result into a folder, beside the numbers; what was stored
+            without is drawn when it is asked for again. None draws nothing.
 
     Returns:
         Analysis -> its result, or why this run cannot be asked.
@@ -106,10 +125,16 @@ def analyse(
 
 
 def _ask(
-    analysis: Analysis, run: Run, folder: Path, about: Mapping[str, Any], report: Report, draw: Draw | None
+    analysis: Analysis,
+    run: Run,
+    folder: Path,
+    about: Mapping[str, Any],
+    report: Report,
+    draw: Draw | None,
 ) -> Result | Unsupported:
     def progress(done: int, total: int, note: str) -> None:
-        report(analysis.name, min(done, total - 1), total, note, "")  # it is not done before it is drawn and stored
+        # it is not done before it is drawn and stored
+        report(analysis.name, min(done, total - 1), total, note, "")
 
     report(analysis.name, 0, 1, "", "")
     began = time.perf_counter()
@@ -119,7 +144,9 @@ def _ask(
         refusal = error if isinstance(error, Unsupported) else Unsupported(str(error))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RESULT).unlink(missing_ok=True)
-        write_json(folder / REFUSAL, {"name": analysis.name, "about": dict(about), "why": str(refusal)})
+        write_json(
+            folder / REFUSAL, {"name": analysis.name, "about": dict(about), "why": str(refusal)}
+        )
         report(analysis.name, 1, 1, f"{analysis.name}: not possible", "")
         return refusal
     about = {**about, "seconds": round(time.perf_counter() - began, 2)}
@@ -173,7 +200,8 @@ RESULT, ARRAYS = "result.json", "arrays.safetensors"
 
 
 def save_result(folder: Path, result: Result, about: Mapping[str, Any]) -> None:
-    """Write a result into its folder. The JSON comes last, so that its presence means that all is there.
+    """Write a result into its folder. The JSON comes last, so that its presence means that all is
+    there.
 
     Args:
         about: JSON-ready: what was asked of what, so that a reader knows whether it still holds.
@@ -182,7 +210,12 @@ def save_result(folder: Path, result: Result, about: Mapping[str, Any]) -> None:
     arrays = {name: np.ascontiguousarray(array) for name, array in result.arrays.items()}
     (folder / RESULT).unlink(missing_ok=True)  # of an earlier result, whose arrays these are not
     write_atomically(folder / ARRAYS, packed(arrays))
-    told = {"name": result.name, "about": dict(about), "values": result.values, "tables": result.tables}
+    told = {
+        "name": result.name,
+        "about": dict(about),
+        "values": result.values,
+        "tables": result.tables,
+    }
     write_atomically(folder / RESULT, json.dumps(_plain(told), indent=1, allow_nan=False).encode())
 
 
@@ -200,8 +233,8 @@ def load_result(folder: Path) -> tuple[Result, dict[str, Any]] | None:
         return result, told["about"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(
-            f"{folder} is damaged: expected {RESULT} and {ARRAYS} of an analysis, got {error!r}. Delete the folder and run the "
-            "analysis again."
+            f"{folder} is damaged: expected {RESULT} and {ARRAYS} of an analysis, got {error!r}. "
+            "Delete the folder and run the analysis again."
         ) from None
 
 

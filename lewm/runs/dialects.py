@@ -1,7 +1,9 @@
-"""What a published checkpoint calls our tensors, in either of its two dialects, and what it says of its sizes.
+"""What a published checkpoint calls our tensors, in either of its two dialects, and what it says of
+its sizes.
 
-The authors' files name the layers of the encoder as the library of their time did (the first dialect), today's libraries build
-the second. All else is named alike. Sizes stand in config.json, and most of them show in the shapes of the tensors as well.
+The authors' files name the layers of the encoder as the library of their time did (the first
+dialect), today's libraries build the second. All else is named alike. Sizes stand in config.json,
+and most of them show in the shapes of the tensors as well.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from torch import Tensor
 
 from lewm.registry import choose
 
-__all__ = ["DIALECTS", "PARAMETERS", "VIT_SIZES", "measured_sizes", "published_names", "published_shape", "stated_sizes"]
+__all__ = [
+    "DIALECTS",
+    "PARAMETERS",
+    "VIT_SIZES",
+    "measured_sizes",
+    "published_names",
+    "published_shape",
+    "stated_sizes",
+]
 
 VIT_SIZES = {
     "tiny": (192, 12, 3),
@@ -24,9 +34,11 @@ VIT_SIZES = {
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
-"""`encoder.size` -> width, layers and heads; the MLP is four times as wide. Source: `vit_hf` of the authors' library."""
+"""`encoder.size` -> width, layers and heads; the MLP is four times as wide. Source: `vit_hf` of the
+authors' library."""
 
-# Our modules, and what they are called in a published file. Numbered layers count from 0 on both sides.
+# Our modules, and what they are called in a published file. Numbered layers count from 0 on both
+# sides.
 DIALECTS = {"first": "encoder.encoder.layer", "second": "encoder.layers"}
 ENCODER_LAYER = {
     "norm1": ("layernorm_before", "layernorm_before"),
@@ -66,12 +78,16 @@ PARAMETERS = {
 
 
 def published_names(name: str, dialect: str) -> tuple[str, ...]:
-    """What one of our tensors is called there: several names where ours is theirs, one below the other."""
+    """What one of our tensors is called there: several names where ours is theirs, one below the
+    other."""
     if name in PARAMETERS:
         return (PARAMETERS[name],)
     module, _, leaf = name.rpartition(".")
     if layer := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", module):
-        return tuple(f"{DIALECTS[dialect]}.{layer[1]}.{part}.{leaf}" for part in _encoder_parts(layer[2], dialect))
+        return tuple(
+            f"{DIALECTS[dialect]}.{layer[1]}.{part}.{leaf}"
+            for part in _encoder_parts(layer[2], dialect)
+        )
     if layer := re.fullmatch(r"predictor\.blocks\.(\d+)\.(.+)", module):
         return (f"{PREDICTOR_LAYERS}.{layer[1]}.{PREDICTOR_LAYER[layer[2]]}.{leaf}",)
     if module in MODULES:
@@ -90,7 +106,8 @@ def published_shape(name: str, tensor: Tensor, parts: int) -> tuple[int, ...]:
 def stated_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a config.json as "part.field".
 
-    A named encoder size is spelt out, but for what is given beside it; what is no number is left out.
+    A named encoder size is spelt out, but for what is given beside it; what is no number is left
+    out.
 
     Raises:
         ValueError: the encoder's size is not a known one.
@@ -99,17 +116,29 @@ def stated_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     encoder = parts.get("encoder", {})
     if encoder.get("size") is not None:
         width, depth, heads = VIT_SIZES[choose("encoder.size", str(encoder["size"]), VIT_SIZES)]
-        named = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth, "num_attention_heads": heads}
+        named = {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
+        }
         parts["encoder"] = {**named, **encoder}
-    stated = {f"{part}.{field}": value for part, fields in parts.items() for field, value in fields.items()}
+    stated = {
+        f"{part}.{field}": value
+        for part, fields in parts.items()
+        for field, value in fields.items()
+    }
     stated = {field: value for field, value in stated.items() if type(value) in (int, float)}
     if {"predictor.heads", "predictor.dim_head"} <= stated.keys():
-        stated["predictor.heads x dim_head"] = stated["predictor.heads"] * stated["predictor.dim_head"]
+        stated["predictor.heads x dim_head"] = (
+            stated["predictor.heads"] * stated["predictor.dim_head"]
+        )
     return stated
 
 
 def measured_sizes(tensors: Mapping[str, Tensor], dialect: str) -> dict[str, tuple[int, str]]:
-    """What the tensors say of those numbers: field -> value, and the name of the tensor that says so.
+    """What the tensors say of those numbers: field -> value, and the name of the tensor that says
+    so.
 
     They tell all but the heads of the encoder, and of the predictor only heads times their width.
     """
@@ -130,15 +159,26 @@ def measured_sizes(tensors: Mapping[str, Tensor], dialect: str) -> dict[str, tup
         "action_encoder.emb_dim": ("action_encoder.embed.2.weight", 0),
     }
     for part in ("projector", "pred_proj"):
-        for field, layer, axis in (("input_dim", 0, -1), ("hidden_dim", 0, 0), ("output_dim", 3, 0)):
+        for field, layer, axis in (
+            ("input_dim", 0, -1),
+            ("hidden_dim", 0, 0),
+            ("output_dim", 3, 0),
+        ):
             axes[f"{part}.{field}"] = (f"{part}.net.{layer}.weight", axis)
     found = {
         field: (tensors[name].shape[axis], name)
         for field, (name, axis) in axes.items()
         if name in tensors and tensors[name].ndim > max(axis, 0)
     }
-    for field, layers in (("encoder.num_hidden_layers", DIALECTS[dialect]), ("predictor.depth", PREDICTOR_LAYERS)):
-        numbered = {int(m[1]): name for name in tensors if (m := re.match(rf"{re.escape(layers)}\.(\d+)\.", name))}
+    for field, layers in (
+        ("encoder.num_hidden_layers", DIALECTS[dialect]),
+        ("predictor.depth", PREDICTOR_LAYERS),
+    ):
+        numbered = {
+            int(m[1]): name
+            for name in tensors
+            if (m := re.match(rf"{re.escape(layers)}\.(\d+)\.", name))
+        }
         if numbered:
             found[field] = max(numbered) + 1, numbered[max(numbered)]
     if positions in tensors and tensors[positions].ndim == 3 and "encoder.patch_size" in found:

@@ -1,4 +1,5 @@
-"""A trained run, opened for use: its model, the episodes it never saw, the world they are of, and how its recipe plans."""
+"""A trained run, opened for use: its model, the episodes it never saw, the world they are of, and
+how its recipe plans."""
 
 from __future__ import annotations
 
@@ -27,37 +28,43 @@ Progress = Callable[[int, int, str], None]
 
 
 class Unsupported(ValueError):
-    """The run or its data do not hold what an analysis needs; the message says what, and what would help."""
+    """The run or its data do not hold what an analysis needs; the message says what, and what would
+    help."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A frozen model, episodes that it learnt from and others, and what else is known of how it was made.
+    """A frozen model, episodes that it learnt from and others, and what else is known of how it was
+    made.
 
     The first nine fields are what analyses look at; they hold for a model without a folder too.
 
     Attributes:
-        model: from the newest checkpoint, in evaluation mode; whoever is given a run leaves it as it is, bit by bit.
+        model: from the newest checkpoint, in evaluation mode; whoever is given a run leaves it as
+            it is, bit by bit.
         episodes: an opened episode file.
-        fit_ids: episodes to fit read-outs on: those that the model was trained on, or half of data that it never saw.
+        fit_ids: episodes to fit read-outs on: those that the model was trained on, or half of data
+            that it never saw.
         test_ids: episodes to measure on, which the model never saw.
-        open_world: number of environments -> the world that the episodes are of, in their look; with a second argument, in
-            that look. None where the world is not known or cannot be opened here.
+        open_world: number of environments -> the world that the episodes are of, in their look;
+            with a second argument, in that look. None where the world is not known or cannot be
+            opened here.
         metrics: lines of metrics.jsonl; empty where there are none, as of an imported run.
-        planning: as the run stores it, which is how its recipe plans, or the paper's recipe for an imported run's world. A
-            run that stores none plans with the paper's defaults. What needs heads has them, where the run does. None where
-            nothing is known.
+        planning: as the run stores it, which is how its recipe plans, or the paper's recipe for an
+            imported run's world. A run that stores none plans with the paper's defaults. What needs
+            heads has them, where the run does. None where nothing is known.
         heads: small networks that were fitted to the model's latents, by name, frozen.
         recipe: by which the run was made, or "".
         path: its folder.
         experiment: what training, or the import of published weights, recorded of it.
-        heldout: those of its episodes that this model was not trained on; of unknown origin, those with other numbers than
-            the episodes that it was trained on, or all where there are no such, or where those numbers are unknown too. What
-            its heads were fitted to counts as trained on.
-        own_data: whether the file holds the very stream of episodes that the run was trained on; None where that is unknown,
-            as it is of every imported run.
-        lacks: heads that the recipe's way to plan asks for and the run does not have; `planning` is then a search that does
-            without, and whoever shows results says so.
+        heldout: those of its episodes that this model was not trained on; of unknown origin, those
+            with other numbers than the episodes that it was trained on, or all where there are no
+            such, or where those numbers are unknown too. What its heads were fitted to counts as
+            trained on.
+        own_data: whether the file holds the very stream of episodes that the run was trained on;
+            None where that is unknown, as it is of every imported run.
+        lacks: heads that the recipe's way to plan asks for and the run does not have; `planning` is
+            then a search that does without, and whoever shows results says so.
     """
 
     model: WorldModel
@@ -81,18 +88,22 @@ class Run:
         if not self.lacks:
             return ""
         return (
-            f"{self.path} has no {' and '.join(repr(name) for name in self.lacks)}, with which its recipe plans, so this is a "
-            f"plain search. For the recipe's planner: lewm fit {self.path}"
+            f"{self.path} has no {' and '.join(repr(name) for name in self.lacks)}, with which "
+            "its recipe plans, so this is a plain search. For the recipe's planner: lewm fit "
+            f"{self.path}"
         )
 
     def world(self, num_envs: int, look: str | None = None) -> World:
         """Open the world that the episodes are of, in their look, or another one, and their size.
 
         Raises:
-            ValueError: neither the file nor the run says which world that is, or it is unknown here.
+            ValueError: neither the file nor the run says which world that is, or it is unknown
+                here.
             ImportError: the world needs a package that is missing.
         """
-        opened = self.open_world or _opener(self.world_name, self.episodes, self.model.spec.image_size)
+        opened = self.open_world or _opener(
+            self.world_name, self.episodes, self.model.spec.image_size
+        )
         return opened(num_envs, *([] if look is None else [look]))
 
     @property
@@ -101,8 +112,9 @@ class Run:
         name = self.episodes.provenance.world or self.experiment.get("world")
         if not name:
             raise ValueError(
-                f"{self.episodes.path}: expected the file or the run to name its world, got neither. Train with --world NAME, "
-                f"or give a file that `lewm collect` made. Known: {', '.join(registry.names('worlds'))}."
+                f"{self.episodes.path}: expected the file or the run to name its world, got "
+                "neither. Train with --world NAME, or give a file that `lewm collect` made. "
+                f"Known: {', '.join(registry.names('worlds'))}."
             )
         return str(name)
 
@@ -118,8 +130,9 @@ class Run:
         """
         if len(self.fit_ids) < fit or len(self.test_ids) < test:
             raise Unsupported(
-                f"{self.episodes.path}: expected at least {fit} episodes that were trained on and {test} held-out ones, for "
-                f"{why}, got {len(self.fit_ids)} and {len(self.test_ids)}. Collect more episodes."
+                f"{self.episodes.path}: expected at least {fit} episodes that were trained on and "
+                f"{test} held-out ones, for {why}, got {len(self.fit_ids)} and "
+                f"{len(self.test_ids)}. Collect more episodes."
             )
 
     def require_states(self) -> None:
@@ -130,8 +143,8 @@ class Run:
         """
         if not self.episodes.state_names:
             raise Unsupported(
-                f"{self.episodes.path}: expected episodes with state columns, got none. Collect with `lewm collect`, which "
-                "records them; analyses of latents alone need none."
+                f"{self.episodes.path}: expected episodes with state columns, got none. Collect "
+                "with `lewm collect`, which records them; analyses of latents alone need none."
             )
 
 
@@ -143,29 +156,41 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
         device: where the model goes; "auto" takes a CUDA device where there is one.
 
     Raises:
-        ValueError: not a run, damaged, without its episodes, or episodes that do not fit the model; the file is named.
+        ValueError: not a run, damaged, without its episodes, or episodes that do not fit the model;
+            the file is named.
     """
     path = Path(path)
     experiment = read_json(path / checkpoints.EXPERIMENT)
     training = _training_of(experiment, path / checkpoints.EXPERIMENT)
-    model = checkpoints.load(path, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    model = checkpoints.load(
+        path, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    )
     file = data or training.path
     if file is None or (data is None and not Path(file).is_file()):
         got = "none" if file is None else "no such file"
         raise ValueError(
-            f"{file or path}: expected the episodes that {path} was trained on, got {got}. Pass theirs with --data FILE."
+            f"{file or path}: expected the episodes that {path} was trained on, got {got}. Pass "
+            "theirs with --data FILE."
         )
     episodes = Episodes.open(file)
     check_fits(episodes, model.spec.image_size, model.spec.statistics.action_dim)
     learnt, found = experiment.get("world"), episodes.provenance.world
     if None not in (learnt, found) and learnt != found:
         cure = "Pass episodes of the run's world with --data FILE"
-        raise ValueError(f"{file}: expected episodes of world '{learnt}', as {path} learnt it, got some of '{found}'. {cure}.")
+        raise ValueError(
+            f"{file}: expected episodes of world '{learnt}', as {path} learnt it, got some of "
+            f"'{found}'. {cure}."
+        )
     same = _same_data(training, episodes)
     everything = tuple(range(len(episodes)))
-    heads = {name: checkpoints.load_head(path, name, model) for name in checkpoints.head_names(path)}
+    heads = {
+        name: checkpoints.load_head(path, name, model) for name in checkpoints.head_names(path)
+    }
     trained = training.episodes if same is not False else frozenset()
-    fitted = [_episodes_of_head(path / checkpoints.HEADS / name / checkpoints.HEAD, episodes) for name in heads]
+    fitted = [
+        _episodes_of_head(path / checkpoints.HEADS / name / checkpoints.HEAD, episodes)
+        for name in heads
+    ]
     heldout = tuple(i for i in everything if i not in trained.union(*fitted))
     if same is None and not heldout:
         heldout = everything
@@ -173,13 +198,17 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
     if (stored := experiment.get("planning")) is not None:
         planning = attach(build_planning(stored, source), heads)
     else:
-        planning = PlanningConfig(registry.load("objectives", "l2")(), registry.load("solvers", "cem")())
+        planning = PlanningConfig(
+            registry.load("objectives", "l2")(), registry.load("solvers", "cem")()
+        )
     lacks = tuple(sorted(heads_of(planning)))
     return Run(
         model,
         episodes,
         *_for_probes(len(episodes), heldout),
-        open_world=_opener(str(found or learnt), episodes, model.spec.image_size) if found or learnt else None,
+        open_world=_opener(str(found or learnt), episodes, model.spec.image_size)
+        if found or learnt
+        else None,
         metrics=tuple(checkpoints.metrics(path)),
         planning=plain_search() if lacks else planning,
         heads=heads,
@@ -193,7 +222,8 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
 
 
 def _for_probes(count: int, heldout: tuple[int, ...]) -> tuple[list[int], list[int]]:
-    """Episodes to fit a probe on and others to test it on: training's split, or halves of data that it never saw."""
+    """Episodes to fit a probe on and others to test it on: training's split, or halves of data that
+    it never saw."""
     seen = [i for i in range(count) if i not in set(heldout)]
     half = len(heldout) // 2
     return (seen, list(heldout)) if seen else (list(heldout[:half]), list(heldout[half:]))
@@ -215,7 +245,8 @@ class _Training:
     """What is known of the episodes that a run was trained on.
 
     Attributes:
-        path: their file; of an imported run the one it was imported with, which need not be what it was trained on.
+        path: their file; of an imported run the one it was imported with, which need not be what it
+            was trained on.
         episodes: their numbers.
         provenance: of the file.
         counts: its episodes and rows.
@@ -234,16 +265,25 @@ def _training_of(experiment: Mapping[str, Any], source: Path) -> _Training:
             return _Training(path)
         known = experiment["data"]
         trained = frozenset(int(i) for i in experiment["split"]["train"])
-        return _Training(path, trained, dict(known["provenance"]), (int(known["episodes"]), int(known["steps"])))
+        return _Training(
+            path, trained, dict(known["provenance"]), (int(known["episodes"]), int(known["steps"]))
+        )
     except (KeyError, TypeError, ValueError) as error:
         expected = "the split and the data that a training records"
-        raise ValueError(f"{source} is damaged: expected {expected}, got {error!r}. Restore it, or train again.") from None
+        raise ValueError(
+            f"{source} is damaged: expected {expected}, got {error!r}. Restore it, or train again."
+        ) from None
 
 
 def _same_data(training: _Training, episodes: Episodes) -> bool | None:
-    """Does a file hold the stream of episodes that something was trained on? None where that is unknown."""
+    """Does a file hold the stream of episodes that something was trained on? None where that is
+    unknown."""
     same = _same_stream(training.provenance, asdict(episodes.provenance))
-    if same is None and training.counts == (len(episodes), episodes.steps) and _same_file(episodes.path, training.path):
+    if (
+        same is None
+        and training.counts == (len(episodes), episodes.steps)
+        and _same_file(episodes.path, training.path)
+    ):
         return True
     return same
 
@@ -261,8 +301,8 @@ def _same_file(path: Path, other: Path | None) -> bool:
 def _same_stream(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
     """Do two files hold one stream of episodes? None where one of them does not say.
 
-    How the world looked, or which version drew it, is not asked: pictures that differ a little, or options that are only
-    spelt otherwise, must not make what was trained on count as unseen.
+    How the world looked, or which version drew it, is not asked: pictures that differ a little, or
+    options that are only spelt otherwise, must not make what was trained on count as unseen.
     """
     pairs = [(own.get(name), other.get(name)) for name in ("world", "policy", "seed")]
     if any(a != b for a, b in pairs if None not in (a, b)):
@@ -271,7 +311,8 @@ def _same_stream(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool | Non
 
 
 class Analysis(Protocol):
-    """One file in `analyses/`: a frozen dataclass that is asked about a run. It prints nothing, draws nothing, writes nothing.
+    """One file in `analyses/`: a frozen dataclass that is asked about a run. It prints nothing,
+    draws nothing, writes nothing.
 
     `report/sections/<name>.py` draws its results, with `draw(result) -> list[Panel]`.
 

@@ -1,7 +1,7 @@
 """The one loop for small networks on frozen latents, and the heads that planning asks for.
 
-The frames of some episodes are encoded once; after that the world model is not asked again, let alone changed. Which pairs of
-them form the batch of update u is a pure function of (seed, u).
+The frames of some episodes are encoded once; after that the world model is not asked again, let
+alone changed. Which pairs of them form the batch of update u is a pure function of (seed, u).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from lewm.training.hindsight import MAX_FRAMES, Latents, encode_episodes
 __all__ = ["FittingConfig", "descend", "fit", "fit_heads"]
 
 HELD_OUT_SHARE = 0.2
-"""Of the frames that are fitted to: at most how many of the held-out episodes are encoded, to measure on."""
+"""Of the frames that are fitted to: at most how many of the held-out episodes are encoded, to
+measure on."""
 
 HELD_OUT_BATCHES = 16
 """Batches over which the held-out loss is a mean."""
@@ -38,7 +39,8 @@ TRAINING, MEASURING = 0, 1
 """Streams of pairs that share a seed."""
 
 Progress = Callable[[str, int, int, str], None]
-"""Called with the stage ("encode" or a head's name), how much of it is done, how much there is, and a line of numbers."""
+"""Called with the stage ("encode" or a head's name), how much of it is done, how much there is, and
+a line of numbers."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class FittingConfig:
         warmup: share of the updates with growing learning rate.
         weight_decay, clip: of AdamW, and the largest norm of the gradient.
         reach: env steps of the most distant goals.
-        max_frames: frames encoded of the episodes that are fitted to, see `encode_episodes`; it bounds time and memory.
+        max_frames: frames encoded of the episodes that are fitted to, see `encode_episodes`; it
+            bounds time and memory.
         seed: of weights, pairs and, where there are too many, of the episodes.
     """
 
@@ -67,7 +70,15 @@ class FittingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"updates": 1, "batch_size": 1, "learning_rate": 0, "warmup": 0, "weight_decay": 0, "clip": 0, "reach": 1}
+        least = {
+            "updates": 1,
+            "batch_size": 1,
+            "learning_rate": 0,
+            "warmup": 0,
+            "weight_decay": 0,
+            "clip": 0,
+            "reach": 1,
+        }
         for name, bound in {**least, "max_frames": 2, "seed": 0}.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}.")
@@ -81,7 +92,8 @@ def descend(
     config: FittingConfig,
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Tensor:
-    """Minimise a loss: AdamW, a short warm-up, then a cosine to nearly 0; the network ends in evaluation mode.
+    """Minimise a loss: AdamW, a short warm-up, then a cosine to nearly 0; the network ends in
+    evaluation mode.
 
     Args:
         loss: update, counted from 0 -> the scalar loss of its batch.
@@ -91,10 +103,13 @@ def descend(
     Returns:
         (updates,) losses.
     """
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
     warmup = max(1, round(config.warmup * config.updates))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda done: min((done + 1) / warmup, (1 + math.cos(math.pi * done / config.updates)) / 2)
+        optimiser,
+        lambda done: min((done + 1) / warmup, (1 + math.cos(math.pi * done / config.updates)) / 2),
     )
     losses: list[Tensor] = []
     with deterministic(next(network.parameters()).device), torch.enable_grad():
@@ -107,7 +122,11 @@ def descend(
             optimiser.step()
             schedule.step()
             losses.append(value.detach())
-            progress(update + 1, config.updates, f"loss {float(losses[-1]):.3g}" if update % 10 == 9 else "")
+            progress(
+                update + 1,
+                config.updates,
+                f"loss {float(losses[-1]):.3g}" if update % 10 == 9 else "",
+            )
     network.eval()
     return torch.stack(losses)
 
@@ -122,14 +141,15 @@ def fit(
     """Minimise a head's loss on hindsight batches; it ends in evaluation mode.
 
     Args:
-        head: an `nn.Module` that fulfils `contracts.Head`, on the device of the latents. If it has a `horizon`, batches hold
-            that many blocks, else none.
+        head: an `nn.Module` that fulfils `contracts.Head`, on the device of the latents. If it has
+            a `horizon`, batches hold that many blocks, else none.
         latents: to fit to.
         heldout: of other episodes, to measure on.
         progress: called after each update with (updates done, updates, numbers).
 
     Returns:
-        `loss`, the mean over the last tenth of the updates; `heldout_loss`, and the same of what the head watches; `seconds`.
+        `loss`, the mean over the last tenth of the updates; `heldout_loss`, and the same of what
+        the head watches; `seconds`.
 
     Raises:
         ValueError: the loss is not finite.
@@ -138,13 +158,22 @@ def fit(
     batches = _batches(latents, config, horizon, TRAINING, config.updates)
     losses = descend(head, lambda _: head.loss(next(batches)).total, config, progress)
     with torch.no_grad():
-        measured = [head.loss(batch) for batch in _batches(heldout, config, horizon, MEASURING, HELD_OUT_BATCHES)]
-    found = {"loss": [losses[-max(1, config.updates // 10) :].mean()], "heldout_loss": [each.total for each in measured]}
-    found |= {f"heldout_{name}": [each.watch[name] for each in measured] for name in measured[0].watch}
+        measured = [
+            head.loss(batch)
+            for batch in _batches(heldout, config, horizon, MEASURING, HELD_OUT_BATCHES)
+        ]
+    found = {
+        "loss": [losses[-max(1, config.updates // 10) :].mean()],
+        "heldout_loss": [each.total for each in measured],
+    }
+    found |= {
+        f"heldout_{name}": [each.watch[name] for each in measured] for name in measured[0].watch
+    }
     metrics = {name: float(torch.stack(values).mean()) for name, values in found.items()}
     if not np.isfinite(list(metrics.values())).all():
         raise ValueError(
-            f"expected finite losses, got {metrics}. Lower the learning rate, or see whether all latents are finite."
+            f"expected finite losses, got {metrics}. Lower the learning rate, or see whether all "
+            "latents are finite."
         )
     return {**metrics, "seconds": round(time.perf_counter() - began, 3)}
 
@@ -169,22 +198,29 @@ def fit_heads(
         names: of the heads; None takes all there are.
 
     Returns:
-        Per head what `fit` says of it, with `frames` and `episodes` that it was fitted to; and for one that knows distances the
-        `rank_correlation` of its distance, and that of latent L2, with the steps between held-out frames.
+        Per head what `fit` says of it, with `frames` and `episodes` that it was fitted to; and for
+        one that knows distances the `rank_correlation` of its distance, and that of latent L2, with
+        the steps between held-out frames.
 
     Raises:
-        ValueError: an unknown head, episodes on both sides, too few of them, or a model in training mode.
+        ValueError: an unknown head, episodes on both sides, too few of them, or a model in training
+            mode.
     """
     configs = {name: registry.load("heads", name)() for name in names or registry.names("heads")}
     if shared := set(fit_ids) & set(heldout_ids):
-        raise ValueError(f"heads must be measured on episodes they were not fitted to, got {sorted(shared)[:5]} on both sides.")
+        raise ValueError(
+            "heads must be measured on episodes they were not fitted to, got "
+            f"{sorted(shared)[:5]} on both sides."
+        )
     if len(fit_ids) < 2 or not heldout_ids:
         raise ValueError(
-            f"{episodes.path}: expected at least 2 episodes to fit heads to and 1 to measure on, got {len(fit_ids)} and "
-            f"{len(heldout_ids)}. Collect more episodes, or hold fewer out."
+            f"{episodes.path}: expected at least 2 episodes to fit heads to and 1 to measure on, "
+            f"got {len(fit_ids)} and {len(heldout_ids)}. Collect more episodes, or hold fewer out."
         )
     latents = encode_episodes(model, episodes, fit_ids, config.max_frames, config.seed, progress)
-    heldout = encode_episodes(model, episodes, heldout_ids, max(2, int(HELD_OUT_SHARE * config.max_frames)), config.seed)
+    heldout = encode_episodes(
+        model, episodes, heldout_ids, max(2, int(HELD_OUT_SHARE * config.max_frames)), config.seed
+    )
     origin = {
         "data_path": str(Path(episodes.path).resolve()),
         "data": {
@@ -200,24 +236,41 @@ def fit_heads(
             torch.manual_seed(config.seed)
             head = head_config.build(model.latent_dim, model.spec.block_dim)
         head.to(device_of(model))
-        metrics = fit(head, latents, heldout, config, lambda *done, name=name: progress(name, *done))
+        metrics = fit(
+            head, latents, heldout, config, lambda *done, name=name: progress(name, *done)
+        )
         metrics |= {"frames": len(latents), "episodes": len(fit_ids)}
         if hasattr(head, "distance"):
             metrics |= _agreement(head, _batches(heldout, config, 0, MEASURING, HELD_OUT_BATCHES))
-        checkpoints.save_head(run, name, head, {"metrics": metrics, "fitting": asdict(config), "fitted_to": origin})
+        checkpoints.save_head(
+            run, name, head, {"metrics": metrics, "fitting": asdict(config), "fitted_to": origin}
+        )
         found[name] = metrics
     return found
 
 
-def _batches(latents: Latents, config: FittingConfig, horizon: int, stream: int, count: int) -> Iterator[Hindsight]:
+def _batches(
+    latents: Latents, config: FittingConfig, horizon: int, stream: int, count: int
+) -> Iterator[Hindsight]:
     for number in range(count):
         generator = np.random.default_rng((config.seed, stream, number))
         yield latents.hindsight(config.batch_size, config.reach, horizon, generator)
 
 
 def _agreement(head: Any, pairs: Iterator[Hindsight]) -> dict[str, float]:
-    """Rank correlation of two distances between latents, the head's and the plain one, with the steps between them."""
+    """Rank correlation of two distances between latents, the head's and the plain one, with the
+    steps between them."""
     with torch.no_grad():
-        rows = [(p.steps, head.distance(p.now, p.goal), torch.linalg.vector_norm(p.now - p.goal, dim=-1)) for p in pairs]
+        rows = [
+            (
+                p.steps,
+                head.distance(p.now, p.goal),
+                torch.linalg.vector_norm(p.now - p.goal, dim=-1),
+            )
+            for p in pairs
+        ]
     steps, learnt, plain = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
-    return {"rank_correlation": rank_correlation(learnt, steps), "l2_rank_correlation": rank_correlation(plain, steps)}
+    return {
+        "rank_correlation": rank_correlation(learnt, steps),
+        "l2_rank_correlation": rank_correlation(plain, steps),
+    }

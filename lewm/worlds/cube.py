@@ -1,17 +1,21 @@
 """Cube: a robot arm with a gripper must put a cube where the goal picture shows it.
 
-The world is OGBench's `cube-single`: a UR5e arm over a table, 20 control steps per second. An action is (x, y, z, yaw, gripper)
-in [-1, 1]: the wanted motion of the gripper, in units of 5 cm, 0.3 rad and its whole opening. As the LeWorldModel data show it,
-the camera is `front_pixels`, the arm opaque, the gripper purple, and no mark on the table shows the target.
+The world is OGBench's `cube-single`: a UR5e arm over a table, 20 control steps per second. An
+action is (x, y, z, yaw, gripper) in [-1, 1]: the wanted motion of the gripper, in units of 5 cm,
+0.3 rad and its whole opening. As the LeWorldModel data show it, the camera is `front_pixels`, the
+arm opaque, the gripper purple, and no mark on the table shows the target.
 
-A state is MuJoCo's `qpos` and `qvel`, the published columns of these names, then six variables that follow from them and are
-there to be read and probed (`set_states` ignores them): effector x, y, z and yaw, gripper opening, block yaw. Not in a state:
-the joint targets of the step before, which each action replaces, and the contact solver's warm start. A state set anew is drawn
-exactly and goes on as before to within the solver's tolerance.
+A state is MuJoCo's `qpos` and `qvel`, the published columns of these names, then six variables that
+follow from them and are there to be read and probed (`set_states` ignores them): effector x, y, z
+and yaw, gripper opening, block yaw. Not in a state: the joint targets of the step before, which
+each action replaces, and the contact solver's warm start. A state set anew is drawn exactly and
+goes on as before to within the solver's tolerance.
 
-Success is the block within 0.04 m of its place in the goal state, whatever its yaw and wherever the arm is.
+Success is the block within 0.04 m of its place in the goal state, whatever its yaw and wherever the
+arm is.
 
-Source: OGBench (2410.20092), `ogbench.manipspace`; LeWorldModel, sec. 4, and the public environment `swm/OGBCube-v0`.
+Source: OGBench (2410.20092), `ogbench.manipspace`; LeWorldModel, sec. 4, and the public environment
+`swm/OGBCube-v0`.
 """
 
 from __future__ import annotations
@@ -33,7 +37,8 @@ from lewm.worlds.kit.single import Single, finite_rows, generators
 
 __all__ = ["Cube", "CubeWorld"]
 
-if importlib.util.find_spec("ogbench") is None:  # it is imported later, when a GL is chosen: it looks for one on import
+# it is imported later, when a GL is chosen: it looks for one on import
+if importlib.util.find_spec("ogbench") is None:
     raise ModuleNotFoundError("No module named 'ogbench'", name="ogbench")
 
 SUCCESS_M, MAX_STEPS = 0.04, 200
@@ -41,9 +46,26 @@ GRIPPER_RAD = 0.8  # of the driver joint, fully closed; Source: `ManipSpaceEnv.c
 CONTACT_N = 50.0  # force on a finger pad that counts as 1; Source: the same
 
 ARM = ("shoulder pan", "shoulder lift", "elbow", "wrist 1", "wrist 2", "wrist 3")
-GRIPPER = tuple(f"{side} {joint}" for side in ("right", "left") for joint in ("driver", "coupler", "spring link", "follower"))
-QPOS = (*ARM, *GRIPPER, "block x", "block y", "block z", "block qw", "block qx", "block qy", "block qz")
-QVEL = (*(f"{joint} velocity" for joint in (*ARM, *GRIPPER)), *(f"block {kind}{axis}" for kind in "vw" for axis in "xyz"))
+GRIPPER = tuple(
+    f"{side} {joint}"
+    for side in ("right", "left")
+    for joint in ("driver", "coupler", "spring link", "follower")
+)
+QPOS = (
+    *ARM,
+    *GRIPPER,
+    "block x",
+    "block y",
+    "block z",
+    "block qw",
+    "block qx",
+    "block qy",
+    "block qz",
+)
+QVEL = (
+    *(f"{joint} velocity" for joint in (*ARM, *GRIPPER)),
+    *(f"block {kind}{axis}" for kind in "vw" for axis in "xyz"),
+)
 READ = ("effector x", "effector y", "effector z", "effector yaw", "gripper opening", "block yaw")
 STATE_NAMES = (*QPOS, *QVEL, *READ)
 STATE_UNITS = (
@@ -53,29 +75,47 @@ STATE_UNITS = (
 )  # fmt: skip
 NQ, NQV = len(QPOS), len(QPOS) + len(QVEL)
 BLOCK = slice(14, 17)  # where `qpos` has the block's position; its quaternion follows
-JOINTS = {"arm": (slice(0, 14), slice(0, 14)), "block": (slice(14, 21), slice(14, 20))}  # where `qpos` and `qvel` have them
-COLORS = {"arm": "9c47d1", "block": "f54254"}  # of what can be painted: of the arm its gripper, as in the public environment
-PAINTED = {"arm": ("ur5e/robotiq/black", "ur5e/robotiq/pad_gray"), "block": ("object_0",)}  # materials and bodies' shapes
-CLEAR_M = 0.1  # between block and gripper after a teleport; the open gripper's fingers are some 5 cm away from its middle
+# where `qpos` and `qvel` have them
+JOINTS = {"arm": (slice(0, 14), slice(0, 14)), "block": (slice(14, 21), slice(14, 20))}
+# of what can be painted: of the arm its gripper, as in the public environment
+COLORS = {"arm": "9c47d1", "block": "f54254"}
+# materials and bodies' shapes
+PAINTED = {"arm": ("ur5e/robotiq/black", "ur5e/robotiq/pad_gray"), "block": ("object_0",)}
+# between block and gripper after a teleport; the open gripper's fingers are some 5 cm away from its
+# middle
+CLEAR_M = 0.1
 
 
 class Simulator:
-    """OGBench's environment as a library: the compiled model, inverse kinematics, and what can be read off an `mujoco.MjData`.
+    """OGBench's environment as a library: the compiled model, inverse kinematics, and what can be
+    read off an `mujoco.MjData`.
 
-    It acts on whatever data it is pointed at, so one serves all worlds of a thread (compiling takes seconds).
+    It acts on whatever data it is pointed at, so one serves all worlds of a thread (compiling takes
+    seconds).
     """
 
     def __init__(self) -> None:
         find_backend()
         from ogbench.manipspace.envs.cube_env import CubeEnv
 
-        self._env = CubeEnv("single", ob_type="states", mode="data_collection", visualize_info=False)
+        self._env = CubeEnv(
+            "single", ob_type="states", mode="data_collection", visualize_info=False
+        )
         self._env.reset(seed=0)  # compiles
         self.model = self._env.model
-        for material in ("black", "pad_gray"):  # Source: `agent.color` of the public environment's `CubeEnv`
-            self.model.material(f"ur5e/robotiq/{material}").rgba[:3] = self._env._colors["purple"][:3]
-        self.arm_bounds, self.block_bounds = self._env._arm_sampling_bounds, self._env._target_sampling_bounds
-        self._pinch, self._pad = self._env._pinch_site_id, self.model.body("ur5e/robotiq/right_pad").id
+        # Source: `agent.color` of the public environment's `CubeEnv`
+        for material in ("black", "pad_gray"):
+            self.model.material(f"ur5e/robotiq/{material}").rgba[:3] = self._env._colors["purple"][
+                :3
+            ]
+        self.arm_bounds, self.block_bounds = (
+            self._env._arm_sampling_bounds,
+            self._env._target_sampling_bounds,
+        )
+        self._pinch, self._pad = (
+            self._env._pinch_site_id,
+            self.model.body("ur5e/robotiq/right_pad").id,
+        )
         self._scratch = mujoco.MjData(self.model)
 
     def place(self, data: mujoco.MjData, qpos: np.ndarray, qvel: np.ndarray) -> None:
@@ -93,7 +133,8 @@ class Simulator:
         mujoco.mj_rnePostConstraint(self.model, data)
 
     def draw_qpos(self, generator: np.random.Generator) -> np.ndarray:
-        """(21,) a random gripper pose above the table, open, and the block anywhere on the table: the benchmark's starts."""
+        """(21,) a random gripper pose above the table, open, and the block anywhere on the table:
+        the benchmark's starts."""
         mujoco.mj_resetData(self.model, self._scratch)
         self._env._data, self._env.np_random = self._scratch, generator
         self._scratch.qpos[:6] = self._env._home_qpos
@@ -110,12 +151,18 @@ class Simulator:
         return np.array([x, y, 0.02]), generator.uniform(0, 2 * np.pi)
 
     def state(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
-        """(47,) float32 state. What is read off it follows from the rounded `qpos`, so equal `qpos` give equal states."""
+        """(47,) float32 state. What is read off it follows from the rounded `qpos`, so equal `qpos`
+        give equal states."""
         state = np.concatenate([qpos, qvel, np.zeros(len(READ))]).astype(np.float32)
         self._scratch.qpos = state[:NQ]
         mujoco.mj_kinematics(self.model, self._scratch)
         sensed = self.sense(self._scratch)
-        state[NQV:] = *sensed["effector_pos"], sensed["effector_yaw"], sensed["gripper_opening"], sensed["block_yaw"]
+        state[NQV:] = (
+            *sensed["effector_pos"],
+            sensed["effector_yaw"],
+            sensed["gripper_opening"],
+            sensed["block_yaw"],
+        )
         return state
 
     def sense(self, data: mujoco.MjData) -> dict[str, Any]:
@@ -143,30 +190,37 @@ def load_model() -> mujoco.MjModel:
 class CubeWorld:
     """B tables with an arm and a cube; fulfils the role `contracts.World`.
 
-    What shares a batch never changes an environment: start, goal and policy noise of environment i come from its own seed.
+    What shares a batch never changes an environment: start, goal and policy noise of environment i
+    come from its own seed.
 
     Args:
         num_envs: B.
         image_size: height and width of the pictures, 16 or more.
-        look: one of `offscreen.LOOKS`, or with another colour of gripper or block: "fast,arm_color=0000ff,block_color=00ff00".
+        look: one of `offscreen.LOOKS`, or with another colour of gripper or block:
+            "fast,arm_color=0000ff,block_color=00ff00".
     """
 
     policies: ClassVar[tuple[str, ...]] = ("expert", "random")
 
     def __init__(self, num_envs: int, image_size: int = 224, look: str = "published") -> None:
         if num_envs < 1 or image_size < 16:
-            raise ValueError(f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}.")
+            raise ValueError(
+                f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}."
+            )
         box = (1.0,) * 5
         look, named, painted = read_look("cube", look, LOOKS, COLORS)
         self.spec = WorldSpec(
-            "cube", "1", image_size, tuple(-x for x in box), box, STATE_NAMES, STATE_UNITS, MAX_STEPS, look,
+            "cube", "1", image_size, tuple(-x for x in box), box, STATE_NAMES, STATE_UNITS,
+            MAX_STEPS, look,
             things=tuple(COLORS),
         )  # fmt: skip
         self.num_envs = num_envs
         self.simulator = simulator()
         self.tables = [mujoco.MjData(self.simulator.model) for _ in range(num_envs)]
         self._colors = COLORS | painted
-        paint = tuple((element, color) for thing, color in painted.items() for element in PAINTED[thing])
+        paint = tuple(
+            (element, color) for thing, color in painted.items() for element in PAINTED[thing]
+        )
         self._scene = open_scene(load_model, image_size, "front_pixels", named, paint)
         self._goals = np.zeros((num_envs, len(STATE_NAMES)), np.float32)
         self.reset(range(num_envs))
@@ -182,7 +236,8 @@ class CubeWorld:
         return self._goals.copy()
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Draw start and goal of environment i from `seeds[i]` alone: at rest, the block two tolerances away or more.
+        """Draw start and goal of environment i from `seeds[i]` alone: at rest, the block two
+        tolerances away or more.
 
         A goal is a whole state: the block at its goal, the arm elsewhere in the air.
         """
@@ -196,8 +251,11 @@ class CubeWorld:
         self._goals = np.stack(goals)
 
     def set_states(self, states: np.ndarray) -> None:
-        """Put the tables into (B, 47) finite states: a teleport. The variables after `qvel` follow and are not looked at."""
-        for table, state in zip(self.tables, self._rows("states", states, self.num_envs), strict=True):
+        """Put the tables into (B, 47) finite states: a teleport. The variables after `qvel` follow
+        and are not looked at."""
+        for table, state in zip(
+            self.tables, self._rows("states", states, self.num_envs), strict=True
+        ):
             self.simulator.place(table, state[:NQ], state[NQ:NQV])
 
     def set_goals(self, goals: np.ndarray) -> None:
@@ -208,14 +266,21 @@ class CubeWorld:
         """Move for 0.05 s; (B, 5) actions are clipped to [-1, 1] and NaN counts as 0."""
         actions = np.asarray(actions, np.float64)
         if actions.shape != (self.num_envs, 5):
-            raise ValueError(f"actions must have shape ({self.num_envs}, 5), one row per environment, got {actions.shape}.")
-        for table, action in zip(self.tables, np.clip(np.nan_to_num(actions, nan=0.0), -1.0, 1.0), strict=True):
+            raise ValueError(
+                f"actions must have shape ({self.num_envs}, 5), one row per environment, got "
+                f"{actions.shape}."
+            )
+        for table, action in zip(
+            self.tables, np.clip(np.nan_to_num(actions, nan=0.0), -1.0, 1.0), strict=True
+        ):
             self.simulator.step(table, action)
 
     def render(self, states: np.ndarray | None = None) -> np.ndarray:
-        """Draw (n, 47) given states, or the current ones: (n, h, w, 3) uint8, new memory each time."""
+        """Draw (n, 47) given states, or the current ones: (n, h, w, 3) uint8, new memory each
+        time."""
         if states is None:
-            qpos = np.array([table.qpos for table in self.tables], np.float32)  # rounded as in a state: the same picture
+            # rounded as in a state: the same picture
+            qpos = np.array([table.qpos for table in self.tables], np.float32)
         else:
             qpos = self._rows("states", states)[:, :NQ]
         size = self.spec.image_size
@@ -227,46 +292,64 @@ class CubeWorld:
     def success(self, criterion: str | None = None) -> np.ndarray:
         """(B,) bool: is the block within 0.04 m of its place in the goal state now?"""
         choose("success criterion of cube", criterion or self.spec.criteria[0], self.spec.criteria)
-        blocks = np.array([table.qpos[BLOCK] for table in self.tables], np.float32).astype(np.float64)
+        blocks = np.array([table.qpos[BLOCK] for table in self.tables], np.float32).astype(
+            np.float64
+        )
         return np.linalg.norm(blocks - self._goals[:, BLOCK], axis=1) <= SUCCESS_M
 
     def policy(self, name: str, seeds: Sequence[int]) -> Policy:
-        """A policy bound to this world, environment i driven by `seeds[i]` alone; make a new one for new episodes.
+        """A policy bound to this world, environment i driven by `seeds[i]` alone; make a new one
+        for new episodes.
 
-        "expert" is the benchmark's oracle with its noise: it brings the block to the goal, then to places of its own choice.
-        "random" is uniform over the action box.
+        "expert" is the benchmark's oracle with its noise: it brings the block to the goal, then to
+        places of its own choice. "random" is uniform over the action box.
         """
         generators = self._generators(choose("policy of cube", name, self.policies), seeds)
         if name == "expert":
             return _Expert(self, generators)
-        return lambda: np.stack([generator.uniform(-1, 1, 5) for generator in generators]).astype(np.float32)
+        return lambda: np.stack([generator.uniform(-1, 1, 5) for generator in generators]).astype(
+            np.float32
+        )
 
     def regions(self, states: np.ndarray) -> None:
         """None: a table has no regions."""
 
-    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        """The (n, 47) states with "arm", "block" or both elsewhere and at rest, as the benchmark draws starts.
+    def teleport(
+        self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]
+    ) -> np.ndarray:
+        """The (n, 47) states with "arm", "block" or both elsewhere and at rest, as the benchmark
+        draws starts.
 
-        The gripper is then in the air and open, a moved block lies on the table. Each is 8 cm or more from where it was, and
-        block and gripper are 10 cm apart.
+        The gripper is then in the air and open, a moved block lies on the table. Each is 8 cm or
+        more from where it was, and block and gripper are 10 cm apart.
         """
         moves = [choose("thing of cube", thing, self.spec.things) for thing in things]
         states, sim = self._rows("states", states, len(seeds)).copy(), self.simulator
         effector = slice(NQV, NQV + 3)
-        for i, generator in enumerate(generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))):
+        for i, generator in enumerate(
+            generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))
+        ):
             before, found = states[i].copy(), not moves
             while not found:
-                drawn, qpos, qvel = sim.draw_qpos(generator), before[:NQ].copy(), before[NQ:NQV].copy()
+                drawn, qpos, qvel = (
+                    sim.draw_qpos(generator),
+                    before[:NQ].copy(),
+                    before[NQ:NQV].copy(),
+                )
                 for positions, velocities in (JOINTS[thing] for thing in moves):
                     qpos[positions], qvel[velocities] = drawn[positions], 0.0
                 states[i] = after = sim.state(qpos, qvel)
-                ways = {"arm": after[effector] - before[effector], "block": after[BLOCK] - before[BLOCK]}
+                ways = {
+                    "arm": after[effector] - before[effector],
+                    "block": after[BLOCK] - before[BLOCK],
+                }
                 found = bool(np.linalg.norm(after[effector] - after[BLOCK]) >= CLEAR_M)
                 found &= all(np.linalg.norm(ways[thing]) >= 2 * SUCCESS_M for thing in moves)
         return states
 
     def recoloured(self, thing: str, turn: float = 0.5) -> str:
-        """The look of this world with another colour of the "block", or of the gripper of the "arm"."""
+        """The look of this world with another colour of the "block", or of the gripper of the
+        "arm"."""
         color = self._colors[choose("thing of cube", thing, self.spec.things)]
         return f"{self.spec.look},{thing}_color={turned_color(color, turn)}"
 
@@ -278,12 +361,15 @@ class CubeWorld:
 
 
 class _Expert:
-    """OGBench's `CubeMarkovOracle` for each environment: closed loop, with Gaussian noise whose strength an episode draws.
+    """OGBench's `CubeMarkovOracle` for each environment: closed loop, with Gaussian noise whose
+    strength an episode draws.
 
-    Having carried the block to its target and drawn back, it takes a new target, as the benchmark's data script does.
+    Having carried the block to its target and drawn back, it takes a new target, as the benchmark's
+    data script does.
     """
 
-    noise_std, noise_scale = 0.1, np.array([1.0, 1.0, 1.0, 3.0, 10.0])  # Source: the public `ExpertPolicy`, as the next
+    # Source: the public `ExpertPolicy`, as the next
+    noise_std, noise_scale = 0.1, np.array([1.0, 1.0, 1.0, 3.0, 10.0])
     least_motion = 0.4  # m: shorter ways are gone as fast as if they were this long
     patience = 200  # steps until a target is given up
 
@@ -292,13 +378,17 @@ class _Expert:
 
         self.world, self.generators = world, generators
         self.oracles = [CubeMarkovOracle(env=None, min_norm=self.least_motion) for _ in generators]
-        self.noise = [generator.uniform(0, self.noise_std) * self.noise_scale for generator in generators]
+        self.noise = [
+            generator.uniform(0, self.noise_std) * self.noise_scale for generator in generators
+        ]
         self.goals = np.full(world.goals.shape, np.nan)
         self.targets: list[tuple[np.ndarray, float]] = [(np.zeros(3), 0.0)] * len(generators)
 
     def __call__(self) -> np.ndarray:
         goals = self.world.goals
-        actions = [self._act(i, goals[i], (goals[i] != self.goals[i]).any()) for i in range(len(goals))]
+        actions = [
+            self._act(i, goals[i], (goals[i] != self.goals[i]).any()) for i in range(len(goals))
+        ]
         self.goals = goals
         return np.array(actions, np.float32)
 
@@ -306,7 +396,8 @@ class _Expert:
         oracle, generator, sim = self.oracles[i], self.generators[i], self.world.simulator
         if goal_is_new or oracle.done:
             self.targets[i] = (goal[BLOCK], goal[-1]) if goal_is_new else sim.draw_target(generator)
-            # What `oracle.reset` does, but for its global random numbers: where to go when the block is in place.
+            # What `oracle.reset` does, but for its global random numbers: where to go when the
+            # block is in place.
             oracle._done, oracle._step, oracle._max_step = False, 0, self.patience
             oracle._final_pos = generator.uniform(*sim.arm_bounds)
             oracle._final_yaw = generator.uniform(-np.pi, np.pi)
@@ -328,9 +419,10 @@ class _Expert:
 class Cube(Single):
     """One table: a batch of one behind the Gymnasium interface. Options as in `CubeWorld`.
 
-    Observation: (h, w, 3) uint8 picture. Action: (5,) float32 in [-1, 1]: motion along x, y and z, of yaw and of the gripper
-    (1 closes). Reward: 1.0 on a step that ends with the block within 0.04 m of its goal, which also terminates the episode,
-    else 0.0. `info` holds "state" and "goal", (47,) float32 each, and "success".
+    Observation: (h, w, 3) uint8 picture. Action: (5,) float32 in [-1, 1]: motion along x, y and z,
+    of yaw and of the gripper (1 closes). Reward: 1.0 on a step that ends with the block within 0.04
+    m of its goal, which also terminates the episode, else 0.0. `info` holds "state" and "goal",
+    (47,) float32 each, and "success".
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium declares it an instance variable)

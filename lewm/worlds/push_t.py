@@ -1,19 +1,25 @@
-"""Push-T: a round agent pushes a T-shaped block over a table to a goal pose, and must end near its own goal place as well.
+"""Push-T: a round agent pushes a T-shaped block over a table to a goal pose, and must end near its
+own goal place as well.
 
-The world is the diffusion-policy one as world models use it: a table of 512 units between four walls; an agent that follows
-its target under PD control and that no contact can stop; a block that moves only while it is pushed (nothing slides on, nothing
-rubs). An action is the target's place relative to the agent, in hundreds of units; a step is 0.1 s, ten steps of physics.
+The world is the diffusion-policy one as world models use it: a table of 512 units between four
+walls; an agent that follows its target under PD control and that no contact can stop; a block that
+moves only while it is pushed (nothing slides on, nothing rubs). An action is the target's place
+relative to the agent, in hundreds of units; a step is 0.1 s, ten steps of physics.
 
-A state is (agent x, agent y, block x, block y, block angle, agent velocity x, agent velocity y), x to the right and y down. The
-block's place is its body origin, in the middle of the bar's outer edge and 45 units from its centre of gravity, about which it
-turns; its angle is in [0, 2 pi), 0 with the stem pointing down. What a state does not hold is the velocity of a block that is
-being pushed, which lives for one hundredth of a second, and the forces of its contacts: `set_states` puts it to rest. Replays
-from frames of the expert's episodes are within 0.4 units after 25 steps in 90% of the cases; one in a hundred is far off.
+A state is (agent x, agent y, block x, block y, block angle, agent velocity x, agent velocity y), x
+to the right and y down. The block's place is its body origin, in the middle of the bar's outer edge
+and 45 units from its centre of gravity, about which it turns; its angle is in [0, 2 pi), 0 with the
+stem pointing down. What a state does not hold is the velocity of a block that is being pushed,
+which lives for one hundredth of a second, and the forces of its contacts: `set_states` puts it to
+rest. Replays from frames of the expert's episodes are within 0.4 units after 25 steps in 90% of the
+cases; one in a hundred is far off.
 
-Unlike the published code, the agent's target is kept on the table, so that the agent is always in the picture; `set_states`
-restores a state exactly instead of running physics for a moment; and start and goal never overlap a wall or each other.
+Unlike the published code, the agent's target is kept on the table, so that the agent is always in
+the picture; `set_states` restores a state exactly instead of running physics for a moment; and
+start and goal never overlap a wall or each other.
 
-Source: the public environment `swm/PushT`; for the block of 30 units, DINO-WM's before it, which the published data come from.
+Source: the public environment `swm/PushT`; for the block of 30 units, DINO-WM's before it, which
+the published data come from.
 """
 
 from __future__ import annotations
@@ -38,9 +44,11 @@ from lewm.worlds.kit.single import Single, finite_rows, generators
 
 __all__ = ["PushT", "PushTWorld"]
 
-# Source of every number without another note: the public environment. Lengths in units of the 512 table.
+# Source of every number without another note: the public environment. Lengths in units of the 512
+# table.
 WALL_NEAR, WALL_FAR, WALL_RADIUS = 5.0, 6.0, 2.0  # wall lines at 5 and at table - 6
-WALL_PHYSICS = 100.0  # the radius that physics sees, outwards of the inner faces that are drawn; see `_Table`
+# the radius that physics sees, outwards of the inner faces that are drawn; see `_Table`
+WALL_PHYSICS = 100.0
 GAIN, DAMPING = 100.0, 20.0  # of the PD control
 PHYSICS_S, SUBSTEPS = 0.01, 10
 SUCCESS, SUCCESS_RAD = 20.0, math.pi / 9
@@ -66,16 +74,19 @@ PAINTS = {"agent": ("agent_color",), "block": ("bar_color", "stem_color")}
 
 @dataclass(frozen=True)
 class Factors:
-    """What may be varied. The defaults are the published world; "tiny" in `LOOKS` is a world that small models can read."""
+    """What may be varied. The defaults are the published world; "tiny" in `LOOKS` is a world that
+    small models can read."""
 
     agent_color: str = "4169e1"  # six hexadecimal digits, rrggbb
     bar_color: str = "778899"
     stem_color: str = "778899"
-    goal_color: str = "90ee90"  # of the T painted on the table, which is decoration and not the goal; or "none"
+    # of the T painted on the table, which is decoration and not the goal; or "none"
+    goal_color: str = "90ee90"
     wall_color: str = "d3d3d3"
     floor_color: str = "ffffff"
     outline: float = 2.0  # half width of the darker rim; 0 draws flat colours
-    halo: float = 0.0  # radius of a paler disc around the agent, drawn under the block, so that it is not overlooked
+    # radius of a paler disc around the agent, drawn under the block, so that it is not overlooked
+    halo: float = 0.0
     table: float = 512.0  # side of the table; agent and block keep their size
 
     def __post_init__(self) -> None:
@@ -85,16 +96,24 @@ class Factors:
                 object.__setattr__(self, name, "none" if none else color_digits(name, value))
             else:
                 low, high = {"outline": (0, 10), "halo": (0, 100), "table": (256, 4096)}[name]
-                if not re.fullmatch(r"[0-9]+(\.[0-9]*)?", str(value)) or not low <= float(value) <= high:
-                    raise ValueError(f"{name} must be a number of units from {low} to {high}, got '{value}'.")
+                if (
+                    not re.fullmatch(r"[0-9]+(\.[0-9]*)?", str(value))
+                    or not low <= float(value) <= high
+                ):
+                    raise ValueError(
+                        f"{name} must be a number of units from {low} to {high}, got '{value}'."
+                    )
                 object.__setattr__(self, name, float(value))
 
     @property
     def look(self) -> str:
-        """The name of this world: that of the nearest of `LOOKS` and what changed, as "tiny,bar_color=0000ff"; see `parse`."""
+        """The name of this world: that of the nearest of `LOOKS` and what changed, as
+        "tiny,bar_color=0000ff"; see `parse`."""
         own = asdict(self)
         changed = {
-            name: {key: value for key, value in own.items() if value != asdict(Factors(**bundle))[key]}
+            name: {
+                key: value for key, value in own.items() if value != asdict(Factors(**bundle))[key]
+            }
             for name, bundle in LOOKS.items()
         }
         name = min(changed, key=lambda name: len(changed[name]))
@@ -108,18 +127,34 @@ class Factors:
         stated: dict[str, Any] = {}
         for item in look.split(","):
             key, equals, value = item.partition("=")
-            stated |= {key.strip(): value} if equals else LOOKS[choose("look of push-t", item.strip(), LOOKS)]
-        return cls(**known | {choose("factor of push-t", key, known): value for key, value in (stated | changes).items()})
+            stated |= (
+                {key.strip(): value}
+                if equals
+                else LOOKS[choose("look of push-t", item.strip(), LOOKS)]
+            )
+        return cls(
+            **known
+            | {
+                choose("factor of push-t", key, known): value
+                for key, value in (stated | changes).items()
+            }
+        )
 
 
 class _Table:
-    """The physics of one environment. A new one for every state that is set, so that nothing of the past can matter."""
+    """The physics of one environment. A new one for every state that is set, so that nothing of the
+    past can matter."""
 
     def __init__(self, size: float, state: np.ndarray) -> None:
         self.space = pymunk.Space()
-        self.space.damping = 0.0  # of the velocity that is left after a second: the block never slides on
-        # Inner faces as published, but thick: the agent, which nothing stops, could press the block through thin ones.
-        low, high = WALL_NEAR + WALL_RADIUS - WALL_PHYSICS, size - WALL_FAR - WALL_RADIUS + WALL_PHYSICS
+        # of the velocity that is left after a second: the block never slides on
+        self.space.damping = 0.0
+        # Inner faces as published, but thick: the agent, which nothing stops, could press the block
+        # through thin ones.
+        low, high = (
+            WALL_NEAR + WALL_RADIUS - WALL_PHYSICS,
+            size - WALL_FAR - WALL_RADIUS + WALL_PHYSICS,
+        )
         corners = [(low, low), (high, low), (high, high), (low, high)]
         for start, end in zip(corners, corners[1:] + corners[:1], strict=True):
             self.space.add(pymunk.Segment(self.space.static_body, start, end, WALL_PHYSICS))
@@ -133,13 +168,16 @@ class _Table:
         self.block.position = (block_x, block_y)
         self.space.add(self.agent, pymunk.Circle(self.agent, AGENT_RADIUS))
         parts = [
-            pymunk.Poly(self.block, [(x - w, y - h), (x + w, y - h), (x + w, y + h), (x - w, y + h)])
+            pymunk.Poly(
+                self.block, [(x - w, y - h), (x + w, y - h), (x + w, y + h), (x - w, y + h)]
+            )
             for x, y, w, h in (BAR, STEM)
         ]
         self.space.add(self.block, *parts)
 
     def step(self, velocities: Sequence[Sequence[float]]) -> tuple[float, ...]:
-        """Let the agent move at each of these velocities for one step of physics. Returns the new state, angle not wrapped."""
+        """Let the agent move at each of these velocities for one step of physics. Returns the new
+        state, angle not wrapped."""
         agent, step = self.agent, self.space.step
         for velocity in velocities:
             agent.velocity = velocity  # type: ignore[assignment]
@@ -150,7 +188,8 @@ class _Table:
 class PushTWorld:
     """B Push-T environments stepped and drawn together; fulfils the role `contracts.World`.
 
-    What shares a batch never changes an environment: start, goal and policy noise of environment i come from its own seed.
+    What shares a batch never changes an environment: start, goal and policy noise of environment i
+    come from its own seed.
 
     Args:
         num_envs: B.
@@ -163,11 +202,17 @@ class PushTWorld:
     policies: ClassVar[tuple[str, ...]] = ("expert", "random", "weak")
 
     def __init__(
-        self, num_envs: int, image_size: int = 224, look: str = "published", max_steps: int = MAX_STEPS, **factors: Any
+        self,
+        num_envs: int,
+        image_size: int = 224,
+        look: str = "published",
+        max_steps: int = MAX_STEPS,
+        **factors: Any,
     ) -> None:
         if num_envs < 1 or image_size < 16 or max_steps < 1:
             raise ValueError(
-                f"expected num_envs >= 1, image_size >= 16 and max_steps >= 1, got {num_envs}, {image_size} and {max_steps}."
+                f"expected num_envs >= 1, image_size >= 16 and max_steps >= 1, got {num_envs}, "
+                f"{image_size} and {max_steps}."
             )
         self.num_envs = num_envs
         self.factors = Factors.parse(look, **factors)
@@ -177,7 +222,15 @@ class PushTWorld:
             image_size=image_size,
             action_low=(-1.0, -1.0),
             action_high=(1.0, 1.0),
-            state_names=("agent x", "agent y", "block x", "block y", "block angle", "agent velocity x", "agent velocity y"),
+            state_names=(
+                "agent x",
+                "agent y",
+                "block x",
+                "block y",
+                "block angle",
+                "agent velocity x",
+                "agent velocity y",
+            ),
             state_units=("unit", "unit", "unit", "unit", "rad", "unit/s", "unit/s"),
             max_steps=max_steps,
             look=self.factors.look,
@@ -200,16 +253,20 @@ class PushTWorld:
         return self._goals.copy()
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Draw start and goal of environment i from `seeds[i]` alone: at rest, nothing touching, no criterion met."""
+        """Draw start and goal of environment i from `seeds[i]` alone: at rest, nothing touching, no
+        criterion met."""
         states = np.zeros((self.num_envs, 7), np.float32)
         for i, generator in enumerate(self._generators("reset", seeds)):
-            drawn = _wrapped(pushing.draw_states(generator, self.factors.table, count=64, margin=10))
+            drawn = _wrapped(
+                pushing.draw_states(generator, self.factors.table, count=64, margin=10)
+            )
             met = _criteria(drawn, drawn[:1])["block pose"]
             states[i], self._goals[i] = drawn[0], drawn[int((~met).argmax())]
         self.set_states(states)
 
     def set_states(self, states: np.ndarray) -> None:
-        """Restore (B, 7) finite states, the block at rest: what follows depends on them and on the actions alone."""
+        """Restore (B, 7) finite states, the block at rest: what follows depends on them and on the
+        actions alone."""
         self._states = self._checked("states", states, self.num_envs)
         self._tables = [_Table(self.factors.table, state) for state in self._states]
 
@@ -218,42 +275,61 @@ class PushTWorld:
         self._goals = self._checked("goals", goals, self.num_envs)
 
     def step(self, actions: np.ndarray) -> None:
-        """Send every agent towards its target for 0.1 s; (B, 2) actions are clipped to [-1, 1] and NaN counts as 0."""
+        """Send every agent towards its target for 0.1 s; (B, 2) actions are clipped to [-1, 1] and
+        NaN counts as 0."""
         actions = np.asarray(actions, np.float64)
         if actions.shape != (self.num_envs, 2):
-            raise ValueError(f"actions must have shape ({self.num_envs}, 2), one row per environment, got {actions.shape}.")
+            raise ValueError(
+                f"actions must have shape ({self.num_envs}, 2), one row per environment, got "
+                f"{actions.shape}."
+            )
         low, high = pushing.agent_range(self.factors.table)
-        position, velocity = self._states[:, :2].astype(np.float64), self._states[:, 5:].astype(np.float64)
-        targets = np.clip(position + pushing.REACH * np.clip(np.nan_to_num(actions, nan=0.0), -1.0, 1.0), low, high)
+        position, velocity = (
+            self._states[:, :2].astype(np.float64),
+            self._states[:, 5:].astype(np.float64),
+        )
+        targets = np.clip(
+            position + pushing.REACH * np.clip(np.nan_to_num(actions, nan=0.0), -1.0, 1.0),
+            low,
+            high,
+        )
         # No contact moves the agent, so its motion is known before the physics runs.
         velocities = np.empty((self.num_envs, SUBSTEPS, 2))
         for k in range(SUBSTEPS):
             velocity = velocity + PHYSICS_S * (GAIN * (targets - position) - DAMPING * velocity)
             position = position + PHYSICS_S * velocity
             velocities[:, k] = velocity
-        after = [table.step(way) for table, way in zip(self._tables, velocities.tolist(), strict=True)]
+        after = [
+            table.step(way) for table, way in zip(self._tables, velocities.tolist(), strict=True)
+        ]
         self._states = _wrapped(np.array(after))
 
     def render(self, states: np.ndarray | None = None) -> np.ndarray:
-        """Draw (n, 7) given states, or the current ones: (n, h, w, 3) uint8, new memory each time."""
+        """Draw (n, 7) given states, or the current ones: (n, h, w, 3) uint8, new memory each
+        time."""
         return self._draw(self._states if states is None else self._checked("states", states))
 
     def success(self, criterion: str | None = None) -> np.ndarray:
         """(B,) bool: is each environment within tolerance of its goal now?
 
-        "success", the published one: (agent x, agent y, block x, block y) is less than 20 units from the goal's, which is one
-        distance in four dimensions, and the angle, the short way round, less than 20 degrees. "block pose": the same of the
-        block alone, wherever the agent is.
+        "success", the published one: (agent x, agent y, block x, block y) is less than 20 units
+        from the goal's, which is one distance in four dimensions, and the angle, the short way
+        round, less than 20 degrees. "block pose": the same of the block alone, wherever the agent
+        is.
         """
-        criterion = choose("success criterion of push-t", criterion or "success", self.spec.criteria)
+        criterion = choose(
+            "success criterion of push-t", criterion or "success", self.spec.criteria
+        )
         return _criteria(self._states, self._goals)[criterion]
 
     def policy(self, name: str, seeds: Sequence[int]) -> Policy:
-        """A policy bound to this world, environment i driven by `seeds[i]` alone; make a new one for new episodes.
+        """A policy bound to this world, environment i driven by `seeds[i]` alone; make a new one
+        for new episodes.
 
-        "expert" pushes the block to the goal pose and walks to its own goal place, then goes on to poses of its own choice; see
-        `pushing.Expert`. "weak", a published data policy: uniform targets, kept within 100 units of the block on each axis.
-        "random" is uniform over the action box.
+        "expert" pushes the block to the goal pose and walks to its own goal place, then goes on to
+        poses of its own choice; see `pushing.Expert`. "weak", a published data policy: uniform
+        targets, kept within 100 units of the block on each axis. "random" is uniform over the
+        action box.
         """
         generators = self._generators(choose("policy of push-t", name, self.policies), seeds)
         if name == "expert":
@@ -261,27 +337,37 @@ class PushTWorld:
 
         def act() -> np.ndarray:
             actions = np.stack([generator.uniform(-1, 1, 2) for generator in generators])
-            return (pushing.weak(self._states, actions) if name == "weak" else actions).astype(np.float32)
+            return (pushing.weak(self._states, actions) if name == "weak" else actions).astype(
+                np.float32
+            )
 
         return act
 
     def regions(self, states: np.ndarray) -> None:
         """Push-T has none."""
 
-    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        """The (n, 7) states with "agent", "block" or both 40 units or more away and at rest, a moved block turned anyhow.
+    def teleport(
+        self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]
+    ) -> np.ndarray:
+        """The (n, 7) states with "agent", "block" or both 40 units or more away and at rest, a
+        moved block turned anyhow.
 
         Uniform over what is legal: on the table, and the two do not touch.
         """
         moves = {choose("thing of push-t", thing, self.spec.things) for thing in things}
         states = self._checked("states", states, len(seeds))
-        for i, generator in enumerate(generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))):
+        for i, generator in enumerate(
+            generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))
+        ):
             state, found = states[i], not moves
             while not found:
                 drawn = pushing.draw_states(generator, self.factors.table, count=64, margin=10)
                 apart = drawn[:, :4] - state[:4]
                 legal = np.ones(len(drawn), bool)
-                for thing, place, whole in (("agent", [0, 1], [0, 1, 5, 6]), ("block", [2, 3], [2, 3, 4])):
+                for thing, place, whole in (
+                    ("agent", [0, 1], [0, 1, 5, 6]),
+                    ("block", [2, 3], [2, 3, 4]),
+                ):
                     if thing in moves:
                         legal &= np.hypot(*apart[:, place].T) >= 2 * SUCCESS
                     else:
@@ -294,7 +380,9 @@ class PushTWorld:
     def recoloured(self, thing: str, turn: float = 0.5) -> str:
         """The look of this world with other colours of "agent" or "block"."""
         paints = PAINTS[choose("thing of push-t", thing, self.spec.things)]
-        changed: dict[str, Any] = {name: turned_color(getattr(self.factors, name), turn) for name in paints}
+        changed: dict[str, Any] = {
+            name: turned_color(getattr(self.factors, name), turn) for name in paints
+        }
         return replace(self.factors, **changed).look
 
     def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
@@ -310,19 +398,32 @@ class _Painter:
     def __init__(self, factors: Factors, image_size: int) -> None:
         rim, self.extent = factors.outline, factors.table
         self.block = _tee(factors.bar_color, factors.stem_color, rim)
-        pale = bytes((int(ink) + int(floor)) // 2 for ink, floor in zip(rgb(factors.agent_color), rgb(factors.floor_color)))
+        pale = bytes(
+            (int(ink) + int(floor)) // 2
+            for ink, floor in zip(rgb(factors.agent_color), rgb(factors.floor_color))
+        )
         self.halo = [Part(Disc(factors.halo), pale.hex())] if factors.halo else []
         self.agent = [Part(Disc(AGENT_RADIUS - rim), factors.agent_color, rim)]
         self.empty = np.empty((1, image_size, image_size, 3), np.uint8)
         self.empty[:] = rgb(factors.floor_color)
         if factors.goal_color != "none":
             pose = np.array([[0, 0, factors.table / 2, factors.table / 2, math.pi / 4]])
-            paint(self.empty, _block_poses(pose), _tee(factors.goal_color, factors.goal_color), self.extent)
+            paint(
+                self.empty,
+                _block_poses(pose),
+                _tee(factors.goal_color, factors.goal_color),
+                self.extent,
+            )
         low, high = WALL_NEAR, factors.table - WALL_FAR
         middle, half = (low + high) / 2, (high - low) / 2 + WALL_RADIUS
         walls = [Box(line, middle, WALL_RADIUS, half) for line in (low, high)]
         walls += [Box(middle, line, half, WALL_RADIUS) for line in (low, high)]
-        paint(self.empty, np.zeros((1, 3)), [Part(wall, factors.wall_color) for wall in walls], self.extent)
+        paint(
+            self.empty,
+            np.zeros((1, 3)),
+            [Part(wall, factors.wall_color) for wall in walls],
+            self.extent,
+        )
 
     def __call__(self, states: np.ndarray) -> np.ndarray:
         pictures = np.repeat(self.empty, len(states), axis=0)
@@ -335,11 +436,13 @@ class _Painter:
 
 
 class PushT(Single):
-    """One Push-T environment: a batch of one behind the Gymnasium interface. Options as in `PushTWorld`.
+    """One Push-T environment: a batch of one behind the Gymnasium interface. Options as in
+    `PushTWorld`.
 
-    Observation: (h, w, 3) uint8 picture. Action: (2,) float32 in [-1, 1], the target's place relative to the agent, x right and
-    y down, in hundreds of units. Reward: 1.0 on a step that ends in success, which also terminates the episode, else 0.0.
-    `info` holds "state" and "goal", (7,) float32 each, "success" and "criteria".
+    Observation: (h, w, 3) uint8 picture. Action: (2,) float32 in [-1, 1], the target's place
+    relative to the agent, x right and y down, in hundreds of units. Reward: 1.0 on a step that ends
+    in success, which also terminates the episode, else 0.0. `info` holds "state" and "goal", (7,)
+    float32 each, "success" and "criteria".
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium declares it an instance variable)
@@ -376,4 +479,6 @@ def _wrapped(states: np.ndarray) -> np.ndarray:
     return rounded
 
 
-gymnasium.register("lewm/PushT-v1", entry_point="lewm.worlds.push_t:PushT", max_episode_steps=MAX_STEPS)
+gymnasium.register(
+    "lewm/PushT-v1", entry_point="lewm.worlds.push_t:PushT", max_episode_steps=MAX_STEPS
+)

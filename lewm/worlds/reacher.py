@@ -1,15 +1,17 @@
 """Reacher: an arm with two joints, seen from above, must take up a pose.
 
-The world is DeepMind Control's: torques in [-1, 1] on shoulder and wrist, the wrist limited to 160 degrees either way, physics
-steps of 0.02 s. As published, one environment step is two of them (0.04 s) and the target sphere of the original task is not
-drawn: the goal is a pose, given as a picture. A state is (shoulder, wrist, shoulder velocity, wrist velocity), the published
-columns `qpos` and `qvel`; the shoulder turns freely and its angle counts full turns.
+The world is DeepMind Control's: torques in [-1, 1] on shoulder and wrist, the wrist limited to 160
+degrees either way, physics steps of 0.02 s. As published, one environment step is two of them (0.04
+s) and the target sphere of the original task is not drawn: the goal is a pose, given as a picture.
+A state is (shoulder, wrist, shoulder velocity, wrist velocity), the published columns `qpos` and
+`qvel`; the shoulder turns freely and its angle counts full turns.
 
-Success is each joint within 0.05 rad of its goal, velocities aside. The published test compares the angles as they stand, so a
-shoulder that stands right but went round once more fails; ours wraps the difference. The other is the criterion "unwrapped".
+Success is each joint within 0.05 rad of its goal, velocities aside. The published test compares the
+angles as they stand, so a shoulder that stands right but went round once more fails; ours wraps the
+difference. The other is the criterion "unwrapped".
 
-Source: `dm_control.suite.reacher`; LeWorldModel, sec. 4, and the public environment `swm/ReacherDMControl-v0`, task
-`qpos_match`.
+Source: `dm_control.suite.reacher`; LeWorldModel, sec. 4, and the public environment
+`swm/ReacherDMControl-v0`, task `qpos_match`.
 """
 
 from __future__ import annotations
@@ -33,14 +35,18 @@ __all__ = ["Reacher", "ReacherWorld"]
 
 SUCCESS_RAD = 0.05
 WRIST_LIMIT_RAD = np.deg2rad(160.0)
-PHYSICS_STEPS, MAX_STEPS = 2, 200  # of 0.02 s each; Source: `DMControlWrapper.action_repeat` of the public code, its data set
+# of 0.02 s each; Source: `DMControlWrapper.action_repeat` of the public code, its data set
+PHYSICS_STEPS, MAX_STEPS = 2, 200
 STATE_NAMES = ("shoulder", "wrist", "shoulder velocity", "wrist velocity")
-COLORS, MATERIALS = {"arm": "b3804d"}, {"arm": ("self", "effector")}  # what can be painted: its colour, and what has it
+# what can be painted: its colour, and what has it
+COLORS, MATERIALS = {"arm": "b3804d"}, {"arm": ("self", "effector")}
 
 
 def load_model() -> mujoco.MjModel:
     """DeepMind Control's arm without its target sphere."""
-    model = mujoco.MjModel.from_xml_path(str(Path(dm_control.__path__[0]) / "suite" / "reacher.xml"))
+    model = mujoco.MjModel.from_xml_path(
+        str(Path(dm_control.__path__[0]) / "suite" / "reacher.xml")
+    )
     model.geom("target").group = 5  # a group that is not drawn
     return model
 
@@ -51,7 +57,8 @@ def wrapped(angles: np.ndarray) -> np.ndarray:
 
 
 class ReacherWorld:
-    """B arms; fulfils the role `contracts.World`. Start, goal and policy noise of environment i come from its own seed.
+    """B arms; fulfils the role `contracts.World`. Start, goal and policy noise of environment i
+    come from its own seed.
 
     Args:
         num_envs: B.
@@ -63,7 +70,9 @@ class ReacherWorld:
 
     def __init__(self, num_envs: int, image_size: int = 224, look: str = "published") -> None:
         if num_envs < 1 or image_size < 16:
-            raise ValueError(f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}.")
+            raise ValueError(
+                f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}."
+            )
         units = ("rad", "rad", "rad/s", "rad/s")
         look, named, painted = read_look("reacher", look, LOOKS, COLORS)
         self.spec = WorldSpec(
@@ -72,7 +81,9 @@ class ReacherWorld:
         )  # fmt: skip
         self.num_envs = num_envs
         self._colors = COLORS | painted
-        paint = tuple((material, color) for thing, color in painted.items() for material in MATERIALS[thing])
+        paint = tuple(
+            (material, color) for thing, color in painted.items() for material in MATERIALS[thing]
+        )
         self._scene = open_scene(load_model, image_size, "fixed", named, paint)
         self._model = load_model()
         self._arms = [mujoco.MjData(self._model) for _ in range(num_envs)]
@@ -90,7 +101,8 @@ class ReacherWorld:
         return self._goals.copy()
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Draw start and goal of environment i from `seeds[i]` alone: poses uniform, at rest, two tolerances apart or more."""
+        """Draw start and goal of environment i from `seeds[i]` alone: poses uniform, at rest, two
+        tolerances apart or more."""
         states = np.zeros((self.num_envs, 4), np.float32)
         self._goals = np.zeros_like(states)
         for i, generator in enumerate(self._generators("reset", seeds)):
@@ -102,7 +114,8 @@ class ReacherWorld:
     def set_states(self, states: np.ndarray) -> None:
         """Put the arms into (B, 4) finite states: a teleport."""
         for arm, state in zip(self._arms, self._rows("states", states, self.num_envs), strict=True):
-            mujoco.mj_resetData(self._model, arm)  # also forgets where the constraint solver left off
+            # also forgets where the constraint solver left off
+            mujoco.mj_resetData(self._model, arm)
             arm.qpos, arm.qvel = state[:2], state[2:]
 
     def set_goals(self, goals: np.ndarray) -> None:
@@ -113,15 +126,21 @@ class ReacherWorld:
         """Apply torques for 0.04 s; (B, 2) actions are clipped to [-1, 1] and NaN counts as 0."""
         actions = np.asarray(actions, np.float64)
         if actions.shape != (self.num_envs, 2):
-            raise ValueError(f"actions must have shape ({self.num_envs}, 2), one row per environment, got {actions.shape}.")
-        for arm, action in zip(self._arms, np.clip(np.nan_to_num(actions, nan=0.0), -1.0, 1.0), strict=True):
+            raise ValueError(
+                f"actions must have shape ({self.num_envs}, 2), one row per environment, got "
+                f"{actions.shape}."
+            )
+        for arm, action in zip(
+            self._arms, np.clip(np.nan_to_num(actions, nan=0.0), -1.0, 1.0), strict=True
+        ):
             arm.ctrl = action
             mujoco.mj_step(self._model, arm, PHYSICS_STEPS)
 
     def render(self, states: np.ndarray | None = None) -> np.ndarray:
         """Draw (n, 4) given states, or the current ones: (n, h, w, 3) uint8, new memory each time.
 
-        The current ones are drawn from `states`, rounded to float32, too: equal states give equal pictures.
+        The current ones are drawn from `states`, rounded to float32, too: equal states give equal
+        pictures.
         """
         states = self.states if states is None else self._rows("states", states)
         size = self.spec.image_size
@@ -131,32 +150,43 @@ class ReacherWorld:
         return pictures
 
     def success(self, criterion: str | None = None) -> np.ndarray:
-        """(B,) bool: is each joint within 0.05 rad of its goal now? Full turns count for "unwrapped" only."""
-        criterion = choose("success criterion of reacher", criterion or self.spec.criteria[0], self.spec.criteria)
+        """(B,) bool: is each joint within 0.05 rad of its goal now? Full turns count for
+        "unwrapped" only."""
+        criterion = choose(
+            "success criterion of reacher", criterion or self.spec.criteria[0], self.spec.criteria
+        )
         apart = self.states[:, :2].astype(np.float64) - self._goals[:, :2]
         apart = apart if criterion == "unwrapped" else wrapped(apart)
         return np.asarray((np.abs(apart) < SUCCESS_RAD).all(axis=1))
 
     def policy(self, name: str, seeds: Sequence[int]) -> Policy:
-        """A policy bound to this world, environment i driven by `seeds[i]` alone; make a new one for new episodes.
+        """A policy bound to this world, environment i driven by `seeds[i]` alone; make a new one
+        for new episodes.
 
-        "expert" takes up the goal pose, then poses of its own choice, under noise of varying strength. "random" is uniform
-        over the action box, the published data policy.
+        "expert" takes up the goal pose, then poses of its own choice, under noise of varying
+        strength. "random" is uniform over the action box, the published data policy.
         """
         generators = self._generators(choose("policy of reacher", name, self.policies), seeds)
         if name == "expert":
             return _Expert(self, generators)
-        return lambda: np.stack([generator.uniform(-1, 1, 2) for generator in generators]).astype(np.float32)
+        return lambda: np.stack([generator.uniform(-1, 1, 2) for generator in generators]).astype(
+            np.float32
+        )
 
     def regions(self, states: np.ndarray) -> None:
         """None: the arm's world has no regions."""
 
-    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        """The (n, 4) states with the "arm" in a pose that is uniform over all but the nearest, at rest."""
+    def teleport(
+        self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]
+    ) -> np.ndarray:
+        """The (n, 4) states with the "arm" in a pose that is uniform over all but the nearest, at
+        rest."""
         states = self._rows("states", states, len(seeds)).copy()
         if not {choose("thing of reacher", thing, self.spec.things) for thing in things}:
             return states
-        for i, generator in enumerate(generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))):
+        for i, generator in enumerate(
+            generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))
+        ):
             poses = _poses(generator, 16)
             apart = np.abs(wrapped(poses - states[i, :2])).max(axis=1) >= 2 * SUCCESS_RAD
             states[i] = *poses[int(apart.argmax())], 0, 0
@@ -175,13 +205,16 @@ class ReacherWorld:
 
 
 class _Expert:
-    """Ours: a proportional-derivative controller that takes up the goal pose, then poses of its own choice, noisily.
+    """Ours: a proportional-derivative controller that takes up the goal pose, then poses of its own
+    choice, noisily.
 
-    The shoulder takes the shorter way round. Each errand draws its own noise, white, of a std uniform in [0, `noise_std`]: the
-    calm ones show precise arrivals, the wild ones what any torque does anywhere.
+    The shoulder takes the shorter way round. Each errand draws its own noise, white, of a std
+    uniform in [0, `noise_std`]: the calm ones show precise arrivals, the wild ones what any torque
+    does anywhere.
     """
 
-    gains = np.array([[3.0, 1.5], [0.45, 0.02]])  # action per rad and per rad/s, for shoulder and wrist
+    # action per rad and per rad/s, for shoulder and wrist
+    gains = np.array([[3.0, 1.5], [0.45, 0.02]])
     noise_std = 1.0
 
     def __init__(self, world: ReacherWorld, generators: list[np.random.Generator]) -> None:
@@ -207,7 +240,8 @@ class _Expert:
         return np.clip(wanted + self.noise * white, -1, 1).astype(np.float32)
 
     def _ahead(self, states: np.ndarray) -> np.ndarray:
-        """(B, 2) angles from here to the errand; the wrist has stops and cannot go the other way round."""
+        """(B, 2) angles from here to the errand; the wrist has stops and cannot go the other way
+        round."""
         ahead = self.errands - states[:, :2]
         return np.stack([wrapped(ahead[:, 0]), ahead[:, 1]], axis=1)
 
@@ -215,9 +249,10 @@ class _Expert:
 class Reacher(Single):
     """One arm: a batch of one behind the Gymnasium interface. Options as in `ReacherWorld`.
 
-    Observation: (h, w, 3) uint8 picture. Action: (2,) float32 torques of shoulder and wrist in [-1, 1]. Reward: 1.0 on a step
-    that ends with each joint within 0.05 rad of the goal, which also terminates the episode, else 0.0. `info` holds "state" and
-    "goal", (4,) float32 each, "success" and "criteria".
+    Observation: (h, w, 3) uint8 picture. Action: (2,) float32 torques of shoulder and wrist in [-1,
+    1]. Reward: 1.0 on a step that ends with each joint within 0.05 rad of the goal, which also
+    terminates the episode, else 0.0. `info` holds "state" and "goal", (4,) float32 each, "success"
+    and "criteria".
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012 (gymnasium declares it an instance variable)
@@ -231,4 +266,6 @@ def _poses(generator: np.random.Generator, count: int) -> np.ndarray:
     return generator.uniform(-1, 1, (count, 2)) * [np.pi, WRIST_LIMIT_RAD]
 
 
-gymnasium.register("lewm/Reacher-v1", entry_point="lewm.worlds.reacher:Reacher", max_episode_steps=MAX_STEPS)
+gymnasium.register(
+    "lewm/Reacher-v1", entry_point="lewm.worlds.reacher:Reacher", max_episode_steps=MAX_STEPS
+)

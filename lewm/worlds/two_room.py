@@ -1,13 +1,16 @@
-"""Two-Room: a dot walks between two rooms that share a wall with one door, and must get close to a goal position.
+"""Two-Room: a dot walks between two rooms that share a wall with one door, and must get close to a
+goal position.
 
-The world is the published one at 224 px: white floor, black border and wall, a red Gaussian dot, a vertical wall at x = 112
-with a door around y = 49. A state is the dot's centre (x, y) in px of that picture, whole numbers being the middle of a pixel,
-x to the right and y down. Any other image size shows the same world resized, so a state means the same at every size.
+The world is the published one at 224 px: white floor, black border and wall, a red Gaussian dot, a
+vertical wall at x = 112 with a door around y = 49. A state is the dot's centre (x, y) in px of that
+picture, whole numbers being the middle of a pixel, x to the right and y down. Any other image size
+shows the same world resized, so a state means the same at every size.
 
-As published, the centre keeps a body radius away from border and wall, while the door is *not* narrowed by the radius (the
-dot's soft rim overlaps the frame), which leaves a comfortable passage of 31.5 px. Unlike the published code, which looks at
-the end point of a step only and throws a dot that rubs along the door frame back out, our motion is swept and slides along
-what it touches; start and goal are always legal and never already solved; and pictures are rounded, not truncated.
+As published, the centre keeps a body radius away from border and wall, while the door is *not*
+narrowed by the radius (the dot's soft rim overlaps the frame), which leaves a comfortable passage
+of 31.5 px. Unlike the published code, which looks at the end point of a step only and throws a dot
+that rubs along the door frame back out, our motion is swept and slides along what it touches; start
+and goal are always legal and never already solved; and pictures are rounded, not truncated.
 
 Source: LeWorldModel, sec. 4, and the public environment `swm/TwoRoom-v1` for geometry and colours.
 """
@@ -39,31 +42,41 @@ DOOR_Y_PX, DOOR_HALF_PX = 49, 14
 DOT_PX = 7  # body radius, and standard deviation of the drawn Gaussian
 SUCCESS_PX, MAX_STEPS = 16.0, 100
 
-LOW_PX, HIGH_PX = BORDER_PX + DOT_PX, WORLD_PX - BORDER_PX - DOT_PX  # where the centre may be, on both axes
-REACH_PX = WALL_HALF_PX + DOT_PX + 0.5  # the wall for the centre, either side of WALL_X_PX; touching keeps half a pixel away
+# where the centre may be, on both axes
+LOW_PX, HIGH_PX = BORDER_PX + DOT_PX, WORLD_PX - BORDER_PX - DOT_PX
+# the wall for the centre, either side of WALL_X_PX; touching keeps half a pixel away
+REACH_PX = WALL_HALF_PX + DOT_PX + 0.5
 PASSAGE_PX = DOOR_HALF_PX + 1.75  # the door for the centre, either side of DOOR_Y_PX
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What may be varied. The defaults are the published world; anything else gets a name of its own, see `look`."""
+    """What may be varied. The defaults are the published world; anything else gets a name of its
+    own, see `look`."""
 
     agent_color: str = "ff0000"  # six hexadecimal digits, rrggbb
     wall_color: str = "000000"
     floor_color: str = "ffffff"
-    speed: float = 5.0  # px of the 224 world that an action of 1 moves per step; the published range ends at 10.5
+    # px of the 224 world that an action of 1 moves per step; the published range ends at 10.5
+    speed: float = 5.0
 
     def __post_init__(self) -> None:
         for name in ("agent_color", "wall_color", "floor_color"):
             object.__setattr__(self, name, color_digits(name, getattr(self, name)))
-        if not re.fullmatch(r"[0-9.]+(e[+-]?[0-9]+)?", str(self.speed)) or not 0 < float(self.speed) < math.inf:
+        if (
+            not re.fullmatch(r"[0-9.]+(e[+-]?[0-9]+)?", str(self.speed))
+            or not 0 < float(self.speed) < math.inf
+        ):
             raise ValueError(f"speed must be a positive number of px per step, got '{self.speed}'.")
         object.__setattr__(self, "speed", float(self.speed))
 
     @property
     def look(self) -> str:
-        """The name of this world: "published", or what changed, as "agent_color=0000ff,speed=10.5". `parse` reads it back."""
-        changed = {name: value for name, value in asdict(self).items() if value != getattr(Factors, name)}
+        """The name of this world: "published", or what changed, as "agent_color=0000ff,speed=10.5".
+        `parse` reads it back."""
+        changed = {
+            name: value for name, value in asdict(self).items() if value != getattr(Factors, name)
+        }
         return ",".join(f"{name}={value}" for name, value in changed.items()) or "published"
 
     @classmethod
@@ -71,15 +84,23 @@ class Factors:
         """Read a `look`, then apply `changes` by name."""
         stated = dict(item.partition("=")[::2] for item in look.split(",") if look != "published")
         known = asdict(cls())
-        return cls(**known | {choose("factor of two-room", name.strip(), known): v for name, v in (stated | changes).items()})
+        return cls(
+            **known
+            | {
+                choose("factor of two-room", name.strip(), known): v
+                for name, v in (stated | changes).items()
+            }
+        )
 
 
 def slide(positions: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """Move points through the world; what they touch takes away only the part of the motion that points into it.
+    """Move points through the world; what they touch takes away only the part of the motion that
+    points into it.
 
-    Exact at any speed. The free space is three rectangles, room, passage and room, and inside a rectangle sliding is clipping
-    each axis; so it remains to find *when* a point enters the passage and when it leaves it. A point that slides along the wall
-    while pushing against it falls into the door as it comes by. One that starts inside a wall starts from the face beside it.
+    Exact at any speed. The free space is three rectangles, room, passage and room, and inside a
+    rectangle sliding is clipping each axis; so it remains to find *when* a point enters the passage
+    and when it leaves it. A point that slides along the wall while pushing against it falls into
+    the door as it comes by. One that starts inside a wall starts from the face beside it.
 
     Args:
         positions: (n, 2) x and y in px.
@@ -88,16 +109,22 @@ def slide(positions: np.ndarray, moves: np.ndarray) -> np.ndarray:
     Returns:
         (n, 2) float32 positions, always legal.
     """
-    x, y = np.clip(np.asarray(positions, np.float64), LOW_PX, HIGH_PX).T - [[WALL_X_PX], [DOOR_Y_PX]]
+    x, y = np.clip(np.asarray(positions, np.float64), LOW_PX, HIGH_PX).T - [
+        [WALL_X_PX],
+        [DOOR_Y_PX],
+    ]
     dx, dy = np.asarray(moves, np.float64).T
     x = np.where((np.abs(x) < REACH_PX) & (np.abs(y) > PASSAGE_PX), np.copysign(REACH_PX, x), x)
-    # The world is its own mirror image about the wall: flip what moves left, and all go from near room to passage to far room.
+    # The world is its own mirror image about the wall: flip what moves left, and all go from near
+    # room to passage to far room.
     flip = np.where(dx < 0, -1.0, 1.0)
     x, dx = x * flip, np.abs(dx)
     near, far = x <= -REACH_PX, x >= REACH_PX
 
     meets_wall = _time(-REACH_PX - x, dx)
-    meets_door = np.where(np.abs(y) <= PASSAGE_PX, 0.0, _time(np.abs(y) - PASSAGE_PX, -np.sign(y) * dy))
+    meets_door = np.where(
+        np.abs(y) <= PASSAGE_PX, 0.0, _time(np.abs(y) - PASSAGE_PX, -np.sign(y) * dy)
+    )
     misses_door = _time(PASSAGE_PX - np.sign(dy) * y, np.abs(dy))
     enter = np.where(near, np.maximum(meets_wall, meets_door), 0.0)
     enter = np.where(near & (enter > np.minimum(misses_door, 1.0)), np.inf, enter)
@@ -116,7 +143,8 @@ def slide(positions: np.ndarray, moves: np.ndarray) -> np.ndarray:
 
 
 def background(factors: Factors, image_size: int) -> np.ndarray:
-    """(h, w, 3) float32 picture of the empty world: the published 224 px pixels, averaged over the area of each of ours."""
+    """(h, w, 3) float32 picture of the empty world: the published 224 px pixels, averaged over the
+    area of each of ours."""
     line = np.arange(WORLD_PX)
     in_wall = np.abs(line - WALL_X_PX) <= WALL_HALF_PX
     in_door = np.abs(line - DOOR_Y_PX) <= DOOR_HALF_PX
@@ -125,30 +153,38 @@ def background(factors: Factors, image_size: int) -> np.ndarray:
     solid = (in_line[:, None] | in_line[None, :]) | (in_wall[None, :] & ~in_door[:, None])
     edges = np.arange(image_size + 1) * WORLD_PX / image_size
     overlap = np.minimum(edges[1:, None], line + 1) - np.maximum(edges[:-1, None], line)
-    average = np.clip(overlap, 0, None) * image_size / WORLD_PX  # (image_size, 224), every row sums to 1
+    # (image_size, 224), every row sums to 1
+    average = np.clip(overlap, 0, None) * image_size / WORLD_PX
     cover = (average @ solid @ average.T)[..., None]
-    wall, floor = (np.array([*bytes.fromhex(color)]) for color in (factors.wall_color, factors.floor_color))
+    wall, floor = (
+        np.array([*bytes.fromhex(color)]) for color in (factors.wall_color, factors.floor_color)
+    )
     return (cover * wall + (1 - cover) * floor).astype(np.float32)
 
 
 class TwoRoomWorld:
     """B Two-Room environments stepped and drawn together; fulfils the role `contracts.World`.
 
-    What shares a batch never changes an environment: start, goal and policy noise of environment i come from its own seed.
+    What shares a batch never changes an environment: start, goal and policy noise of environment i
+    come from its own seed.
 
     Args:
         num_envs: B.
         image_size: height and width of the pictures, 16 or more.
         look: "published", or changed factors as in `WorldSpec.look`.
-        factors: the same by name, such as `agent_color="0000ff"`. To change a factor in the middle of an episode, draw the
-            later states with a second world.
+        factors: the same by name, such as `agent_color="0000ff"`. To change a factor in the middle
+            of an episode, draw the later states with a second world.
     """
 
     policies: ClassVar[tuple[str, ...]] = ("expert", "random", "straight-line")
 
-    def __init__(self, num_envs: int, image_size: int = WORLD_PX, look: str = "published", **factors: Any) -> None:
+    def __init__(
+        self, num_envs: int, image_size: int = WORLD_PX, look: str = "published", **factors: Any
+    ) -> None:
         if num_envs < 1 or image_size < 16:
-            raise ValueError(f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}.")
+            raise ValueError(
+                f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}."
+            )
         self.num_envs = num_envs
         self.factors = Factors.parse(look, **factors)
         self.spec = WorldSpec(
@@ -166,18 +202,23 @@ class TwoRoomWorld:
             things=("agent",),
         )
 
-        # Averaging the published picture over squares of `pixel` px adds the variance of that many samples in a row to the dot.
+        # Averaging the published picture over squares of `pixel` px adds the variance of that many
+        # samples in a row to the dot.
         pixel = WORLD_PX / image_size
         spread = math.sqrt(DOT_PX**2 + (pixel**2 - 1) / 12)
         self._dot_std, self._dot_peak = spread / pixel, DOT_PX / spread
         # Past this radius the dot changes a pixel by less than half a grey level.
-        self._patch = min(image_size, 2 * math.ceil(self._dot_std * math.sqrt(2 * math.log(2 * 255))) + 1)
+        self._patch = min(
+            image_size, 2 * math.ceil(self._dot_std * math.sqrt(2 * math.log(2 * 255))) + 1
+        )
 
         # Rows of interleaved r, g, b: a patch row is then contiguous memory.
         empty = background(self.factors, image_size).reshape(image_size, 3 * image_size)
         self._empty = np.rint(empty).astype(np.uint8)
         self._under_dot = sliding_window_view(empty, (self._patch, 3 * self._patch))
-        self._ink = np.tile(np.array([*bytes.fromhex(self.factors.agent_color)], np.float32), self._patch)
+        self._ink = np.tile(
+            np.array([*bytes.fromhex(self.factors.agent_color)], np.float32), self._patch
+        )
         self._states, self._goals = np.zeros((2, num_envs, 2), np.float32)
         self.reset(range(num_envs))
 
@@ -192,14 +233,16 @@ class TwoRoomWorld:
         return self._goals.copy()
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Draw start and goal of environment i from `seeds[i]` alone: uniform over both rooms, two tolerances apart or more."""
+        """Draw start and goal of environment i from `seeds[i]` alone: uniform over both rooms, two
+        tolerances apart or more."""
         for i, generator in enumerate(self._generators("reset", seeds)):
             start, *others = _places(generator.random((16, 2)))
             apart = np.linalg.norm(others - start, axis=1) >= 2 * SUCCESS_PX
             self._states[i], self._goals[i] = start, others[int(apart.argmax())]
 
     def set_states(self, states: np.ndarray) -> None:
-        """Put the dots at (B, 2) finite positions: a teleport. One inside a wall is left there until the next step frees it."""
+        """Put the dots at (B, 2) finite positions: a teleport. One inside a wall is left there
+        until the next step frees it."""
         self._states = self._positions("states", states, self.num_envs).copy()
 
     def set_goals(self, goals: np.ndarray) -> None:
@@ -207,62 +250,89 @@ class TwoRoomWorld:
         self._goals = self._positions("goals", goals, self.num_envs).copy()
 
     def step(self, actions: np.ndarray) -> None:
-        """Move every dot by its action times `speed`; (B, 2) actions are clipped to [-1, 1] and NaN counts as 0."""
+        """Move every dot by its action times `speed`; (B, 2) actions are clipped to [-1, 1] and NaN
+        counts as 0."""
         actions = np.asarray(actions, np.float64)
         if actions.shape != (self.num_envs, 2):
-            raise ValueError(f"actions must have shape ({self.num_envs}, 2), one row per environment, got {actions.shape}.")
-        self._states = slide(self._states, self.factors.speed * np.clip(np.nan_to_num(actions, nan=0.0), -1.0, 1.0))
+            raise ValueError(
+                f"actions must have shape ({self.num_envs}, 2), one row per environment, got "
+                f"{actions.shape}."
+            )
+        self._states = slide(
+            self._states, self.factors.speed * np.clip(np.nan_to_num(actions, nan=0.0), -1.0, 1.0)
+        )
 
     def render(self, states: np.ndarray | None = None) -> np.ndarray:
         """Draw (n, 2) given states, or the current ones: (n, h, w, 3) uint8, new memory each time.
 
-        A copy of the empty world and one small patch each: a Gaussian at its true sub-pixel place, a product of two profiles.
+        A copy of the empty world and one small patch each: a Gaussian at its true sub-pixel place,
+        a product of two profiles.
         """
         states = self._states if states is None else self._positions("states", states)
         size, patch = self.spec.image_size, self._patch
-        centres = (states.astype(np.float64) + 0.5) * size / WORLD_PX - 0.5  # in pixels of this picture
+        # in pixels of this picture
+        centres = (states.astype(np.float64) + 0.5) * size / WORLD_PX - 0.5
         corners = np.clip(np.rint(centres) - patch // 2, 0, size - patch).astype(np.intp)
         offsets = (corners - centres)[:, :, None] + np.arange(patch)
-        profiles = (self._dot_peak * np.exp(-0.5 * (offsets / self._dot_std) ** 2)).astype(np.float32)  # (n, 2, patch)
-        alpha = profiles[:, 1, :, None] * np.repeat(profiles[:, 0], 3, axis=1)[:, None, :]  # (n, patch, 3 patch)
+        # (n, 2, patch)
+        profiles = (self._dot_peak * np.exp(-0.5 * (offsets / self._dot_std) ** 2)).astype(
+            np.float32
+        )
+        # (n, patch, 3 patch)
+        alpha = profiles[:, 1, :, None] * np.repeat(profiles[:, 0], 3, axis=1)[:, None, :]
         column, row = 3 * corners[:, 0], corners[:, 1]
         under = self._under_dot[row, column]
         pictures = np.repeat(self._empty[None], len(states), axis=0)
         windows = sliding_window_view(pictures, (patch, 3 * patch), axis=(1, 2), writeable=True)
-        windows[np.arange(len(states)), row, column] = (under + alpha * (self._ink - under) + 0.5).astype(np.uint8)
+        windows[np.arange(len(states)), row, column] = (
+            under + alpha * (self._ink - under) + 0.5
+        ).astype(np.uint8)
         return pictures.reshape(len(states), size, size, 3)
 
     def success(self, criterion: str | None = None) -> np.ndarray:
         """(B,) bool: is the dot closer to its goal than 16 px of 224, now?"""
-        choose("success criterion of two-room", criterion or self.spec.criteria[0], self.spec.criteria)
+        choose(
+            "success criterion of two-room", criterion or self.spec.criteria[0], self.spec.criteria
+        )
         return np.linalg.norm(self._states - self._goals, axis=1) < SUCCESS_PX
 
     def policy(self, name: str, seeds: Sequence[int]) -> Policy:
-        """A policy bound to this world, environment i driven by `seeds[i]` alone; make a new one for new episodes.
+        """A policy bound to this world, environment i driven by `seeds[i]` alone; make a new one
+        for new episodes.
 
-        "expert" walks to the goal through the door, noisily, then on to places of its own choice, so that an episode may have
-        any length and shows both rooms. "random" is uniform over the action box. "straight-line" knows the state and walks
-        straight at the goal, walls or not: a floor that needs no planning.
+        "expert" walks to the goal through the door, noisily, then on to places of its own choice,
+        so that an episode may have any length and shows both rooms. "random" is uniform over the
+        action box. "straight-line" knows the state and walks straight at the goal, walls or not: a
+        floor that needs no planning.
         """
         generators = self._generators(choose("policy of two-room", name, self.policies), seeds)
         if name == "expert":
             return _Expert(self, generators)
         if name == "random":
-            return lambda: np.stack([generator.uniform(-1, 1, 2) for generator in generators]).astype(np.float32)
+            return lambda: np.stack(
+                [generator.uniform(-1, 1, 2) for generator in generators]
+            ).astype(np.float32)
         return self._straight_line
 
     def regions(self, states: np.ndarray) -> np.ndarray:
         """(n,) room of each state: 0 left, 1 right of the middle of the wall."""
         return (self._positions("states", states)[:, 0] >= WALL_X_PX).astype(np.int64)
 
-    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        """The (n, 2) states with the dot ("agent", the only thing) two tolerances or more away, uniform over both rooms."""
+    def teleport(
+        self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]
+    ) -> np.ndarray:
+        """The (n, 2) states with the dot ("agent", the only thing) two tolerances or more away,
+        uniform over both rooms."""
         states = self._positions("states", states, len(seeds)).copy()
         if not {choose("thing of two-room", thing, self.spec.things) for thing in things}:
             return states
-        for i, generator in enumerate(generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))):
+        for i, generator in enumerate(
+            generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))
+        ):
             places = _places(generator.random((16, 2)))
-            states[i] = places[int((np.linalg.norm(places - states[i], axis=1) >= 2 * SUCCESS_PX).argmax())]
+            states[i] = places[
+                int((np.linalg.norm(places - states[i], axis=1) >= 2 * SUCCESS_PX).argmax())
+            ]
         return states
 
     def recoloured(self, thing: str, turn: float = 0.5) -> str:
@@ -272,7 +342,8 @@ class TwoRoomWorld:
 
     def _straight_line(self) -> np.ndarray:
         steps = (self._goals - self._states) / self.factors.speed
-        return steps / np.maximum(np.abs(steps).max(axis=1, keepdims=True), 1)  # as fast as the box allows without turning
+        # as fast as the box allows without turning
+        return steps / np.maximum(np.abs(steps).max(axis=1, keepdims=True), 1)
 
     def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
         return generators(("reset", *self.policies), purpose, seeds, self.num_envs)
@@ -282,11 +353,13 @@ class TwoRoomWorld:
 
 
 class _Expert:
-    """The published data policy: a unit step towards the goal, through the door, under white noise that saturates most actions.
+    """The published data policy: a unit step towards the goal, through the door, under white noise
+    that saturates most actions.
 
-    An action that is not repeated from the step before is the direction of the next waypoint plus noise, clipped to the box;
-    the dot makes headway at about a third of its speed. Ours: the waypoints, which keep it from rubbing along the door frame,
-    and errands: having met its goal it heads for a place of its own choice, so an episode may have any length.
+    An action that is not repeated from the step before is the direction of the next waypoint plus
+    noise, clipped to the box; the dot makes headway at about a third of its speed. Ours: the
+    waypoints, which keep it from rubbing along the door frame, and errands: having met its goal it
+    heads for a place of its own choice, so an episode may have any length.
     """
 
     noise_std = 2.0  # Source: `collect_tworooms.py` of the public code, as the repetition
@@ -302,9 +375,17 @@ class _Expert:
 
     def __call__(self) -> np.ndarray:
         if self.step % self.block == 0:
-            self.normal = np.stack([generator.standard_normal((self.block, 2)) for generator in self.generators], axis=1)
-            self.uniform = np.stack([generator.random((self.block, 3)) for generator in self.generators], axis=1)
-        normal, uniform = self.normal[self.step % self.block], self.uniform[self.step % self.block].T
+            self.normal = np.stack(
+                [generator.standard_normal((self.block, 2)) for generator in self.generators],
+                axis=1,
+            )
+            self.uniform = np.stack(
+                [generator.random((self.block, 3)) for generator in self.generators], axis=1
+            )
+        normal, uniform = (
+            self.normal[self.step % self.block],
+            self.uniform[self.step % self.block].T,
+        )
 
         states, goals = self.world.states.astype(np.float64), self.world.goals
         new_goal = (goals != self.goals).any(axis=1)
@@ -323,11 +404,12 @@ class _Expert:
 
 
 class TwoRoom(Single):
-    """One Two-Room environment: a batch of one behind the Gymnasium interface. Options as in `TwoRoomWorld`.
+    """One Two-Room environment: a batch of one behind the Gymnasium interface. Options as in
+    `TwoRoomWorld`.
 
-    Observation: (h, w, 3) uint8 picture. Action: (2,) float32 in [-1, 1], x right and y down, times `speed` px. Reward: 1.0 on
-    a step that ends within 16 px of the goal, which also terminates the episode, else 0.0. `info` holds "state" and "goal",
-    (2,) float32 each, and "success".
+    Observation: (h, w, 3) uint8 picture. Action: (2,) float32 in [-1, 1], x right and y down, times
+    `speed` px. Reward: 1.0 on a step that ends within 16 px of the goal, which also terminates the
+    episode, else 0.0. `info` holds "state" and "goal", (2,) float32 each, and "success".
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium declares it an instance variable)
@@ -351,7 +433,8 @@ def _places(uniform: np.ndarray) -> np.ndarray:
 
 
 def _waypoints(states: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Where to head next: the target itself, or a point in front of the door, or one behind it when lined up with the door."""
+    """Where to head next: the target itself, or a point in front of the door, or one behind it when
+    lined up with the door."""
     across, along = states[:, 0] - WALL_X_PX, states[:, 1] - DOOR_Y_PX
     here, there = np.where(across < 0, -1, 1), np.where(targets[:, 0] < WALL_X_PX, -1, 1)
     in_passage = np.abs(across) < REACH_PX
@@ -361,4 +444,6 @@ def _waypoints(states: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.where((in_passage | (here != there))[:, None], gates, targets)
 
 
-gymnasium.register("lewm/TwoRoom-v1", entry_point="lewm.worlds.two_room:TwoRoom", max_episode_steps=MAX_STEPS)
+gymnasium.register(
+    "lewm/TwoRoom-v1", entry_point="lewm.worlds.two_room:TwoRoom", max_episode_steps=MAX_STEPS
+)

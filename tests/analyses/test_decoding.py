@@ -1,4 +1,5 @@
-"""A dot is drawn where it is, noise is not drawn, retrieval finds what it knows, and the model never feels any of it."""
+"""A dot is drawn where it is, noise is not drawn, retrieval finds what it knows, and the model
+never feels any of it."""
 
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -18,13 +19,25 @@ from lewm.runs.run import Run, Unsupported
 from lewm.training.fit import FittingConfig
 
 SIZE, RADIUS, SPEED, FRAMESKIP = 32, 2.5, 1.0, 2
-QUICK = Decoding(frames=600, updates=120, batch_size=256, test_frames=60, horizon=4, windows=12, clips=2, pictures=3, draws=40)
+QUICK = Decoding(
+    frames=600,
+    updates=120,
+    batch_size=256,
+    test_frames=60,
+    horizon=4,
+    windows=12,
+    clips=2,
+    pictures=3,
+    draws=40,
+)
 
 
 def dots(places):
     """(n, 2) x and y in pixels -> (n, h, h, 3) uint8: a red dot with soft edges, on white."""
     grid = np.arange(SIZE)
-    square = (grid[None, None, :] - places[:, 0, None, None]) ** 2 + (grid[None, :, None] - places[:, 1, None, None]) ** 2
+    square = (grid[None, None, :] - places[:, 0, None, None]) ** 2 + (
+        grid[None, :, None] - places[:, 1, None, None]
+    ) ** 2
     ink = np.clip(RADIUS + 0.5 - np.sqrt(square), 0, 1)
     return np.rint(255 * (1 - ink[..., None] * np.array([0, 1, 1]))).astype(np.uint8)
 
@@ -34,15 +47,21 @@ def centres(pictures):
     ink = 1 - pictures[..., 1] / 255
     ink = np.where(ink > 0.25, ink, 0)
     total = ink.sum(axis=(1, 2)) + 1e-9
-    return np.stack([(ink.sum(axis=1) @ np.arange(SIZE)) / total, (ink.sum(axis=2) @ np.arange(SIZE)) / total], axis=1)
+    return np.stack(
+        [(ink.sum(axis=1) @ np.arange(SIZE)) / total, (ink.sum(axis=2) @ np.arange(SIZE)) / total],
+        axis=1,
+    )
 
 
 class DotModel(torch.nn.Module):
-    """The latent is the place of the dot, read from the picture, and two numbers more that say nothing."""
+    """The latent is the place of the dot, read from the picture, and two numbers more that say
+    nothing."""
 
     def __init__(self, context=2):
         super().__init__()
-        self.spec = DataSpec(SIZE, FRAMESKIP, Statistics((0.5,) * 3, (0.5,) * 3, (0.0, 0.0), (1.0, 1.0)))
+        self.spec = DataSpec(
+            SIZE, FRAMESKIP, Statistics((0.5,) * 3, (0.5,) * 3, (0.0, 0.0), (1.0, 1.0))
+        )
         self.context, self.latent_dim = context, 4
         self.weight = torch.nn.Parameter(torch.ones(()))
         self.register_buffer("seen", torch.zeros(()))
@@ -70,7 +89,9 @@ class DotEpisodes:
         self.lengths, self.offsets = np.full(count, length), np.arange(count) * length
         starts = generator.uniform(12, 20, (count, 1, 2))
         headings = generator.normal(size=(count, 1, 2)) * 0.12
-        self._actions = np.clip(headings + 0.2 * generator.normal(size=(count, length, 2)), -1, 1).astype(np.float32)
+        self._actions = np.clip(
+            headings + 0.2 * generator.normal(size=(count, length, 2)), -1, 1
+        ).astype(np.float32)
         walked = starts + SPEED * np.cumsum(self._actions, axis=1)
         self.places = np.concatenate([starts, walked[:, :-1]], axis=1)
         self.inside = bool((self.places > 3).all() and (self.places < SIZE - 4).all())
@@ -100,7 +121,9 @@ def known():
 @pytest.fixture(scope="module")
 def decoder(known):
     places, pixels = known
-    return fit_decoder(places[:600], pixels[:600], FittingConfig(updates=400, batch_size=384, learning_rate=5e-3))
+    return fit_decoder(
+        places[:600], pixels[:600], FittingConfig(updates=400, batch_size=384, learning_rate=5e-3)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +140,17 @@ def test_the_dot_is_drawn_where_it_is(decoder, known):
     drawn = decoder.draw(places[600:])
     assert drawn.shape == (60, SIZE, SIZE, 3)
     assert np.linalg.norm(centres(drawn) - places[600:], axis=1).max() < 1
-    assert squared_error(pixels[600:], drawn) < 0.2 * squared_error(pixels[600:], decoder.mean_picture)
+    assert squared_error(pixels[600:], drawn) < 0.2 * squared_error(
+        pixels[600:], decoder.mean_picture
+    )
 
 
 def test_latents_that_say_nothing_draw_no_better_than_the_mean_picture(known):
     places, pixels = known
     shuffled = np.random.default_rng(1).permutation(places[:600])
-    null = fit_decoder(shuffled, pixels[:600], FittingConfig(updates=100, batch_size=256, learning_rate=4e-3))
+    null = fit_decoder(
+        shuffled, pixels[:600], FittingConfig(updates=100, batch_size=256, learning_rate=4e-3)
+    )
     floor = squared_error(pixels[600:], null.mean_picture)
     assert squared_error(pixels[600:], null.draw(places[600:])) > 0.99 * floor
 
@@ -133,7 +160,9 @@ def test_it_begins_as_the_mean_picture(known):
     patches = Patches.of(pixels)
     fresh = Decoder(2, SIZE)
     fresh.mean.copy_(torch.from_numpy(patches.mean))
-    np.testing.assert_array_equal(fresh.draw(places[:3]), np.broadcast_to(fresh.mean_picture, (3, SIZE, SIZE, 3)))
+    np.testing.assert_array_equal(
+        fresh.draw(places[:3]), np.broadcast_to(fresh.mean_picture, (3, SIZE, SIZE, 3))
+    )
     assert np.abs(fresh.mean_picture - pixels.mean(axis=0)).max() <= 0.51
 
 
@@ -141,7 +170,9 @@ def test_the_same_seed_gives_the_same_bits(known):
     places, pixels = known
 
     def weights(seed):
-        fitted = fit_decoder(places[:100], pixels[:100], FittingConfig(updates=5, batch_size=64, seed=seed))
+        fitted = fit_decoder(
+            places[:100], pixels[:100], FittingConfig(updates=5, batch_size=64, seed=seed)
+        )
         torch.rand(3)  # whatever else is drawn between
         return torch.cat([tensor.flatten() for tensor in fitted.state_dict().values()])
 
@@ -153,11 +184,15 @@ def test_patches_are_cut_and_put_together_without_a_seam():
     pixels = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3)).astype(np.uint8)
     patches = Patches.of(pixels)
     decoder = Decoder(3, SIZE)
-    decoder.mean.copy_(torch.from_numpy(patches.tiles[2].reshape(len(patches.mean), -1) / np.float32(255)))
+    decoder.mean.copy_(
+        torch.from_numpy(patches.tiles[2].reshape(len(patches.mean), -1) / np.float32(255))
+    )
     np.testing.assert_array_equal(decoder.mean_picture, pixels[2])
     frames, places, shown = patches.draw(40, np.random.default_rng(1))
     there = patches.tiles.reshape(5, len(patches.mean), -1)[frames, places]
-    np.testing.assert_allclose(255 * (patches.mean[places] + patches.scale * shown), there, atol=1e-3)
+    np.testing.assert_allclose(
+        255 * (patches.mean[places] + patches.scale * shown), there, atol=1e-3
+    )
 
 
 def test_what_moves_is_drawn_more_often_than_what_is_empty(known):
@@ -169,16 +204,24 @@ def test_what_moves_is_drawn_more_often_than_what_is_empty(known):
     assert len(np.unique(places)) == len(patches.mean)
 
 
-@pytest.mark.parametrize(("image_size", "patches"), [(64, 64), (224, 196), (96, 64), (4, 16), (37, 1369)])
+@pytest.mark.parametrize(
+    ("image_size", "patches"), [(64, 64), (224, 196), (96, 64), (4, 16), (37, 1369)]
+)
 def test_patches_fit_the_picture(image_size, patches):
     decoder = Decoder(6, image_size, width=16)
-    assert decoder(torch.zeros(2, 1, 6), torch.arange(patches)).shape[:2] == (2, patches) == (2, len(decoder.queries))
+    assert (
+        decoder(torch.zeros(2, 1, 6), torch.arange(patches)).shape[:2]
+        == (2, patches)
+        == (2, len(decoder.queries))
+    )
 
 
 def test_retrieval_finds_the_frame_itself_and_else_the_nearest():
     bank = np.random.default_rng(0).normal(size=(700, 5)).astype(np.float32) + 1000
     np.testing.assert_array_equal(nearest(bank, bank), np.arange(700))
-    np.testing.assert_array_equal(nearest(bank, bank[:6].reshape(2, 3, 5)), np.arange(6).reshape(2, 3))
+    np.testing.assert_array_equal(
+        nearest(bank, bank[:6].reshape(2, 3, 5)), np.arange(6).reshape(2, 3)
+    )
     line = np.array([[0.0], [10.0]], np.float32)
     assert nearest(line, np.array([[4.9], [5.1]], np.float32)).tolist() == [0, 1]
 
@@ -203,17 +246,32 @@ def test_an_exact_model_imagines_what_it_would_see(opened, result):
     assert curves["copy"][0] == 0
     assert curves["copy"][4] > 2 * curves["nearest"][4]
     for curve in values["imagination"].values():
-        assert all(low <= share <= high for low, share, high in zip(curve["low"], curve["share"], curve["high"], strict=True))
+        assert all(
+            low <= share <= high
+            for low, share, high in zip(curve["low"], curve["share"], curve["high"], strict=True)
+        )
 
 
 def test_scores_stand_beside_their_floor(result):
     scores = result.values["reconstruction"]
-    assert scores["decoder"]["share"] < 0.9 < scores["mean picture"]["share"] == 1 < scores["other latents"]["share"]
+    assert (
+        scores["decoder"]["share"]
+        < 0.9
+        < scores["mean picture"]["share"]
+        == 1
+        < scores["other latents"]["share"]
+    )
     assert scores["decoder"]["psnr"] == pytest.approx(-10 * np.log10(scores["decoder"]["mse"]))
-    assert scores["decoder"]["share_interval"][0] < scores["decoder"]["share"] < scores["decoder"]["share_interval"][1]
+    assert (
+        scores["decoder"]["share_interval"][0]
+        < scores["decoder"]["share"]
+        < scores["decoder"]["share_interval"][1]
+    )
 
 
-def test_the_same_run_gives_the_same_numbers_and_the_stored_decoder_draws_them(opened, result, tmp_path):
+def test_the_same_run_gives_the_same_numbers_and_the_stored_decoder_draws_them(
+    opened, result, tmp_path
+):
     again = QUICK.run(opened)
     timed = {"seconds", "milliseconds"}
     assert {k: v for k, v in again.values.items() if k not in timed} == {

@@ -1,4 +1,5 @@
-"""Arithmetic as by hand, plans counted whole, records that say where they are from, and a dot for every token."""
+"""Arithmetic as by hand, plans counted whole, records that say where they are from, and a dot for
+every token."""
 
 import json
 import re
@@ -25,7 +26,7 @@ from lewm.report.sections.economy import DOT_PT, PITCH_PT, draw
 from lewm.runs.answers import load_result, save_result
 from lewm.runs.run import Unsupported, open_run
 
-# -------------------------------------------------------------------------------------------------------- arithmetic
+# --------------------------------------------------------------------------------------- arithmetic
 
 
 def test_a_linear_costs_two_operations_per_weight_and_row():
@@ -43,14 +44,17 @@ def test_attention_on_a_cpu_is_counted_forwards_and_backwards():
     with torch.no_grad():
         assert count_flops(lambda: F.scaled_dot_product_attention(q, k, v)) == 2 * products
     there_and_back = count_flops(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward())
-    assert there_and_back == 2 * products * 3.5, "the scores are made anew, and two gradients for each of two products"
+    assert there_and_back == 2 * products * 3.5, (
+        "the scores are made anew, and two gradients for each of two products"
+    )
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_every_kind_of_product_of_the_engine_is_counted(precision):
     from lewm.models.nn.engine import _PACKING, _Affine
 
-    wide = _PACKING[precision](_Affine(torch.randn(512, 400), None))  # large enough to be laid out, or quantised
+    # large enough to be laid out, or quantised
+    wide = _PACKING[precision](_Affine(torch.randn(512, 400), None))
     with torch.no_grad():
         assert count_flops(lambda: wide(torch.randn(1, 30, 400))) == 2 * 30 * 400 * 512
 
@@ -72,12 +76,17 @@ SPEC = WorldSpec("any", "", 32, (-1.0, -1.0), (1.0, 1.0), (), (), 0)
 
 def test_encoding_a_frame_costs_what_its_products_do(opened):
     config, spec = opened.model.config, opened.model.spec
-    width, tokens, pixels = config.encoder_width, (spec.image_size // config.patch_size) ** 2, 2 * config.patch_size
+    width, tokens, pixels = (
+        config.encoder_width,
+        (spec.image_size // config.patch_size) ** 2,
+        2 * config.patch_size,
+    )
     assert config.encoder_depth == 1
     patches = tokens * width * 3 * pixels**2
     tokens += 1
     block = tokens * width * 2 * width + width * width  # keys and values of all, the query of one
-    block += 2 * tokens * width + width * width + 2 * width * 4 * width  # attention, its output, the MLP
+    # attention, its output, the MLP
+    block += 2 * tokens * width + width * width + 2 * width * 4 * width
     projector = width * config.projector_dim + config.projector_dim * config.latent_dim
     frame = torch.zeros(1, 1, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
     with torch.no_grad():
@@ -93,10 +102,18 @@ def test_a_plan_costs_its_pictures_and_its_rounds(opened, look):
     def rounds(unroll):
         g, blocks = torch.zeros(1, 1, model.latent_dim), model.spec.block_dim
         sizes = (20, 20, 20, 1)  # the final mean is scored alone
-        return sum(flops(unroll, g, torch.zeros(1, 0, blocks), torch.zeros(1, n, 5, blocks)) for n in sizes)
+        return sum(
+            flops(unroll, g, torch.zeros(1, 0, blocks), torch.zeros(1, n, 5, blocks)) for n in sizes
+        )
 
-    assert count_plan(model, planning, SPEC, look) == (pictures + rounds(model.engine()), (3 * 20 + 1) * 5)
-    assert count_plan(model, planning, SPEC, look, plain=True) == (pictures + rounds(model.rollout), (3 * 20 + 1) * 5)
+    assert count_plan(model, planning, SPEC, look) == (
+        pictures + rounds(model.engine()),
+        (3 * 20 + 1) * 5,
+    )
+    assert count_plan(model, planning, SPEC, look, plain=True) == (
+        pictures + rounds(model.rollout),
+        (3 * 20 + 1) * 5,
+    )
     low = count_plan(model, replace(planning, precision="int8"), SPEC, look, plain=True)
     assert low[0] == pictures + rounds(model.rollout), "the plain way knows no low precision"
 
@@ -110,7 +127,7 @@ def test_gradients_are_paid_for(opened, look):
     assert done - pictures > 1.5 * (forwards - pictures)
 
 
-# ---------------------------------------------------------------------------------------------------------- analysis
+# ----------------------------------------------------------------------------------------- analysis
 
 QUICK = Economy(plans=3, paper_plans=1, limit_s=0)
 
@@ -126,7 +143,10 @@ def result(opened):
 
 def without_time(values):
     timed = ("seconds", "seconds_range", "processor_seconds", "gflops_per_s")
-    plans = {name: {k: v for k, v in plan.items() if k not in timed} for name, plan in values["plans"].items()}
+    plans = {
+        name: {k: v for k, v in plan.items() if k not in timed}
+        for name, plan in values["plans"].items()
+    }
     return {**values, "plans": plans}
 
 
@@ -134,7 +154,8 @@ def test_what_a_run_costs(opened, result):
     values, model = result.values, opened.model
     assert (values["tokens_per_frame"], values["latent_numbers"]) == (1, 192)
     assert values["bytes_per_frame"] == {
-        "latent": 768, "raw picture, 32 px": 3 * 32 * 32, "196 patch tokens": 301_056, "256 patch tokens": 393_216,
+        "latent": 768, "raw picture, 32 px": 3 * 32 * 32, "196 patch tokens": 301_056,
+        "256 patch tokens": 393_216,
     }  # fmt: skip
     parts = dict(values["parameters"])
     assert parts.pop("total") == sum(parts.values()) == sum(p.numel() for p in model.parameters())
@@ -177,7 +198,7 @@ def test_what_cannot_be_measured_is_refused(opened):
         QUICK.run(replace(opened, test_ids=()))
 
 
-# ----------------------------------------------------------------------------------------------------------- records
+# ------------------------------------------------------------------------------------------ records
 
 
 @pytest.mark.parametrize("model", PUBLISHED, ids=lambda model: model.name)
@@ -185,8 +206,12 @@ def test_a_record_says_where_it_is_from_and_never_that_it_was_measured(model):
     assert model.kind in ("published", "estimated")
     assert model.source
     assert re.fullmatch(r"20\d\d-\d\d(; 20\d\d-\d\d)*", model.date)
-    assert "measured" not in " ".join(str(value) for value in asdict(model).values()).replace("were measured is", "")
-    assert model.kind == "published" or (model.tokens and "Estimated:" in model.remark and "Published:" in model.remark)
+    assert "measured" not in " ".join(str(value) for value in asdict(model).values()).replace(
+        "were measured is", ""
+    )
+    assert model.kind == "published" or (
+        model.tokens and "Estimated:" in model.remark and "Published:" in model.remark
+    )
     assert (model.seconds is None) == (not model.hardware)
     if model.tokens and model.numbers:
         assert model.numbers >= model.tokens
@@ -208,14 +233,16 @@ def test_without_a_run_nothing_is_measured():
         assert len({tuple(row) for row in rows}) == 1, "all rows of a table have the same columns"
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 def dots(svg):
     """Of every line of dots in the picture, how many it has, summed over the lines of a field."""
     counts = []
     for path in re.findall(r"<path [^>]*stroke-linecap: round[^>]*>", svg):
-        ends = re.findall(r"M ([\d.]+) [\d.]+ \n?L ([\d.]+) ", re.search(r'd="([^"]*)"', path, re.DOTALL)[1])
+        ends = re.findall(
+            r"M ([\d.]+) [\d.]+ \n?L ([\d.]+) ", re.search(r'd="([^"]*)"', path, re.DOTALL)[1]
+        )
         pitch = float(re.search(r"stroke-dasharray: 0,([\d.]+)", path)[1])
         counts.append(sum(int((float(end) - float(start)) / pitch) + 1 for start, end in ends))
     return counts
@@ -243,13 +270,16 @@ def test_panels_are_whole_and_names_stay_text(result):
         root = ElementTree.fromstring(panel.svg)
         assert "<script" not in panel.svg
         assert evil in "".join(root.itertext())
-        assert all(float(size) >= 9 for size in re.findall(r"font: (?:bold |normal )?(\d+\.?\d*)px", panel.svg))
+        assert all(
+            float(size) >= 9
+            for size in re.findall(r"font: (?:bold |normal )?(\d+\.?\d*)px", panel.svg)
+        )
     shown = "".join(ElementTree.fromstring(panels[1].svg).itertext())
     assert shown.count("measured, ") == 2
     assert shown.count("published, ") == sum(model.seconds is not None for model in PUBLISHED)
 
 
-# ---------------------------------------------------------------------------------------------------------- commands
+# ----------------------------------------------------------------------------------------- commands
 
 
 def test_the_command_without_a_run(tmp_path, monkeypatch, capsys):
@@ -265,11 +295,23 @@ def test_the_command_without_a_run(tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_with_a_run(small_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Economy, "__init__", lambda self, seed: object.__setattr__(self, "seed", seed))  # its class's defaults
+    # its class's defaults
+    monkeypatch.setattr(
+        Economy, "__init__", lambda self, seed: object.__setattr__(self, "seed", seed)
+    )
     for name in ("plans", "paper_plans"):
         monkeypatch.setattr(Economy, name, 1)
     monkeypatch.setattr(Economy, "limit_s", 0)
-    main([str(small_run), "--out", str(tmp_path / "new" / "e.svg"), "--json", str(tmp_path / "e.json"), "--device=cpu"])
+    main(
+        [
+            str(small_run),
+            "--out",
+            str(tmp_path / "new" / "e.svg"),
+            "--json",
+            str(tmp_path / "e.json"),
+            "--device=cpu",
+        ]
+    )
     shown = capsys.readouterr().out
     assert re.search(rf"{re.escape(PAPER)} +45,005 ", shown)
     assert re.search(r"latent +768 +1\b", shown)
@@ -286,12 +328,16 @@ def test_another_format_is_refused_before_any_work(small_run, tmp_path):
 
 
 def test_the_table_of_planners_tells_the_arithmetic(monkeypatch, capsys):
-    paper = planners_benchmark.Planner(planners_benchmark.PAPER, PlanningConfig(L2(), CEM(20, 4, 3)))
+    paper = planners_benchmark.Planner(
+        planners_benchmark.PAPER, PlanningConfig(L2(), CEM(20, 4, 3))
+    )
     monkeypatch.setattr(planners_benchmark, "planners", lambda: (paper,))
     monkeypatch.setattr(planners_benchmark.LeWMConfig, "paper", planners_benchmark.LeWMConfig.tiny)
     assert lewm(["bench", "plan"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"multiply large matrices at \d+ GFLOP/s", shown)
-    done, plain, speed = (float(x) for x in re.search(r"1x +305 +([\d.]+) +([\d.]+) +([\d.]+)", shown).groups())
+    done, plain, speed = (
+        float(x) for x in re.search(r"1x +305 +([\d.]+) +([\d.]+) +([\d.]+)", shown).groups()
+    )
     assert 0.8 < plain / done < 1.3, "the engine fills rounds of few candidates up"
     assert 0 < speed < 10 * machine_limit()

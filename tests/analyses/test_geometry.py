@@ -1,5 +1,6 @@
-"""Straight lines are straight, Gaussian clouds are inside their band and others are not, a planted distance is ranked, a
-perfect model makes no error; and what a training watches changes nothing of what it learns."""
+"""Straight lines are straight, Gaussian clouds are inside their band and others are not, a planted
+distance is ranked, a perfect model makes no error; and what a training watches changes nothing of
+what it learns."""
 
 import json
 import re
@@ -25,7 +26,15 @@ from lewm.runs import checkpoints
 from lewm.runs.answers import load_result, save_result
 from lewm.runs.run import Run, Unsupported
 from lewm.training import train
-from tests.support.point_world import FRAMESKIP, SIZE, SPEED, STATISTICS, PointEpisodes, PointModel, PointWorld
+from tests.support.point_world import (
+    FRAMESKIP,
+    SIZE,
+    SPEED,
+    STATISTICS,
+    PointEpisodes,
+    PointModel,
+    PointWorld,
+)
 from tests.support.point_world import draw as picture
 from tests.support.project import train_command
 
@@ -58,7 +67,9 @@ class Marches(Walks):
 
 def head(distance):
     """A cost on latents of `Marches`, by the steps between them."""
-    return SimpleNamespace(distance=lambda now, goal: distance(((goal - now)[..., 0] * 100).round()))
+    return SimpleNamespace(
+        distance=lambda now, goal: distance(((goal - now)[..., 0] * 100).round())
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +84,7 @@ def marched():
     return GEOMETRY.run(Run(PointModel(), Marches(), (0,), HELD, heads=heads))
 
 
-# ------------------------------------------------------------------------------------------------------- straightness
+# ------------------------------------------------------------------------------------- straightness
 
 
 def noise(*shape, seed=0):
@@ -89,7 +100,13 @@ def noise(*shape, seed=0):
         (noise(4, 200, 500).cumsum(dim=1), 0.0),
         (noise(4, 200, 500), -0.5),
     ],
-    ids=["a line", "to and fro", "stairs", "a random walk", "latents that know nothing of each other"],
+    ids=[
+        "a line",
+        "to and fro",
+        "stairs",
+        "a random walk",
+        "latents that know nothing of each other",
+    ],
 )
 def test_straightness_of_paths_that_are_known(path, expected):
     assert float(losses.straightness(path)) == pytest.approx(expected, abs=0.005)
@@ -128,16 +145,26 @@ def test_walks_are_straight_but_for_their_turns_and_still_ones_do_not_count(walk
     assert found["value"] == pytest.approx(found["states"]["value"], abs=1e-3)
     assert 0.6 < found["value"] < 0.9
     assert found["interval"][0] <= found["value"] <= found["interval"][1]
-    frames = [torch.from_numpy(picture(Walks().states(i)[::FRAMESKIP])).flatten(1).float() for i in HELD]
-    assert found["pixels"]["value"] == pytest.approx(float(torch.cat([losses.turns(each) for each in frames]).nanmean()))
+    frames = [
+        torch.from_numpy(picture(Walks().states(i)[::FRAMESKIP])).flatten(1).float() for i in HELD
+    ]
+    assert found["pixels"]["value"] == pytest.approx(
+        float(torch.cat([losses.turns(each) for each in frames]).nanmean())
+    )
     assert found["pixels"]["n"] == found["n"]
     assert (found["random_encoder"], found["curve"]) == (None, [])
     assert "did not log" in found["curve_from"]
 
 
 def test_the_curve_is_what_the_training_logged():
-    lines = ({"update": 1, "straightness": -0.5}, {"update": 2}, {"update": 3, "straightness": float("nan")})
-    opened = Run(PointModel(), Walks(), (0,), HELD, metrics=(*lines, {"update": 4, "straightness": 0.25}))
+    lines = (
+        {"update": 1, "straightness": -0.5},
+        {"update": 2},
+        {"update": 3, "straightness": float("nan")},
+    )
+    opened = Run(
+        PointModel(), Walks(), (0,), HELD, metrics=(*lines, {"update": 4, "straightness": 0.25})
+    )
     assert GEOMETRY.run(opened).values["straightness"]["curve"] == [[1, -0.5], [4, 0.25]]
 
 
@@ -150,7 +177,9 @@ def test_velocities_are_no_places_and_angles_do_not_jump():
 
         def states(self, i):
             angle = (0.02 * np.arange(self.length) + i + np.pi) % (2 * np.pi) - np.pi
-            return np.stack([angle, np.random.default_rng(i).normal(size=self.length)], axis=1).astype(np.float32)
+            return np.stack(
+                [angle, np.random.default_rng(i).normal(size=self.length)], axis=1
+            ).astype(np.float32)
 
         def rows(self, column, indices):
             return Walks().rows(column, indices)
@@ -162,7 +191,7 @@ def test_velocities_are_no_places_and_angles_do_not_jump():
     assert found["value"] == pytest.approx(np.cos(0.1), abs=1e-3)
 
 
-# ----------------------------------------------------------------------------------------------------------- isotropy
+# ----------------------------------------------------------------------------------------- isotropy
 
 
 def isotropy(sample, seed=0):
@@ -171,7 +200,8 @@ def isotropy(sample, seed=0):
 
 def test_a_gaussian_is_inside_its_band_as_often_as_promised():
     found = [isotropy(noise(50, 6, seed=1000 + i), seed=i) for i in range(60)]
-    assert 51 <= sum(each["inside"] for each in found) <= 60  # 95% of 60 is 57; a band from 100 samples is a little rough
+    # 95% of 60 is 57; a band from 100 samples is a little rough
+    assert 51 <= sum(each["inside"] for each in found) <= 60
     assert 51 <= sum(each["worst_inside"] for each in found) <= 60
     assert found[0]["n"] == 50
     assert found[0]["null_low"] < found[0]["null_mean"] < found[0]["null_high"]
@@ -202,19 +232,24 @@ def test_spectrum_and_rank_are_those_of_the_covariance(walked, marched):
     np.testing.assert_allclose(walked.arrays["spectrum"], expected, rtol=1e-4)
     np.testing.assert_allclose(walked.arrays["std"], latents.std(axis=0), rtol=1e-4)
     shares = expected / expected.sum()
-    assert walked.values["effective_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-3)
+    assert walked.values["effective_rank"] == pytest.approx(
+        np.exp(-(shares * np.log(shares)).sum()), rel=1e-3
+    )
     assert (walked.values["latent_dim"], walked.values["dims_99"]) == (2, 2)
 
 
-# ----------------------------------------------------------------------------------------------- costs and predictions
+# ---------------------------------------------------------------------------- costs and predictions
 
 
 def test_a_planted_distance_is_ranked_and_noise_is_not(marched):
     def costs(distance):
-        return GEOMETRY.run(Run(PointModel(), Marches(), (0,), HELD, heads={"temporal": head(distance)})).values
+        return GEOMETRY.run(
+            Run(PointModel(), Marches(), (0,), HELD, heads={"temporal": head(distance)})
+        ).values
 
     exact = costs(lambda steps: steps.abs())["ranks"]
-    assert list(exact["temporal"]) == ["5", "10", "25", "50", "75"]  # 100 steps are more than there are
+    # 100 steps are more than there are
+    assert list(exact["temporal"]) == ["5", "10", "25", "50", "75"]
     for bound in ("10", "25", "75"):
         assert exact["temporal"][bound]["rho"] == pytest.approx(1)
         assert exact["temporal"][bound]["interval"] == pytest.approx([1, 1])
@@ -222,7 +257,9 @@ def test_a_planted_distance_is_ranked_and_noise_is_not(marched):
     assert exact["temporal"]["5"]["rho"] is None  # all of those are 5 steps apart
     assert exact["temporal"]["10"]["n"] == 12 * 31  # as many as there are, up to 40 per episode
     assert exact["temporal"]["75"]["n"] == 12 * 40
-    noisy = costs(lambda steps: torch.randn(steps.shape, generator=torch.Generator().manual_seed(0)))["ranks"]["temporal"]["75"]
+    noisy = costs(
+        lambda steps: torch.randn(steps.shape, generator=torch.Generator().manual_seed(0))
+    )["ranks"]["temporal"]["75"]
     assert abs(noisy["rho"]) < 0.15
     assert noisy["interval"][0] < 0.05
     backward = costs(lambda steps: -steps)["ranks"]["temporal"]["50"]
@@ -230,7 +267,8 @@ def test_a_planted_distance_is_ranked_and_noise_is_not(marched):
 
 
 def test_the_distance_of_states_is_what_the_latents_of_an_exact_encoder_say(walked):
-    for bound in ("25", "50", "75"):  # up to 10 steps nearly all distances are equal, and their ranks rounding
+    # up to 10 steps nearly all distances are equal, and their ranks rounding
+    for bound in ("25", "50", "75"):
         assert walked.values["ranks_states"]["l2"][bound]["rho"] > 0.9
 
 
@@ -250,7 +288,9 @@ def test_a_cost_that_saturates_is_found_to_and_one_that_grows_is_not(marched):
     assert found["plateau"] == pytest.approx(30)
     assert found["linear"] == 70  # .9 x 72.5, in steps of 5
     assert marched.values["saturation"]["l2"]["offset"] >= found["linear"]
-    np.testing.assert_allclose(marched.arrays["temporal_mean"], np.minimum(marched.arrays["offsets"], 30))
+    np.testing.assert_allclose(
+        marched.arrays["temporal_mean"], np.minimum(marched.arrays["offsets"], 30)
+    )
     np.testing.assert_array_equal(marched.arrays["offsets"], np.arange(5, 81, 5))
 
 
@@ -278,13 +318,17 @@ def test_it_says_from_where_a_model_is_no_better_than_no_change():
 
     result = GEOMETRY.run(Run(Drifts(), Marches(), (0,), HELD))
     assert result.values["open_loop_not_better_from"] == 4
-    assert result.values["open_loop"]["5"]["error"] == pytest.approx(4 * result.values["open_loop"]["5"]["copy"], rel=0.01)
+    assert result.values["open_loop"]["5"]["error"] == pytest.approx(
+        4 * result.values["open_loop"]["5"]["copy"], rel=0.01
+    )
 
 
 def test_paths_of_a_file_with_a_row_per_block_are_those_of_one_with_a_row_per_step():
     class Coarse(Walks):
         def actions(self, i):
-            return np.concatenate([Walks().actions(i)[:80].reshape(-1, 10), np.full((1, 10), np.nan, np.float32)])
+            return np.concatenate(
+                [Walks().actions(i)[:80].reshape(-1, 10), np.full((1, 10), np.nan, np.float32)]
+            )
 
     fine = encode_paths(PointModel(), Walks(), [2, 5])
     coarse = encode_paths(PointModel(), Coarse(length=17, every=5), [2, 5])
@@ -300,13 +344,15 @@ def test_paths_of_a_file_with_a_row_per_block_are_those_of_one_with_a_row_per_st
     assert set(second - first) <= {1, 2, 3}
 
 
-# -------------------------------------------------------------------------------------------------- contract of results
+# ------------------------------------------------------------------------------ contract of results
 
 
 def test_the_model_stays_as_it_is_and_a_control_with_random_weights_stands_beside_it():
     config = LeWMConfig(
-        patch_size=2, encoder_width=16, encoder_depth=1, encoder_heads=2, projector_dim=32, latent_dim=12, context=1,
-        predictor_width=16, predictor_depth=1, predictor_heads=2, predictor_head_dim=8, predictor_mlp_dim=32,
+        patch_size=2, encoder_width=16, encoder_depth=1, encoder_heads=2, projector_dim=32,
+        latent_dim=12, context=1,
+        predictor_width=16, predictor_depth=1, predictor_heads=2, predictor_head_dim=8,
+        predictor_mlp_dim=32,
     )  # fmt: skip
     model = config.build(DataSpec(SIZE, FRAMESKIP, STATISTICS)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -333,7 +379,9 @@ def test_results_can_be_stored_and_their_tables_have_one_shape(walked, tmp_path)
 
 def test_without_states_everything_else_is_answered():
     found = GEOMETRY.run(Run(PointModel(), Walks(has_states=True), (0,), HELD)).values
-    blind = GEOMETRY.run(Run(PointModel(), BlindWalks(has_states=False), (0,), HELD, open_world=PointWorld)).values
+    blind = GEOMETRY.run(
+        Run(PointModel(), BlindWalks(has_states=False), (0,), HELD, open_world=PointWorld)
+    ).values
     assert blind["straightness"].pop("states") is None
     assert found["straightness"].pop("states") is not None
     assert blind["straightness"] == found["straightness"]
@@ -381,34 +429,52 @@ def test_panels_are_whole_and_the_page_decides_about_colours(walked, marched):
     assert "temporal, ρ" in "".join(panels)
 
 
-# ------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def test_beginnings_are_the_same_few_paths_every_time():
     episodes = Walks(count=20)
     paths = beginnings(episodes, range(3, 20), FRAMESKIP, count=4, length=6, seed=1)
     assert paths.shape == (4, 6, 3, SIZE, SIZE)
-    assert torch.equal(paths, beginnings(episodes, range(3, 20), FRAMESKIP, count=4, length=6, seed=1))
-    assert not torch.equal(paths, beginnings(episodes, range(3, 20), FRAMESKIP, count=4, length=6, seed=2))
+    assert torch.equal(
+        paths, beginnings(episodes, range(3, 20), FRAMESKIP, count=4, length=6, seed=1)
+    )
+    assert not torch.equal(
+        paths, beginnings(episodes, range(3, 20), FRAMESKIP, count=4, length=6, seed=2)
+    )
     assert len(beginnings(episodes, [7], FRAMESKIP)) == 1
     x = PointModel().encode(paths)[..., 0]
     assert ((x[:, 1:] - x[:, :-1]).abs() < FRAMESKIP * SPEED + 1e-3).all()
     assert beginnings(Walks(length=10), range(14), FRAMESKIP) is None
 
 
-def test_every_training_logs_straightness_and_learns_the_same_without(small_data, tmp_path, monkeypatch):
+def test_every_training_logs_straightness_and_learns_the_same_without(
+    small_data, tmp_path, monkeypatch
+):
     """Also one whose windows hold no turn, having two frames."""
     found = {}
     for name in ("watched", "unwatched"):
         if name == "unwatched":
             monkeypatch.setattr(train, "beginnings", lambda *_, **__: None)
-        flags = ["--training.window=2", "--training.updates=12", "--training.log-every=1", "--model.dropout=0.1"]
+        flags = [
+            "--training.window=2",
+            "--training.updates=12",
+            "--training.log-every=1",
+            "--model.dropout=0.1",
+        ]
         assert main(train_command(small_data, tmp_path / name, *flags)) == 0
         newest = checkpoints.latest(tmp_path / name)
         files = [(newest / f"{part}.safetensors").read_bytes() for part in ("weights", "optimiser")]
-        lines = [json.loads(line) for line in (tmp_path / name / checkpoints.METRICS).read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (tmp_path / name / checkpoints.METRICS).read_text().splitlines()
+        ]
         straight = [line.pop("straightness", None) for line in lines]
-        found[name] = files, [{key: value for key, value in line.items() if "second" not in key} for line in lines], straight
+        found[name] = (
+            files,
+            [{key: value for key, value in line.items() if "second" not in key} for line in lines],
+            straight,
+        )
     assert found["watched"][:2] == found["unwatched"][:2]
     assert found["unwatched"][2] == [None] * 12
     logged = [value for value in found["watched"][2] if value is not None]
@@ -416,12 +482,19 @@ def test_every_training_logs_straightness_and_learns_the_same_without(small_data
     assert all(-1 <= value <= 1 for value in logged)
 
 
-def test_a_training_looks_at_its_first_report_ten_times_in_all_and_at_its_end(small_data, small_run, tmp_path):
+def test_a_training_looks_at_its_first_report_ten_times_in_all_and_at_its_end(
+    small_data, small_run, tmp_path
+):
     def looked(run):
         lines = [json.loads(line) for line in (run / checkpoints.METRICS).read_text().splitlines()]
         return [line["update"] for line in lines if "straightness" in line]
 
     assert looked(small_run) == [5, 10, 15, 20, 25, 30]  # whenever it reports
-    flags = ["--training.updates=25", "--training.log-every=1", "--training.window=3", "--training.batch-size=4"]
+    flags = [
+        "--training.updates=25",
+        "--training.log-every=1",
+        "--training.window=3",
+        "--training.batch-size=4",
+    ]
     assert main(train_command(small_data, tmp_path, *flags)) == 0
     assert looked(tmp_path) == [1, 4, 6, 9, 11, 14, 16, 19, 21, 24, 25]

@@ -1,4 +1,5 @@
-"""Plans carried out: an exact model imagines what comes, a biased one is off by its bias, and refusals say what is missing."""
+"""Plans carried out: an exact model imagines what comes, a biased one is off by its bias, and
+refusals say what is missing."""
 
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,11 @@ from lewm.runs.run import Run, Unsupported
 from tests.support.point_world import FRAMESKIP, SPEED, PointEpisodes, PointModel, PointWorld
 
 PLANNING = PlanningConfig(
-    L2(), CEM(num_candidates=24, num_elites=4, num_iterations=3), horizon=3, receding=1, hold_actions=True
+    L2(),
+    CEM(num_candidates=24, num_elites=4, num_iterations=3),
+    horizon=3,
+    receding=1,
+    hold_actions=True,
 )
 BIAS = 0.04
 
@@ -51,7 +56,14 @@ class Biased(PointModel):
 
 
 def run_of(model=None, world=Drawn, **changes):
-    told = Run(model or PointModel(), Walks(count=24), range(12), range(12, 24), lambda n, *look: world(n), planning=PLANNING)
+    told = Run(
+        model or PointModel(),
+        Walks(count=24),
+        range(12),
+        range(12, 24),
+        lambda n, *look: world(n),
+        planning=PLANNING,
+    )
     return replace(told, **changes)
 
 
@@ -60,7 +72,9 @@ SMALL = Planning(pairs=12, offset=10, clips=4, fit_frames=200, draws=50)
 
 def test_an_exact_model_imagines_what_comes_and_a_biased_one_is_off_by_its_bias():
     exact, biased = SMALL.run(run_of()), SMALL.run(run_of(Biased()))
-    for h, (row, off) in enumerate(zip(exact.values["horizon"], biased.values["horizon"], strict=True), 1):
+    for h, (row, off) in enumerate(
+        zip(exact.values["horizon"], biased.values["horizon"], strict=True), 1
+    ):
         assert row["steps"] == h * FRAMESKIP
         assert row["ratio"] < 0.02  # walls stop the point and not the model; pictures are rounded
         assert off["error"] == pytest.approx(BIAS * h, rel=0.05)
@@ -75,7 +89,8 @@ def test_an_exact_model_imagines_what_comes_and_a_biased_one_is_off_by_its_bias(
 
 def test_a_search_narrows_and_is_drawn_so():
     costs = SMALL.run(run_of()).arrays["costs"]
-    assert costs.shape[1:] == (3, 3)  # of three rounds the 10th, 50th and 90th percentile; the mean that is scored last is none
+    # of three rounds the 10th, 50th and 90th percentile; the mean that is scored last is none
+    assert costs.shape[1:] == (3, 3)
     np.testing.assert_allclose(costs[:, 0, 1], 1)
     assert (np.diff(costs, axis=2) >= 0).all()
     assert np.median(costs[:, -1, 1]) < 0.5

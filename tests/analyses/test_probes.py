@@ -1,4 +1,5 @@
-"""A planted map is found and noise is not; folds, resamples and rollouts keep to whole episodes and to what came."""
+"""A planted map is found and noise is not; folds, resamples and rollouts keep to whole episodes and
+to what came."""
 
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from lewm.contracts import Result
 from lewm.stats import bootstrap, pearson, r2
 from tests.support.point_world import PointModel, Walks
 
-# ------------------------------------------------------------------------------------------------- ridge regression
+# --------------------------------------------------------------------------------- ridge regression
 
 
 def planted(frames=400, width=12, noise=0.0, seed=0):
@@ -43,9 +44,14 @@ def test_a_planted_linear_map_is_recovered_in_its_units():
 def test_units_change_nothing_but_units():
     latents, states, groups, *_ = planted(noise=0.3)
     scales = np.array([1e3, 1e-3, 60.0])
-    here, there = fit_probe(latents, states, groups), fit_probe(latents * 17 - 4, states * scales, groups)
+    here, there = (
+        fit_probe(latents, states, groups),
+        fit_probe(latents * 17 - 4, states * scales, groups),
+    )
     np.testing.assert_array_equal(here.strengths, there.strengths)
-    np.testing.assert_allclose(there.predict(latents * 17 - 4), here.predict(latents) * scales, rtol=1e-6)
+    np.testing.assert_allclose(
+        there.predict(latents * 17 - 4), here.predict(latents) * scales, rtol=1e-6
+    )
 
 
 def test_it_is_the_ridge_regression_of_the_textbook():
@@ -54,17 +60,21 @@ def test_it_is_the_ridge_regression_of_the_textbook():
     x, y = ((v - v.mean(axis=0)) / v.std(axis=0) for v in (latents, states))
     for i, strength in enumerate(probe.strengths):
         expected = np.linalg.solve(x.T @ x + strength * len(x) * np.eye(x.shape[1]), x.T @ y[:, i])
-        np.testing.assert_allclose(probe.weights[:, i], expected / latents.std(axis=0) * states[:, i].std(), rtol=1e-6)
+        np.testing.assert_allclose(
+            probe.weights[:, i], expected / latents.std(axis=0) * states[:, i].std(), rtol=1e-6
+        )
 
 
 def test_the_penalty_is_chosen_by_episodes_and_not_by_frames():
-    """Each episode stands nearly still, at a place that its latents do not tell: only other frames of it would."""
+    """Each episode stands nearly still, at a place that its latents do not tell: only other frames
+    of it would."""
     generator = np.random.default_rng(0)
     groups = np.repeat(np.arange(30), 20)
     latents = generator.normal(size=(30, 25))[groups] + 1e-3 * generator.normal(size=(600, 25))
     states = generator.normal(size=(30, 1))[groups]
     assert fit_probe(latents, states, groups).strengths[0] >= 1
-    assert fit_probe(latents, states, np.arange(600)).strengths[0] < 0.1  # what folds over frames would have chosen
+    # what folds over frames would have chosen
+    assert fit_probe(latents, states, np.arange(600)).strengths[0] < 0.1
 
 
 def test_latents_and_states_that_never_vary_are_harmless():
@@ -89,13 +99,19 @@ def test_penalties_reach_from_none_to_all():
 
 
 def test_a_penalty_can_be_judged_on_rough_latents():
-    """The state is the difference of two latents that hardly differ, and a third tells it roughly."""
+    """The state is the difference of two latents that hardly differ, and a third tells it
+    roughly."""
     generator = np.random.default_rng(0)
     states, shared = generator.normal(size=(2, 400, 1))
-    latents = np.hstack([shared + 0.01 * states, shared, states + 0.3 * generator.normal(size=states.shape)])
+    latents = np.hstack(
+        [shared + 0.01 * states, shared, states + 0.3 * generator.normal(size=states.shape)]
+    )
     rough = latents + 0.1 * generator.normal(size=latents.shape)
     groups = np.arange(400) // 20
-    sharp, steady = fit_probe(latents, states, groups), fit_probe(latents, states, groups, judged_on=(rough, states))
+    sharp, steady = (
+        fit_probe(latents, states, groups),
+        fit_probe(latents, states, groups, judged_on=(rough, states)),
+    )
     rmse = {name: [np.sqrt(np.mean((probe.predict(x) - states) ** 2)) for x in (latents, rough)]
             for name, probe in {"sharp": sharp, "steady": steady}.items()}  # fmt: skip
     assert steady.strengths[0] > 10 * sharp.strengths[0]
@@ -106,10 +122,12 @@ def test_a_penalty_can_be_judged_on_rough_latents():
 def test_the_arrays_of_a_result_hold_its_probe():
     latents, states, groups, *_ = planted()
     probe = fit_probe(latents, states, groups)
-    np.testing.assert_array_equal(Probe.of(Result("any", {}, vars(probe))).predict(latents), probe.predict(latents))
+    np.testing.assert_array_equal(
+        Probe.of(Result("any", {}, vars(probe))).predict(latents), probe.predict(latents)
+    )
 
 
-# ------------------------------------------------------------------------------------------------- what is asked for
+# -------------------------------------------------------------------------------- what is asked for
 
 
 class Turning(Walks):
@@ -126,27 +144,33 @@ def test_an_angle_is_asked_for_as_cosine_and_sine():
     rows = np.array([3, 61, 62, 119])
     angle, along = Turning().rows("state", rows).astype(float).T
     np.testing.assert_allclose(
-        state_targets(Turning(), readings, rows), np.stack([np.cos(angle), np.sin(angle), along], axis=1)
+        state_targets(Turning(), readings, rows),
+        np.stack([np.cos(angle), np.sin(angle), along], axis=1),
     )
 
 
 def test_forgotten_units_are_none():
     forgetful = Walks()
     forgetful.provenance = SimpleNamespace(state_units=())
-    assert [(reading.name, reading.unit) for reading in readings_of(forgetful)] == [("across", ""), ("along", "")]
+    assert [(reading.name, reading.unit) for reading in readings_of(forgetful)] == [
+        ("across", ""),
+        ("along", ""),
+    ]
 
 
 def test_errors_of_angles_are_degrees_the_shorter_way_round():
     readings = [*readings_of(Turning())]
     degrees = np.radians([[179.0, 10], [350, 20]])  # read
     true = np.radians([[-179.0, 40], [10, 20]])
-    seen, truth = (np.stack([2 * np.cos(v), 2 * np.sin(v), 5 * v], axis=-1) for v in (degrees, true))
+    seen, truth = (
+        np.stack([2 * np.cos(v), 2 * np.sin(v), 5 * v], axis=-1) for v in (degrees, true)
+    )
     found = errors(readings, seen, truth)
     np.testing.assert_allclose(found["heading"], [[-2, -30], [-20, 0]], atol=1e-9)
     np.testing.assert_allclose(found["along"], 5 * (degrees - true))
 
 
-# ---------------------------------------------------------------------------------------------------------- scores
+# ------------------------------------------------------------------------------------------- scores
 
 
 def test_scores_and_intervals_are_those_of_the_plain_bootstrap():
@@ -175,13 +199,15 @@ def test_what_never_varies_has_an_error_and_no_correlation():
     predictions = np.stack([varied, np.full(30, 0.1), varied], axis=1)
     states = np.stack([np.full(30, 7.0), varied, varied], axis=1)
     still, blind, exact = scores(predictions, states, groups)
-    assert np.isnan([still["r"], still["r2"], *still["r_interval"], blind["r"], *blind["r_interval"]]).all()
+    assert np.isnan(
+        [still["r"], still["r2"], *still["r_interval"], blind["r"], *blind["r_interval"]]
+    ).all()
     assert np.isfinite([still["rmse"], *still["rmse_interval"], blind["r2"]]).all()
     assert exact["r"] == pytest.approx(1)
     assert exact["rmse"] == 0
 
 
-# -------------------------------------------------------------------------------------------------- frames, rollouts
+# --------------------------------------------------------------------------------- frames, rollouts
 
 
 def test_frames_are_of_the_episodes_asked_for_and_not_twice():
@@ -196,14 +222,23 @@ def test_frames_are_of_the_episodes_asked_for_and_not_twice():
 def test_rollouts_follow_the_executed_actions(context, every):
     class Blocks(Walks):
         def actions(self, i):
-            full = Walks(length=self.length * self.every).actions(i)[: (self.length - 1) * self.every]
-            return np.concatenate([full.reshape(self.length - 1, -1), np.full((1, 2 * self.every), np.nan, np.float32)])
+            full = Walks(length=self.length * self.every).actions(i)[
+                : (self.length - 1) * self.every
+            ]
+            return np.concatenate(
+                [
+                    full.reshape(self.length - 1, -1),
+                    np.full((1, 2 * self.every), np.nan, np.float32),
+                ]
+            )
 
     episodes, model = Blocks(every=every), PointModel(context=context)
     rolled = roll_out(model, episodes, [1, 2, 7], 4, 64, (0,))
     np.testing.assert_allclose(rolled.predicted, rolled.encoded, atol=3e-5)
     np.testing.assert_allclose(
-        rolled.encoded, episodes.rows("state", rolled.rows.ravel()).reshape(rolled.encoded.shape), atol=2e-5
+        rolled.encoded,
+        episodes.rows("state", rolled.rows.ravel()).reshape(rolled.encoded.shape),
+        atol=2e-5,
     )
     stride = 5 // every
     assert (np.diff(rolled.rows, axis=1) == stride).all()
@@ -220,7 +255,8 @@ def test_rollouts_are_as_long_as_half_of_the_episodes_and_refused_where_too_few_
     assert roll_out(PointModel(), episodes, range(6), 8, 64, (0,)).predicted.shape[1] == 2
     assert roll_out(PointModel(context=3), episodes, range(6), 8, 64, (0,)) is None
     assert roll_out(PointModel(), episodes, range(3), 8, 64, (0,), fewest=4) is None
-    assert roll_out(PointModel(), Walks(every=2), range(6), 8, 64, (0,)) is None  # rows that make no blocks
+    # rows that make no blocks
+    assert roll_out(PointModel(), Walks(every=2), range(6), 8, 64, (0,)) is None
 
 
 def test_a_steady_probe_reads_what_a_model_predicts():

@@ -1,4 +1,5 @@
-"""Probes find what is there to be found and nothing else, beside their controls, and in predictions as in what came."""
+"""Probes find what is there to be found and nothing else, beside their controls, and in predictions
+as in what came."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -13,7 +14,15 @@ from lewm.contracts import DataSpec
 from lewm.models.lewm import LeWMConfig
 from lewm.runs.answers import load_result, save_result
 from lewm.runs.run import Run, Unsupported
-from tests.support.point_world import FRAMESKIP, SIZE, STATISTICS, PointEpisodes, PointModel, Walks, draw
+from tests.support.point_world import (
+    FRAMESKIP,
+    SIZE,
+    STATISTICS,
+    PointEpisodes,
+    PointModel,
+    Walks,
+    draw,
+)
 
 PLAIN = {"mlp": False, "controls": False, "rollouts": 0}
 PROBING = Probing(fit_frames=300, test_frames=200, draws=100, **PLAIN)
@@ -47,7 +56,9 @@ def test_an_encoder_that_knows_the_state_is_read_perfectly():
     arrays = result.arrays
     assert set(arrays["episodes"]) == set(TEST)
     np.testing.assert_allclose(arrays["predictions"], arrays["states"], atol=1e-3)
-    np.testing.assert_array_equal(Probe.of(result).predict(arrays["latents"]), arrays["predictions"])
+    np.testing.assert_array_equal(
+        Probe.of(result).predict(arrays["latents"]), arrays["predictions"]
+    )
     assert len(arrays["states"]) == result.values["test_frames"] == 200
 
 
@@ -79,7 +90,9 @@ def test_the_plane_of_two_latents_is_the_latents_turned():
     latents, plane = result.arrays["latents"], result.arrays["plane"]
     assert result.values["plane_variance"] == pytest.approx(1)
     np.testing.assert_allclose(
-        np.linalg.norm(plane - plane[0], axis=1), np.linalg.norm(latents - latents[0], axis=1), atol=1e-6
+        np.linalg.norm(plane - plane[0], axis=1),
+        np.linalg.norm(latents - latents[0], axis=1),
+        atol=1e-6,
     )
     assert plane[:, 0].std() >= plane[:, 1].std()
     assert np.corrcoef(plane.T)[0, 1] == pytest.approx(0, abs=1e-6)
@@ -90,7 +103,9 @@ def test_the_seed_decides_and_the_model_is_untouched():
     first, second = (few.run(Run(model, walks(), FIT, TEST)) for _ in range(2))
     assert first.values == second.values
     np.testing.assert_array_equal(first.arrays["states"], second.arrays["states"])
-    other = Probing(fit_frames=50, test_frames=40, draws=20, seed=4, **PLAIN).run(Run(model, walks(), FIT, TEST))
+    other = Probing(fit_frames=50, test_frames=40, draws=20, seed=4, **PLAIN).run(
+        Run(model, walks(), FIT, TEST)
+    )
     assert (other.arrays["states"] != first.arrays["states"]).any()
     assert not model.training
     assert all(not encoded.requires_grad for encoded in model.encoded)
@@ -106,7 +121,8 @@ def test_training_mode_and_shared_episodes_are_refused():
 
 
 class TurningEpisodes(PointEpisodes):
-    """A point on a circle, whose picture shows cosine and sine of its angle; and a number drawn apart, with its square."""
+    """A point on a circle, whose picture shows cosine and sine of its angle; and a number drawn
+    apart, with its square."""
 
     state_names = ("heading", "speed", "energy")
     provenance = SimpleNamespace(state_units=("rad", "m/s", "J"))
@@ -115,9 +131,9 @@ class TurningEpisodes(PointEpisodes):
     def states(self, i):
         generator = np.random.default_rng(i)
         speed = generator.normal(size=self.length)
-        return np.stack([generator.uniform(-self.reach, self.reach, self.length), speed, speed**2 / 2], axis=1).astype(
-            np.float32
-        )
+        return np.stack(
+            [generator.uniform(-self.reach, self.reach, self.length), speed, speed**2 / 2], axis=1
+        ).astype(np.float32)
 
     def rows(self, column, indices):
         states = np.concatenate([self.states(i) for i in range(self.count)])[indices]
@@ -141,27 +157,37 @@ def test_the_control_from_other_variables_sees_what_the_data_give_away_and_no_mo
     episodes = TurningEpisodes(count=COUNT)
     episodes.reach = 1.0  # within which the sine gives the cosine away
     result = probing.run(Run(model, episodes, FIT, TEST))
-    r = {name: score["controls"]["other variables"]["r"] for name, score in result.values["variables"].items()}
+    r = {
+        name: score["controls"]["other variables"]["r"]
+        for name, score in result.values["variables"].items()
+    }
     assert r["energy"] > 0.99  # half the square of the speed
     assert abs(r["speed"]) < 0.3  # the energy does not say its sign
     assert abs(r["cos heading"]) < 0.3  # and the sine of the same angle is no other variable
-    assert all(np.isfinite(s["controls"]["random encoder"]["r"]) for s in result.values["variables"].values())
+    assert all(
+        np.isfinite(s["controls"]["random encoder"]["r"])
+        for s in result.values["variables"].values()
+    )
     assert all((model.state_dict()[name] == value).all() for name, value in before.items())
     again = probing.run(Run(model, episodes, FIT, TEST))
     assert again.values == result.values  # its random weights are seeded
 
 
-# ------------------------------------------------------------------------------------------------------ MLP, pixels
+# -------------------------------------------------------------------------------------- MLP, pixels
 
 
 class Shown(PointEpisodes):
-    """Pictures show two numbers; the state holds these, their product, and a number that nothing shows."""
+    """Pictures show two numbers; the state holds these, their product, and a number that nothing
+    shows."""
 
     state_names = ("first", "second", "product", "hidden")
     provenance = SimpleNamespace(state_units=("m", "m", "m2", "1"))
 
     def states(self, i):
-        shown, hidden = np.random.default_rng(i).uniform(0, 1, (self.length, 2)), np.random.default_rng(i + 1000)
+        shown, hidden = (
+            np.random.default_rng(i).uniform(0, 1, (self.length, 2)),
+            np.random.default_rng(i + 1000),
+        )
         product = (shown[:, 0] - 0.5) * (shown[:, 1] - 0.5)
         return np.column_stack([shown, product, hidden.normal(size=self.length)]).astype(np.float32)
 
@@ -184,7 +210,9 @@ def test_a_product_is_read_by_the_mlp_and_not_by_ridge_and_what_is_hidden_by_nei
     for scores in (variables["hidden"], variables["hidden"]["mlp"]):
         assert -0.15 < scores["r2"] < 0.05
         assert scores["r_interval"][0] < 0.1
-        assert set(scores) >= {f"{name}{end}" for name in ("r", "r2", "mse", "rmse") for end in ("", "_interval")}
+        assert set(scores) >= {
+            f"{name}{end}" for name in ("r", "r2", "mse", "rmse") for end in ("", "_interval")
+        }
 
 
 class Coloured(PointEpisodes):
@@ -213,10 +241,11 @@ def test_the_control_from_pixels_reads_a_colour_that_the_encoder_drops():
     assert redness["r2"] < 0.05
     assert redness["controls"]["pixels"]["r2"] > 0.99
     assert redness["controls"]["pixels"]["r_interval"][0] > 0.99
-    assert list(redness["controls"]) == ["pixels"]  # a model without config has no random twin, and there is one variable
+    # a model without config has no random twin, and there is one variable
+    assert list(redness["controls"]) == ["pixels"]
 
 
-# ---------------------------------------------------------------------------------------------------------- rollouts
+# ----------------------------------------------------------------------------------------- rollouts
 
 ROLLING = Probing(fit_frames=300, test_frames=100, draws=50, horizon=4, **PLAIN | {"rollouts": 64})
 
@@ -225,7 +254,8 @@ def test_an_exact_model_is_read_as_well_after_a_rollout_as_before():
     rollout = ROLLING.run(Run(PointModel(context=2), walks(), FIT, TEST)).values["rollout"]
     assert rollout["steps"] == [5, 10, 15, 20]
     assert rollout["episodes"] == len(TEST)
-    assert rollout["rollouts"] == len(TEST) * (12 - 1 - 4)  # of 12 frames a block apart: 2 of context, 4 to come
+    # of 12 frames a block apart: 2 of context, 4 to come
+    assert rollout["rollouts"] == len(TEST) * (12 - 1 - 4)
     across = rollout["variables"]["across"]
     assert across["unit"] == "m"
     np.testing.assert_allclose(across["rmse"], across["encoded_rmse"], atol=1e-4)
@@ -247,9 +277,14 @@ def test_the_error_of_a_drifting_model_is_told_in_units():
     rollout = result.values["rollout"]
     across = rollout["variables"]["across"]
     np.testing.assert_allclose(across["rmse"], [0.01, 0.02, 0.03, 0.04], rtol=0.05)
-    np.testing.assert_allclose(np.transpose(across["rmse_interval"]), [across["rmse"]] * 2, rtol=0.05)
+    np.testing.assert_allclose(
+        np.transpose(across["rmse_interval"]), [across["rmse"]] * 2, rtol=0.05
+    )
     assert max(rollout["variables"]["along"]["rmse"]) < 2e-3
-    assert {unit: of["variables"] for unit, of in rollout["units"].items()} == {"m": ["across"], "km": ["along"]}
+    assert {unit: of["variables"] for unit, of in rollout["units"].items()} == {
+        "m": ["across"],
+        "km": ["along"],
+    }
     assert rollout["units"]["m"]["rmse"] == across["rmse"]
     rows = next(rows for caption, rows in result.tables.items() if "rollout" in caption)
     assert [row["variable"] for row in rows] == ["across", "along"]
@@ -272,7 +307,7 @@ def test_short_episodes_are_probed_without_rollouts():
     assert values["variables"]["across"]["r"] > 0.999
 
 
-# ----------------------------------------------------------------------------------------------------------- the whole
+# ---------------------------------------------------------------------------------------- the whole
 
 
 def test_the_whole_is_told_and_stored_and_leaves_the_model_alone(tmp_path, monkeypatch):
@@ -295,7 +330,8 @@ def test_the_whole_is_told_and_stored_and_leaves_the_model_alone(tmp_path, monke
         assert all(list(row) == list(rows[0]) for row in rows)
     (first, *_) = result.tables.values()
     assert list(first[0]) == [
-        "variable", "unit", "r, ridge", "95%", "r, MLP", "R2", "RMSE", "random encoder", "pixels", "other variables",
+        "variable", "unit", "r, ridge", "95%", "r, MLP", "R2", "RMSE", "random encoder", "pixels",
+        "other variables",
     ]  # fmt: skip
     save_result(tmp_path / "probing", result, {})
     loaded, _ = load_result(tmp_path / "probing")
@@ -303,7 +339,10 @@ def test_the_whole_is_told_and_stored_and_leaves_the_model_alone(tmp_path, monke
 
 
 def test_no_number_without_support():
-    with pytest.raises(Unsupported, match=f"at least {FEWEST_FIT} episodes .* and {FEWEST_TEST} held-out .* got 9 and 5"):
+    with pytest.raises(
+        Unsupported,
+        match=f"at least {FEWEST_FIT} episodes .* and {FEWEST_TEST} held-out .* got 9 and 5",
+    ):
         PROBING.run(Run(PointModel(), walks(), FIT[:9], TEST))
     with pytest.raises(Unsupported, match="got 15 and 3"):
         PROBING.run(Run(PointModel(), walks(), FIT, TEST[:3]))

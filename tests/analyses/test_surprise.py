@@ -1,4 +1,5 @@
-"""A jump is found and normal motion is not; p-values of noise are uniform; an exact model is surprised by nothing but edits."""
+"""A jump is found and normal motion is not; p-values of noise are uniform; an exact model is
+surprised by nothing but edits."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -22,7 +23,8 @@ EDITS = [CONTROL, Edit("teleport", ("agent",)), Edit("colour", ("agent",))]
 
 
 class EditedWorld(PointWorld):
-    """The point can be moved, and painted: "loud" shifts what the model reads, "quiet" changes a channel that it ignores."""
+    """The point can be moved, and painted: "loud" shifts what the model reads, "quiet" changes a
+    channel that it ignores."""
 
     def __init__(self, num_envs, look="published", paint="quiet", **options):
         super().__init__(num_envs, **options)
@@ -30,7 +32,9 @@ class EditedWorld(PointWorld):
         self.paint = paint
 
     def reset(self, seeds):
-        self._states = np.stack([np.random.default_rng(seed).uniform(0.3, 0.7, 2) for seed in seeds]).astype(np.float32)
+        self._states = np.stack(
+            [np.random.default_rng(seed).uniform(0.3, 0.7, 2) for seed in seeds]
+        ).astype(np.float32)
 
     def render(self, states=None):
         pixels = super().render(states)
@@ -79,7 +83,8 @@ class WalkedEpisodes(PointEpisodes):
 
 
 class SpringModel(PointModel):
-    """Exact with K = 2 and only if it is given the frame before the last and the block between the two."""
+    """Exact with K = 2 and only if it is given the frame before the last and the block between the
+    two."""
 
     def __init__(self):
         super().__init__(context=2)
@@ -93,7 +98,13 @@ class SpringModel(PointModel):
 
 def run_of(model=None, world=None, test=range(30), **episodes):
     held_out = WalkedEpisodes(**{"count": 40, **episodes})
-    return Run(model or PointModel(), held_out, fit_ids=[], test_ids=list(test), open_world=world or EditedWorld)
+    return Run(
+        model or PointModel(),
+        held_out,
+        fit_ids=[],
+        test_ids=list(test),
+        open_world=world or EditedWorld,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +112,7 @@ def result():
     return SMALL.run(run_of())
 
 
-# ------------------------------------------------------------------------------------------------------- what is found
+# ------------------------------------------------------------------------------------ what is found
 
 
 def test_an_exact_model_is_surprised_by_the_jump_alone(result):
@@ -121,7 +132,13 @@ def test_an_exact_model_is_surprised_by_the_jump_alone(result):
 
 def test_a_colour_that_the_model_does_not_see_is_no_surprise(result):
     edit = result.values["edits"]["colour of agent"]
-    assert (edit["t"], edit["t_p"], edit["wilcoxon_p"], edit["effect_size"], edit["mean_difference"]) == (0, 1, 1, 0, 0)
+    assert (
+        edit["t"],
+        edit["t_p"],
+        edit["wilcoxon_p"],
+        edit["effect_size"],
+        edit["mean_difference"],
+    ) == (0, 1, 1, 0, 0)
     assert edit["picture_change"] > 10
     assert "grey levels" in next(iter(result.tables.values()))[1]["picture changes by"]
     assert edit["detection_at_5_percent"] < 0.3
@@ -140,14 +157,18 @@ def test_the_predictor_sees_the_last_frames_and_their_blocks():
     normal, teleport, _ = longer.arrays["surprise"]
     assert normal.max() < 1e-8
     edit = SMALL.before
-    assert teleport[:, [edit, edit + 1]].min() > 1e-3, "one of the two frames that it sees is from before the jump"
+    assert teleport[:, [edit, edit + 1]].min() > 1e-3, (
+        "one of the two frames that it sees is from before the jump"
+    )
     assert teleport[:, edit + 2].max() < 1e-8
 
 
 def test_a_score_is_the_mean_squared_error_of_the_next_latent():
     model = PointModel()
     latents = torch.tensor([[[0.1, 0.2], [0.1, 0.2], [0.4, 0.6]]])
-    np.testing.assert_allclose(score(model, latents, np.zeros((1, 2, FRAMESKIP, 2))), [[0, 0.125]], atol=1e-6)
+    np.testing.assert_allclose(
+        score(model, latents, np.zeros((1, 2, FRAMESKIP, 2))), [[0, 0.125]], atol=1e-6
+    )
 
 
 def test_farther_jumps_surprise_more():
@@ -170,18 +191,26 @@ def test_all_things_are_edited_one_by_one_and_together():
             return {"agent": "loud", "block": "quiet"}[thing]
 
     found = SMALL.run(run_of(world=Two))
-    names = ["teleport of agent", "teleport of block", "teleport of agent and block", "colour of agent", "colour of block"]
+    names = [
+        "teleport of agent",
+        "teleport of block",
+        "teleport of agent and block",
+        "colour of agent",
+        "colour of block",
+    ]
     assert list(found.values["edits"]) == names
     assert found.values["conditions"] == ["unperturbed", *names]
     assert found.arrays["surprise"].shape == (6, 30, 6)
     areas = [found.values["edits"][name]["against_colour"]["auc"] for name in names[:3]]
     assert areas[1] == 1, "against its own colour"
-    assert areas[2] == pytest.approx((areas[0] + areas[1]) / 2, abs=1e-6), "against the colours of both"
+    assert areas[2] == pytest.approx((areas[0] + areas[1]) / 2, abs=1e-6), (
+        "against the colours of both"
+    )
     assert found.arrays["roc_colour"].shape == (3, 201)
     assert len(draw(found)) == 4
 
 
-# -------------------------------------------------------------------------------------------------------- of what episodes
+# --------------------------------------------------------------------------------- of what episodes
 
 
 def test_what_goes_on_unedited_is_what_was_recorded(result):
@@ -191,7 +220,11 @@ def test_what_goes_on_unedited_is_what_was_recorded(result):
 
 def test_episodes_that_are_missing_are_played():
     found = SMALL.run(run_of(test=range(12)))
-    assert (found.values["episodes"], found.values["recorded"], found.values["played"]) == (30, 12, 18)
+    assert (found.values["episodes"], found.values["recorded"], found.values["played"]) == (
+        30,
+        12,
+        18,
+    )
     surprise = found.arrays["surprise"]
     assert surprise[0].max() < 1e-8
     assert len(np.unique(surprise[1, :, SMALL.before])) == 30, "no episode is there twice"
@@ -218,7 +251,9 @@ def test_the_edit_is_in_the_middle_and_each_episode_has_one():
     homes = []
     for states, blocks in chosen:
         assert blocks.shape == (6, FRAMESKIP, 2)
-        homes.append(next(i for i in range(episodes.count) if (episodes.states(i)[30] == states[4]).all()))
+        homes.append(
+            next(i for i in range(episodes.count) if (episodes.states(i)[30] == states[4]).all())
+        )
         np.testing.assert_array_equal(states, episodes.states(homes[-1])[10:45:5])
         np.testing.assert_array_equal(blocks.reshape(-1, 2), episodes.actions(homes[-1])[10:40])
     assert len(set(homes)) == 7
@@ -237,7 +272,10 @@ def broken(*_):
         (replace(run_of(), open_world=None), "whose world is known"),
         (run_of(world=PointWorld), "'point', which names nothing"),
         (run_of(world=broken), "cannot be opened here: No module named 'there'"),
-        (run_of(test=range(15), length=21, every=FRAMESKIP), "at least 20 held-out episodes of 6 blocks.*got 15"),
+        (
+            run_of(test=range(15), length=21, every=FRAMESKIP),
+            "at least 20 held-out episodes of 6 blocks.*got 15",
+        ),
         (run_of(length=10, every=2), "at the ends of blocks"),
     ],
 )
@@ -255,7 +293,9 @@ def test_a_trained_model_stays_as_it_is_and_its_result_is_stored(small_run, tmp_
     given = open_run(small_run, device="cpu")
     before = {name: value.clone() for name, value in given.model.state_dict().items()}
     heard = []
-    found = Surprise(episodes=24, before=2, after=1, draws=50).run(given, lambda *words: heard.append(words))
+    found = Surprise(episodes=24, before=2, after=1, draws=50).run(
+        given, lambda *words: heard.append(words)
+    )
     assert all(torch.equal(value, before[name]) for name, value in given.model.state_dict().items())
     assert not given.model.training
     assert all(parameter.grad is None for parameter in given.model.parameters())
@@ -269,11 +309,12 @@ def test_a_trained_model_stays_as_it_is_and_its_result_is_stored(small_run, tmp_
     assert len(draw(loaded)) == 4
 
 
-# ------------------------------------------------------------------------------------------------------------- statistics
+# --------------------------------------------------------------------------------------- statistics
 
 
 def noise(n=60, frames=6, seed=0):
-    """Surprise of a model with an error of its own: mean of squares, in three conditions that are alike."""
+    """Surprise of a model with an error of its own: mean of squares, in three conditions that are
+    alike."""
     return np.random.default_rng(seed).chisquare(8, (3, n, frames)) / 8
 
 
@@ -295,7 +336,9 @@ def test_intervals_of_the_area_hold_it_as_often_as_they_should():
     held = []
     for seed in range(300):
         frames = np.exp(noise(40, seed=seed)[0])  # skewed
-        low, high = module._told_apart(frames[:, 0], frames[:, 1:], draws=200, seed=seed)["auc_interval"]
+        low, high = module._told_apart(frames[:, 0], frames[:, 1:], draws=200, seed=seed)[
+            "auc_interval"
+        ]
         held.append(low <= 0.5 <= high)
     assert 0.9 < np.mean(held) < 0.98
 
@@ -308,7 +351,8 @@ def test_a_planted_difference_has_its_size():
     assert found["ratio"] == pytest.approx(6 / 5, abs=0.01)
     assert found["effect_size"] == pytest.approx(1 / 2**0.5, abs=0.06)
     assert found["t"] == pytest.approx(found["effect_size"] * 1500**0.5)
-    assert found["auc"] == pytest.approx(0.760, abs=0.02)  # the normal distribution function at 1 / sqrt 2
+    # the normal distribution function at 1 / sqrt 2
+    assert found["auc"] == pytest.approx(0.760, abs=0.02)
     low, high = found["interval"]
     assert low < found["mean_difference"] < high
     assert high - low == pytest.approx(4 * 2**0.5 / 1500**0.5, rel=0.15)
@@ -328,7 +372,11 @@ def test_pairs_are_what_is_tested():
 
 def test_the_area_and_its_interval_are_those_of_the_slow_way():
     generator = np.random.default_rng(2)
-    edited, others = generator.integers(3, 9, 30).astype(float), generator.integers(0, 8, (30, 4)).astype(float)  # with ties
+    # with ties
+    edited, others = (
+        generator.integers(3, 9, 30).astype(float),
+        generator.integers(0, 8, (30, 4)).astype(float),
+    )
 
     def area(values, positive):
         apart = values[positive][:, None] - values[~positive]
@@ -339,7 +387,9 @@ def test_the_area_and_its_interval_are_those_of_the_slow_way():
     fast = module._told_apart(edited, others, draws=2000, seed=0)
     assert fast["auc"] == pytest.approx(area(values.ravel(), positive.ravel()))
     episode = np.repeat(np.arange(30), 5)
-    slow = stats.bootstrap(area, values.ravel(), positive.ravel(), groups=episode, draws=2000, seed=1)
+    slow = stats.bootstrap(
+        area, values.ravel(), positive.ravel(), groups=episode, draws=2000, seed=1
+    )
     np.testing.assert_allclose(fast["auc_interval"], slow, atol=0.01)
 
 
@@ -351,7 +401,9 @@ def test_curves_meet_their_areas():
     for curve, edit in zip(found.arrays["roc"], edits, strict=True):
         assert np.trapezoid(curve, alarms) == pytest.approx(edit["auc"], abs=0.01)
         assert (np.diff(curve) >= 0).all()
-    assert np.trapezoid(found.arrays["roc_colour"][0], alarms) == pytest.approx(edits[0]["against_colour"]["auc"], abs=0.01)
+    assert np.trapezoid(found.arrays["roc_colour"][0], alarms) == pytest.approx(
+        edits[0]["against_colour"]["auc"], abs=0.01
+    )
     assert "against_colour" not in edits[1]
 
 
@@ -365,7 +417,7 @@ def test_bands_hold_the_mean_and_narrow_with_more_episodes():
     np.testing.assert_array_equal(few["frames"], [-3, -2, -1, 0, 1, 2])
 
 
-# ---------------------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------ figures
 
 
 def test_panels_are_svg_that_names_every_condition(result):
@@ -374,7 +426,9 @@ def test_panels_are_svg_that_names_every_condition(result):
     for panel in panels:
         ElementTree.fromstring(panel.svg)
         assert not re.search(r"<script|javascript:|https?://(?!www\.w3\.org)", panel.svg)
-        assert not set(re.findall(r"#[0-9a-f]{6}", re.sub(r"var\([^)]*\)", "", panel.svg))), "colours are the page's"
+        assert not set(re.findall(r"#[0-9a-f]{6}", re.sub(r"var\([^)]*\)", "", panel.svg))), (
+            "colours are the page's"
+        )
     assert all(name in panels[0].svg for name in result.values["conditions"])
     assert "30 episodes" in panels[0].title
 
@@ -383,7 +437,12 @@ def test_names_of_things_stay_text():
     name = 'cat <script> & "$x$"'
     conditions = noise(30)
     conditions[0, 0, 0] = 0  # which a logarithmic axis must bear
-    found = tell(conditions, [CONTROL, Edit("teleport", (name,)), Edit("colour", (name,))], before=3, draws=20)
+    found = tell(
+        conditions,
+        [CONTROL, Edit("teleport", (name,)), Edit("colour", (name,))],
+        before=3,
+        draws=20,
+    )
     found.values["frameskip"] = 5
     for panel in draw(found):
         tree = ElementTree.fromstring(panel.svg)

@@ -1,4 +1,5 @@
-"""The table of planners: the same pairs for all, the paper's search first, and what is measured kept as it comes."""
+"""The table of planners: the same pairs for all, the paper's search first, and what is measured
+kept as it comes."""
 
 import json
 import re
@@ -37,18 +38,26 @@ def few(monkeypatch):
 
 def test_all_planners_play_the_same_pairs(fitted, few, tmp_path):
     result = plan.run(runs=[fitted], pairs=8, offsets=[10], out=tmp_path)
-    rows = {row["planner"]: row for row in result["results"][0]["rows"] if row["task"] == "offset 10"}
+    rows = {
+        row["planner"]: row for row in result["results"][0]["rows"] if row["task"] == "offset 10"
+    }
     paper, twin, amortised = rows.values()
     assert paper["planner"] == plan.PAPER
     assert paper["p"] is None
     assert paper["faster"] == 1
-    assert (twin["rate"], twin["reached"], twin["calls"]) == (paper["rate"], paper["reached"], paper["calls"]), "same search"
+    assert (twin["rate"], twin["reached"], twin["calls"]) == (
+        paper["rate"],
+        paper["reached"],
+        paper["calls"],
+    ), "same search"
     assert twin["p"] == 1
     assert paper["calls"] == (3 * 20 + 1) * 5
     assert amortised["calls"] == 0
     assert {row["pairs"] for row in rows.values()} == {8}
     assert amortised["faster"] == pytest.approx(paper["ms_batch"] / amortised["ms_batch"])
-    assert 0 < paper["reached"] < amortised["reached"], "three updates teach nothing, a search finds the goal's latent"
+    assert 0 < paper["reached"] < amortised["reached"], (
+        "three updates teach nothing, a search finds the goal's latent"
+    )
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["results"][0]["rows"] == json.loads(json.dumps(result["results"][0]["rows"]))
     assert "offset 10" in (tmp_path / "plan-two-room-offset-10.svg").read_text()
@@ -71,7 +80,21 @@ def test_what_was_measured_is_kept_when_the_next_planner_fails(fitted, few, tmp_
 
 
 def test_the_command_shows_the_table(fitted, few, capsys):
-    assert main(["bench", "plan", "--runs", str(fitted), "--pairs=8", "--offsets=10", "--only", "amortised"]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                "plan",
+                "--runs",
+                str(fitted),
+                "--pairs=8",
+                "--offsets=10",
+                "--only",
+                "amortised",
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert plan.PAPER in shown
     assert "amortised" in shown

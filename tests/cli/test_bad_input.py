@@ -1,4 +1,5 @@
-"""What goes wrong is said in one paragraph that names file, expected, got and cure; nothing is begun, nothing foreign runs."""
+"""What goes wrong is said in one paragraph that names file, expected, got and cure; nothing is
+begun, nothing foreign runs."""
 
 import json
 import os
@@ -43,7 +44,7 @@ def refused(capsys):
     return check
 
 
-# ------------------------------------------------------------------------------------------------------------- names
+# -------------------------------------------------------------------------------------------- names
 
 
 @pytest.mark.parametrize(
@@ -53,9 +54,15 @@ def refused(capsys):
         (["collect", "two-rom", "--out", "x.h5"], "'two-room'"),
         (["collect", "two-room", "--out", "x.h5", "--policy", "export"], "'expert'"),
         (["collect", "two-room", "--out", "x.h5", "--compression", "blosk"], "'blosc'"),
-        (["collect", "two-room", "--out", "x.h5", "--look", "agent_colour=0000ff"], "'agent_color'"),
+        (
+            ["collect", "two-room", "--out", "x.h5", "--look", "agent_colour=0000ff"],
+            "'agent_color'",
+        ),
         (["train", "two-room-tinny", "--data", "x.h5", "--out", "run"], "'two-room-tiny'"),
-        (["train", "two-room-tiny", "--data", "x.h5", "--out", "run", "--world", "tworoom"], "'two-room'"),
+        (
+            ["train", "two-room-tiny", "--data", "x.h5", "--out", "run", "--world", "tworoom"],
+            "'two-room'",
+        ),
         (["bench", "sigrek"], "'sigreg'"),
         (["data", "inof", "x.h5"], "'info'"),
         (["plan", "run", "--out", "plan.giff"], "'.gif'"),
@@ -75,7 +82,10 @@ def test_misspelt_solvers_and_objectives(flag, meant, refused, small_run):
 @pytest.mark.parametrize(
     ("words", "meant"),
     [
-        (["train", "two-room-tiny", "--data=x", "--out=y", "--training.update=3"], "--training.updates"),
+        (
+            ["train", "two-room-tiny", "--data=x", "--out=y", "--training.update=3"],
+            "--training.updates",
+        ),
         (["evaluate", "run", "--episode=3"], "--episodes"),
         (["collect", "two-room", "--out=x", "--imagesize=3"], "--image-size"),
     ],
@@ -113,10 +123,14 @@ def test_settings_out_of_range(flags, fragment, refused, small_data, tmp_path):
 
 def test_a_device_that_is_not_there(refused, small_data, tmp_path):
     missing = "mps" if sys.platform != "darwin" else "cuda"
-    refused(train_command(small_data, tmp_path / "run", f"--training.accelerator={missing}"), missing, "lewm doctor")
+    refused(
+        train_command(small_data, tmp_path / "run", f"--training.accelerator={missing}"),
+        missing,
+        "lewm doctor",
+    )
 
 
-# -------------------------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------- data
 
 
 def spoil(what, path):
@@ -154,7 +168,10 @@ BAD_FILES = {
     "missing column": ("expected the columns", "got no action", "rename or convert"),
     "NaN inside": ("expected finite actions", "at step 49 of episode 1", "Cut or drop"),
     "wider actions": ("expected actions of 2 numbers, got 3", "Use the data of the world"),
-    "another world": ("expected episodes of world 'two-room', got some of 'push-t'", "--world push-t"),
+    "another world": (
+        "expected episodes of world 'two-room', got some of 'push-t'",
+        "--world push-t",
+    ),
     "float pixels": ("of type uint8", "float32", "Store square RGB"),
 }
 
@@ -169,7 +186,9 @@ def test_bad_episode_files_are_refused_before_any_training(what, refused, small_
 
 
 @pytest.mark.parametrize("what", ["truncated", "foreign", "NaN inside", "wider actions"])
-def test_bad_episode_files_are_refused_before_any_evaluation(what, refused, small_data, small_run, tmp_path):
+def test_bad_episode_files_are_refused_before_any_evaluation(
+    what, refused, small_data, small_run, tmp_path
+):
     path = tmp_path / "episodes.h5"
     shutil.copy(small_data, path)
     spoil(what, path)
@@ -182,18 +201,29 @@ def test_foreign_attributes_are_no_obstacle_to_training(small_data, tmp_path):
     with h5py.File(path, "r+") as file:
         file.attrs["version"], file.attrs["state_units"] = np.bytes_("1.0"), np.array([b"px"])
     assert main(train_command(path, tmp_path / "run", "--training.updates=1")) == 0
-    assert main(["plan", str(tmp_path / "run"), "--out", str(tmp_path / "plan.gif"), "--iterations=1"]) == 0
+    assert (
+        main(["plan", str(tmp_path / "run"), "--out", str(tmp_path / "plan.gif"), "--iterations=1"])
+        == 0
+    )
 
 
-@pytest.mark.parametrize(("command", "side"), [("evaluate", "heldout"), ("plan", "heldout"), ("plan", "train")])
-def test_states_that_are_no_numbers(command, side, refused, small_data, small_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "side"), [("evaluate", "heldout"), ("plan", "heldout"), ("plan", "train")]
+)
+def test_states_that_are_no_numbers(
+    command, side, refused, small_data, small_run, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     episode = read_json(small_run / checkpoints.EXPERIMENT)["split"][side][1]
     shutil.copy(small_data, "episodes.h5")
     with h5py.File("episodes.h5", "r+") as file:
         file["state"][101 * episode + 3] = np.nan
     words = [command, small_run, "--data", "episodes.h5", "--episodes=2", "--iterations=1"]
-    refused(words, f"episodes.h5: expected finite states, got [nan, nan] at step 3 of episode {episode}", "Cut or drop")
+    refused(
+        words,
+        f"episodes.h5: expected finite states, got [nan, nan] at step 3 of episode {episode}",
+        "Cut or drop",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -204,27 +234,49 @@ def other_size(tmp_path_factory):
 
 
 def test_pictures_of_another_size(refused, other_size, small_run, tmp_path):
-    refused(train_command(other_size, tmp_path / "run"), other_size, "expected pictures of 32 x 32 px, got 48 x 48")
+    refused(
+        train_command(other_size, tmp_path / "run"),
+        other_size,
+        "expected pictures of 32 x 32 px, got 48 x 48",
+    )
     assert not (tmp_path / "run").exists()
     for command in ("evaluate", "plan"):
-        refused([command, small_run, "--data", other_size], other_size, "expected pictures of 32 x 32 px, got 48 x 48")
+        refused(
+            [command, small_run, "--data", other_size],
+            other_size,
+            "expected pictures of 32 x 32 px, got 48 x 48",
+        )
 
 
 def test_collecting_into_a_file_of_other_episodes(refused, small_data):
     before = small_data.read_bytes()
-    words = ["collect", "two-room", "--out", small_data, "--episodes=16", "--image-size=32", "--seed=5"]
+    words = [
+        "collect",
+        "two-room",
+        "--out",
+        small_data,
+        "--episodes=16",
+        "--image-size=32",
+        "--seed=5",
+    ]
     refused(words, small_data, "seed 0 against 5", "another path")
     assert small_data.read_bytes() == before
 
 
-@pytest.mark.parametrize("command", ["train two-room-tiny --out run --data", "data info", "data verify"])
+@pytest.mark.parametrize(
+    "command", ["train two-room-tiny --out run --data", "data info", "data verify"]
+)
 def test_files_that_are_not_there(command, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused([*command.split(), "nothing.h5"], "nothing.h5: expected an episode file, got no such file", "lewm collect")
+    refused(
+        [*command.split(), "nothing.h5"],
+        "nothing.h5: expected an episode file, got no such file",
+        "lewm collect",
+    )
     refused([*command.split(), "."], "got a folder")
 
 
-# -------------------------------------------------------------------------------------------------------- run folders
+# -------------------------------------------------------------------------------------- run folders
 
 
 @pytest.fixture
@@ -263,17 +315,25 @@ def test_a_pickle_in_place_of_weights_is_not_executed(refused, run, tmp_path):
     assert marker.exists(), "the pickle would have worked"
 
 
-@pytest.mark.parametrize("name", ["os.system", "../../evil", "lewm.cli.main", "torch.nn.Linear", "__init__", "", None])
+@pytest.mark.parametrize(
+    "name", ["os.system", "../../evil", "lewm.cli.main", "torch.nn.Linear", "__init__", "", None]
+)
 def test_a_run_cannot_name_code(name, refused, run):
     description = json.loads((run / "model.json").read_text())
-    (run / "model.json").write_text(json.dumps({**description, "model": name, "_target_": "os.system"}))
+    (run / "model.json").write_text(
+        json.dumps({**description, "model": name, "_target_": "os.system"})
+    )
     refused(["evaluate", run], "unknown model", "Known: lewm")
 
 
 @pytest.mark.parametrize(
     ("file", "change", "fragment"),
     [
-        ("model.json", lambda d: d["config"].update(command="rm -rf"), "does not describe a model this version knows"),
+        (
+            "model.json",
+            lambda d: d["config"].update(command="rm -rf"),
+            "does not describe a model this version knows",
+        ),
         ("model.json", lambda d: d.pop("spec"), "does not describe a model this version knows"),
         ("model.json", lambda d: d["config"].update(latent_dim=100), "does not fit its model.json"),
         ("experiment.json", lambda d: d.pop("split"), "experiment.json is damaged"),
@@ -308,7 +368,7 @@ def test_a_run_whose_episodes_are_gone(refused, run):
     refused(["evaluate", run], "/gone.h5: expected the episodes", "--data FILE")
 
 
-# ------------------------------------------------------------------------------------------------------------ Ctrl-C
+# ------------------------------------------------------------------------------------------- Ctrl-C
 
 
 def start(words):
@@ -336,10 +396,25 @@ def interrupt_when(process, condition, seconds=120):
 def test_ctrl_c_while_collecting_keeps_what_is_complete(tmp_path, capsys):
     path = tmp_path / "episodes.h5"
     partial = tmp_path / "episodes.h5.partial"
-    words = ["collect", "two-room", "--out", path, "--episodes=1000", "--image-size=16", "--together=2"]
-    code, said = interrupt_when(start(words), lambda: partial.exists() and partial.stat().st_size > 3_000_000)
+    words = [
+        "collect",
+        "two-room",
+        "--out",
+        path,
+        "--episodes=1000",
+        "--image-size=16",
+        "--together=2",
+    ]
+    code, said = interrupt_when(
+        start(words), lambda: partial.exists() and partial.stat().st_size > 3_000_000
+    )
     assert (code, "Traceback" in said) == (130, False), said
-    kept = int(re.search(r"interrupted. (\d+) complete episodes are kept in .*, and the same command goes on", said)[1])
+    kept = int(
+        re.search(
+            r"interrupted. (\d+) complete episodes are kept in .*, and the same command goes on",
+            said,
+        )[1]
+    )
     with Episodes.open(path) as episodes:
         assert 0 < len(episodes) == kept < 1000
         assert not episodes.complete
@@ -354,7 +429,9 @@ def test_ctrl_c_while_collecting_keeps_what_is_complete(tmp_path, capsys):
 
 def test_ctrl_c_while_training_keeps_a_checkpoint_and_goes_on(small_data, tmp_path, capsys):
     run = tmp_path / "run"
-    words = train_command(small_data, run, "--training.updates=60", "--training.checkpoint-every=1000")
+    words = train_command(
+        small_data, run, "--training.updates=60", "--training.checkpoint-every=1000"
+    )
     log = run / checkpoints.METRICS
     code, said = interrupt_when(start(words), lambda: log.exists() and log.stat().st_size > 0)
     assert (code, "Traceback" in said) == (130, False), said

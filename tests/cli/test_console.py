@@ -1,4 +1,5 @@
-"""What a terminal shows: names and numbers as they are, from one process, and a Ctrl-C that is never lost."""
+"""What a terminal shows: names and numbers as they are, from one process, and a Ctrl-C that is
+never lost."""
 
 import io
 import signal
@@ -22,7 +23,10 @@ def test_only_the_first_process_speaks(monkeypatch, capsys):
 
 
 def test_facts_join_nested_names(capsys):
-    console.facts({"success": {"rate": 0.12345, "steps": None}, "names": ["x", 2.0], "none": []}, title="Result")
+    console.facts(
+        {"success": {"rate": 0.12345, "steps": None}, "names": ["x", 2.0], "none": []},
+        title="Result",
+    )
     lines = [line.split("  ", 2)[1:] for line in capsys.readouterr().out.splitlines()[1:]]
     assert [(name, value.strip()) for name, value in lines] == [
         ("success rate", "0.1235"),
@@ -42,12 +46,14 @@ def test_bars_keep_note_and_alarm_until_the_next_ones(capsys):
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_a_swallowed_ctrl_c_is_raised_again(request):
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+    # a shell has its background jobs ignore it
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
 
     class Swallows:
         def __del__(self):
-            signal.raise_signal(signal.SIGINT)  # in this very thread: other libraries may have started more
+            # in this very thread: other libraries may have started more
+            signal.raise_signal(signal.SIGINT)
 
     before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
     with console.Bars() as bars:
@@ -64,7 +70,9 @@ def test_what_else_goes_wrong_in_a_destructor_is_still_shown(monkeypatch):
             raise ValueError("not ours")
 
     shown = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: shown.append(str(unraisable.exc_value)))
+    monkeypatch.setattr(
+        sys, "unraisablehook", lambda unraisable: shown.append(str(unraisable.exc_value))
+    )
     with console.Bars():
         Broken()
     assert shown == ["not ours"]

@@ -1,4 +1,5 @@
-"""The command line as a user meets it: quick to answer, says what it did, writes the same numbers as JSON."""
+"""The command line as a user meets it: quick to answer, says what it did, writes the same numbers
+as JSON."""
 
 import dataclasses
 import errno
@@ -29,7 +30,7 @@ from tests.support.project import train_command
 ROOT = Path(lewm.__file__).parent
 
 
-# ------------------------------------------------------------------------------------------------------------ the door
+# ----------------------------------------------------------------------------------------- the door
 
 
 def test_help_lists_every_command_and_imports_next_to_nothing():
@@ -45,7 +46,9 @@ def test_every_command_is_a_file_and_every_file_a_command():
 
 
 def test_every_package_is_installed():
-    found = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    found = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]["find"]
     assert found == {"include": ["lewm*"]}
     folders = {path.parent for path in ROOT.rglob("*.py")}
     assert all((folder / "__init__.py").exists() for folder in folders)
@@ -117,7 +120,9 @@ def test_a_full_disk_is_said_in_one_paragraph(monkeypatch, capsys):
 
     monkeypatch.setattr("lewm.data.collecting.collect", full)
     assert main(["collect", "two-room", "--out", "episodes.h5"]) == 2
-    assert capsys.readouterr().err.startswith("lewm collect: episodes.h5.partial: No space left on device. What was complete")
+    assert capsys.readouterr().err.startswith(
+        "lewm collect: episodes.h5.partial: No space left on device. What was complete"
+    )
 
 
 def test_an_extra_that_is_missing_is_named(monkeypatch, capsys, small_run, tmp_path):
@@ -125,11 +130,15 @@ def test_an_extra_that_is_missing_is_named(monkeypatch, capsys, small_run, tmp_p
         raise ImportError("MP4 needs the package 'av'. Install it with: pip install 'lewm[video]'")
 
     monkeypatch.setattr("lewm.cli.commands.plan.save_animation", missing)
-    assert main(["plan", str(small_run), "--out", str(tmp_path / "plan.mp4"), "--iterations=1"]) == 2
+    assert (
+        main(["plan", str(small_run), "--out", str(tmp_path / "plan.mp4"), "--iterations=1"]) == 2
+    )
     assert "pip install 'lewm[video]'" in capsys.readouterr().err
 
 
-def test_tensorboard_that_is_missing_is_named_before_any_training(monkeypatch, capsys, small_data, tmp_path):
+def test_tensorboard_that_is_missing_is_named_before_any_training(
+    monkeypatch, capsys, small_data, tmp_path
+):
     for package in ("tensorboard", "tensorboardX"):
         monkeypatch.setitem(sys.modules, package, None)
     assert main(train_command(small_data, tmp_path / "run", "--training.tensorboard")) == 2
@@ -158,14 +167,25 @@ def test_warnings_are_sentences(monkeypatch, capsys):
 
     monkeypatch.setattr("lewm.data.collecting.collect", warn)
     assert main(["collect", "two-room", "--out", "x"]) == 2
-    assert capsys.readouterr().err == "lewm collect: warning: discarding x.partial\nlewm collect: stop\n"
+    assert (
+        capsys.readouterr().err
+        == "lewm collect: warning: discarding x.partial\nlewm collect: stop\n"
+    )
 
 
-# --------------------------------------------------------------------------------------------------- collect, data
+# ------------------------------------------------------------------------------------ collect, data
 
 
 def test_collect_says_what_there_is_and_has_nothing_to_do_twice(tmp_path, capsys):
-    words = ["collect", "two-room", "--out", str(tmp_path / "e.h5"), "--episodes=2", "--image-size=16", "--policy=random"]
+    words = [
+        "collect",
+        "two-room",
+        "--out",
+        str(tmp_path / "e.h5"),
+        "--episodes=2",
+        "--image-size=16",
+        "--policy=random",
+    ]
     assert main([*words, "--look=agent_color=0000ff", "--json", str(tmp_path / "e.json")]) == 0
     assert "e.h5 holds 2 episodes, 202 frames of 16 px" in capsys.readouterr().out
     told = json.loads((tmp_path / "e.json").read_text())
@@ -175,9 +195,16 @@ def test_collect_says_what_there_is_and_has_nothing_to_do_twice(tmp_path, capsys
 
 
 def test_collect_makes_the_episodes_of_the_tiny_recipe_unless_told_otherwise():
-    given = {name: parameter.default for name, parameter in inspect.signature(collect_command.run).parameters.items()}
+    given = {
+        name: parameter.default
+        for name, parameter in inspect.signature(collect_command.run).parameters.items()
+    }
     recipe = recipes.load("two-room-tiny").collection
-    assert (given["episodes"], given["policy"], given["seed"]) == (recipe.episodes, recipe.policy, recipe.seed)
+    assert (given["episodes"], given["policy"], given["seed"]) == (
+        recipe.episodes,
+        recipe.policy,
+        recipe.seed,
+    )
     assert given["compression"] is None
 
 
@@ -191,14 +218,26 @@ def test_data_info_and_verify(small_data, tmp_path, capsys):
 
 def test_verify_looks_at_all_files_before_it_complains(small_data, tmp_path, capsys):
     (tmp_path / "torn.h5").write_bytes(small_data.read_bytes()[:50_000])
-    assert main(["data", "verify", str(tmp_path / "torn.h5"), str(small_data), "--json", str(tmp_path / "v.json")]) == 2
+    assert (
+        main(
+            [
+                "data",
+                "verify",
+                str(tmp_path / "torn.h5"),
+                str(small_data),
+                "--json",
+                str(tmp_path / "v.json"),
+            ]
+        )
+        == 2
+    )
     said = capsys.readouterr()
     assert re.search(r"sound +True", said.out)
     assert "torn.h5: expected a whole HDF5 file" in said.err
     assert "error" in json.loads((tmp_path / "v.json").read_text())[str(tmp_path / "torn.h5")]
 
 
-# ------------------------------------------------------------------------------------------------------------ train
+# -------------------------------------------------------------------------------------------- train
 
 
 def test_the_flags_of_a_recipe_are_its_fields_with_help():
@@ -206,7 +245,9 @@ def test_the_flags_of_a_recipe_are_its_fields_with_help():
     for config in (recipe.model, recipe.training):
         flags = described(config)
         assert type(config)(**vars(flags())) == config
-        assert [f.name for f in dataclasses.fields(flags)] == [f.name for f in dataclasses.fields(config)]
+        assert [f.name for f in dataclasses.fields(flags)] == [
+            f.name for f in dataclasses.fields(config)
+        ]
     training = described(recipe.training)
     said = {f.name: f.type.__metadata__[0].help for f in dataclasses.fields(training)}
     assert said["weight_decay"] == said["clip"] == "of AdamW, and the largest norm of the gradient."
@@ -238,7 +279,9 @@ def test_a_collapse_is_said_at_the_end(small_data, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_train_and_one_speaks(small_data, tmp_path):
-    words = train_command(small_data, tmp_path / "run", "--training.devices=2", "--training.updates=12")
+    words = train_command(
+        small_data, tmp_path / "run", "--training.devices=2", "--training.updates=12"
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "lewm.cli", *words],
@@ -253,13 +296,18 @@ def test_two_processes_train_and_one_speaks(small_data, tmp_path):
     assert checkpoints.load(tmp_path / "run").latent_dim == 192
 
 
-# ------------------------------------------------------------------------------------------------- evaluate and plan
+# -------------------------------------------------------------------------------- evaluate and plan
 
 QUICK = ["--candidates=20", "--elites=4", "--iterations=2"]
 
 
 def test_evaluate_shows_a_table_and_writes_the_same_numbers(small_run, tmp_path, capsys):
-    assert main(["evaluate", str(small_run), "--episodes=8", *QUICK, "--json", str(tmp_path / "e.json")]) == 0
+    assert (
+        main(
+            ["evaluate", str(small_run), "--episodes=8", *QUICK, "--json", str(tmp_path / "e.json")]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "on 3 episodes held out of its training" in shown
     told = json.loads((tmp_path / "e.json").read_text())
@@ -267,14 +315,23 @@ def test_evaluate_shows_a_table_and_writes_the_same_numbers(small_run, tmp_path,
     assert task["planning"]["predictor_calls_per_plan"] == (20 * 2 + 1) * 5
     for policy in ("agent", "do-nothing", "random", "straight-line"):
         score = task["paper"][policy]
-        assert re.search(rf"offset 25 +{policy} +{score['rate']:.1%} \[{score['low']:.1%}, {score['high']:.1%}\] of 8", shown)
+        assert re.search(
+            rf"offset 25 +{policy} +{score['rate']:.1%} \[{score['low']:.1%}, "
+            rf"{score['high']:.1%}\] of 8",
+            shown,
+        )
 
 
 def test_full_evaluation_as_markdown(small_run, capsys):
     words = ["--full", "--markdown", "--horizon=2", "--receding=1", "--hold-actions=False"]
     assert main(["evaluate", str(small_run), "--episodes=4", "--together=4", *QUICK, *words]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert [row.split(" | ")[0][2:] for row in rows[2::4]] == ["offset 25", "offset 50", "offset 75", "other room"]
+    assert [row.split(" | ")[0][2:] for row in rows[2::4]] == [
+        "offset 25",
+        "offset 50",
+        "offset 75",
+        "other room",
+    ]
 
 
 def test_evaluate_refuses_tasks_that_the_data_cannot_set(small_run, capsys):
@@ -286,7 +343,21 @@ def test_plan_draws_an_animation(small_run, tmp_path, capsys):
     from PIL import Image
 
     out = tmp_path / "plan.gif"
-    assert main(["plan", str(small_run), "--out", str(out), "--episodes=2", *QUICK, "--json", str(tmp_path / "p.json")]) == 0
+    assert (
+        main(
+            [
+                "plan",
+                str(small_run),
+                "--out",
+                str(out),
+                "--episodes=2",
+                *QUICK,
+                "--json",
+                str(tmp_path / "p.json"),
+            ]
+        )
+        == 0
+    )
     assert str(out) in capsys.readouterr().out
     assert Image.open(out).n_frames > 10
     told = json.loads((tmp_path / "p.json").read_text())
@@ -294,14 +365,15 @@ def test_plan_draws_an_animation(small_run, tmp_path, capsys):
     assert all(attempt["start"] != attempt["goal"] for attempt in told["attempts"])
 
 
-# ------------------------------------------------------------------------------------------ bench, doctor, quickstart
+# ------------------------------------------------------------------------ bench, doctor, quickstart
 
 
 @pytest.fixture
 def benchmarks(tmp_path, monkeypatch):
     row = '{"case": "time", "ours": 1.0, "reference": 12.5, "unit": "ms", "ratio": 12.5}'
     (tmp_path / "made_up.py").write_text(
-        f'def run(quick=False):\n    return {{"name": "made up", "quick": quick, "rows": [{row}]}}\n'
+        "def run(quick=False):\n"
+        f'    return {{"name": "made up", "quick": quick, "rows": [{row}]}}\n'
     )
     (tmp_path / "study.py").write_text("")
     monkeypatch.setattr("lewm.benchmarks.__path__", [str(tmp_path)])
@@ -317,7 +389,10 @@ def test_bench_shows_ratios_and_passes_over_what_is_none(benchmarks, capsys):
     assert told["quick"] is True
 
 
-@pytest.mark.parametrize(("name", "answer"), [("made-op", "Did you mean 'made-up'?"), ("study", "no comparison of speeds")])
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [("made-op", "Did you mean 'made-up'?"), ("study", "no comparison of speeds")],
+)
 def test_bench_by_name(benchmarks, name, answer, capsys):
     assert main(["bench", name]) == 2
     assert answer in capsys.readouterr().err
@@ -337,14 +412,22 @@ def test_doctor(tmp_path, capsys):
 
 @pytest.mark.parametrize(("free_gb", "enough"), [(0.15, False), (0.3, True)])
 def test_doctor_knows_what_disk_a_quickstart_needs(free_gb, enough, monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free_gb * 1e9))
+    monkeypatch.setattr(
+        doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free_gb * 1e9)
+    )
     problems = [problem for problem in doctor.examine(tmp_path)["problems"] if "disk" in problem]
-    assert problems == ([] if enough else [f"Only 0.1 GB are free on the disk of {tmp_path}: a quickstart needs 0.1."])
+    assert problems == (
+        []
+        if enough
+        else [f"Only 0.1 GB are free on the disk of {tmp_path}: a quickstart needs 0.1."]
+    )
 
 
 def test_doctor_never_fails_on_what_is_missing(monkeypatch):
     known, load = doctor._version, registry.load
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("av", "tyro") else known(name))
+    monkeypatch.setattr(
+        doctor, "_version", lambda name: None if name in ("av", "tyro") else known(name)
+    )
 
     def lacking(kind, name):
         if kind == "worlds":
@@ -353,8 +436,13 @@ def test_doctor_never_fails_on_what_is_missing(monkeypatch):
 
     monkeypatch.setattr(registry, "load", lacking)
     found = doctor.examine()
-    assert found["extras"]["video"].startswith("lacks av; install it with: pip install 'lewm[video]'")
-    assert found["plug-ins"]["worlds"]["two-room"] == "does not load: world 'two-room' needs the package 'simulator'."
+    assert found["extras"]["video"].startswith(
+        "lacks av; install it with: pip install 'lewm[video]'"
+    )
+    assert (
+        found["plug-ins"]["worlds"]["two-room"]
+        == "does not load: world 'two-room' needs the package 'simulator'."
+    )
     assert found["versions"]["tyro"] == "missing"
     assert "tyro is required and not installed" in found["verdict"]
 
@@ -375,7 +463,15 @@ def test_quickstart_shows_the_result(monkeypatch, tmp_path, capsys):
         return {**result, "seed": seed, "short": short}
 
     monkeypatch.setattr(quickstart, "run", run)
-    words = ["quickstart", "--out", str(tmp_path), "--seed=3", "--short", "--json", str(tmp_path / "r.json")]
+    words = [
+        "quickstart",
+        "--out",
+        str(tmp_path),
+        "--seed=3",
+        "--short",
+        "--json",
+        str(tmp_path / "r.json"),
+    ]
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert re.search(r"agent +97.0% \[94.0%, 99.0%\]", shown)
@@ -385,5 +481,7 @@ def test_quickstart_shows_the_result(monkeypatch, tmp_path, capsys):
 
 
 def test_the_module_runs_by_itself():
-    done = subprocess.run([sys.executable, "-m", "lewm.cli", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lewm.cli", "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("lewm ")

@@ -12,7 +12,10 @@ QUICK = ["--candidates=20", "--elites=4", "--iterations=2"]
 
 def test_realtime_shows_how_late_actions_were(small_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["plan", str(small_run), "--realtime=500", "--episodes=2", *QUICK, "--json", "p.json"]) == 0
+    assert (
+        main(["plan", str(small_run), "--realtime=500", "--episodes=2", *QUICK, "--json", "p.json"])
+        == 0
+    )
     shown = capsys.readouterr().out
     told = json.loads((tmp_path / "p.json").read_text())
     assert not list(tmp_path.glob("plan.*"))  # nothing is drawn unless it is asked for
@@ -26,7 +29,10 @@ def test_realtime_shows_how_late_actions_were(small_run, tmp_path, monkeypatch, 
     assert 0 < real["achieved_hz"] <= 500.5
     assert "500 steps per second, 2 ms each" in shown
     assert re.search(rf"^all +{everything['steps']} +{everything['missed']} ", shown, re.MULTILINE)
-    assert f"{real['successes']} of 2 goals reached; {replanning['steps']} plans, {real['cut_short']} of them cut" in shown
+    assert (
+        f"{real['successes']} of 2 goals reached; {replanning['steps']} plans, "
+        f"{real['cut_short']} of them cut" in shown
+    )
 
 
 def test_realtime_is_drawn_where_it_is_asked_for(small_run, tmp_path):

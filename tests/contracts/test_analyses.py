@@ -1,4 +1,5 @@
-"""What every analysis keeps to, on a small trained run of Two-Room, and on data that do not hold what it needs."""
+"""What every analysis keeps to, on a small trained run of Two-Room, and on data that do not hold
+what it needs."""
 
 import dataclasses
 import json
@@ -20,7 +21,8 @@ from tests.support.project import SIZE, train_command
 
 NAMES = registry.names("analyses")
 SMALL = {
-    "seed": 0, "draws": 20, "pairs": 6, "clips": 1, "episodes": 20, "fit_frames": 128, "test_frames": 64, "updates": 8,
+    "seed": 0, "draws": 20, "pairs": 6, "clips": 1, "episodes": 20, "fit_frames": 128,
+    "test_frames": 64, "updates": 8,
     "gaussians": 8, "slices": 64, "plans": 1, "rollouts": 32, "paper": False,
 }  # fmt: skip
 """Whatever fields of these an analysis has; so every contract is seen in seconds."""
@@ -36,7 +38,10 @@ def small(name):
 def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("analyses")
     data = folder / "episodes.h5"
-    assert main(["collect", "two-room", "--out", str(data), "--episodes=64", f"--image-size={SIZE}"]) == 0
+    assert (
+        main(["collect", "two-room", "--out", str(data), "--episodes=64", f"--image-size={SIZE}"])
+        == 0
+    )
     assert main(train_command(data, folder / "run", "--training.holdout", "0.5")) == 0
     return open_run(folder / "run")
 
@@ -58,7 +63,11 @@ def timeless(value):
     """Without what a clock says, which is no function of the seed."""
     if isinstance(value, dict):
         timed = ("second", "ms", "gflops")
-        return {key: timeless(item) for key, item in value.items() if not any(word in key for word in timed)}
+        return {
+            key: timeless(item)
+            for key, item in value.items()
+            if not any(word in key for word in timed)
+        }
     return value
 
 
@@ -79,7 +88,9 @@ def test_its_numbers_are_finite_and_can_be_stored(name, results):
     assert json.dumps(found.values)
     assert any(map(math.isfinite, numbers(found.values)))
     assert not any(map(math.isinf, numbers(found.values)))
-    assert all(array.dtype.kind in "biuf" for array in found.arrays.values()), "arrays are stored as safetensors"
+    assert all(array.dtype.kind in "biuf" for array in found.arrays.values()), (
+        "arrays are stored as safetensors"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,7 +113,11 @@ def test_its_figures_are_whole_pictures(name, results):
         if panel.svg:
             ElementTree.fromstring(panel.svg)
         else:
-            assert Image.open(io.BytesIO(panel.webp)).format == Image.open(io.BytesIO(panel.still)).format == "WEBP"
+            assert (
+                Image.open(io.BytesIO(panel.webp)).format
+                == Image.open(io.BytesIO(panel.still)).format
+                == "WEBP"
+            )
     assert len({panel.title for panel in panels}) == len(panels), "titles name the files"
 
 
@@ -139,7 +154,9 @@ def stateless(opened, tmp_path_factory):
     """The same episodes as somebody else may have them: pictures and actions alone."""
     path = tmp_path_factory.mktemp("stateless") / "episodes.h5"
     episodes = opened.episodes
-    with EpisodeWriter(path, dataclasses.replace(episodes.provenance, state_names=(), state_units=())) as writer:
+    with EpisodeWriter(
+        path, dataclasses.replace(episodes.provenance, state_names=(), state_units=())
+    ) as writer:
         for i in range(len(episodes)):
             rows = episodes.offsets[i] + np.arange(episodes.lengths[i])
             writer.append(Episode(episodes.rows("pixels", rows), episodes.actions(i)))

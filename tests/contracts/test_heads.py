@@ -21,7 +21,13 @@ def batch(seed=0, horizon=H):
     torch.manual_seed(seed)
     steps = torch.arange(B).float() * 4
     known = torch.arange(horizon) * 5 < steps[:, None]
-    return Hindsight(torch.randn(B, D), torch.randn(B, D), steps, torch.randn(B, horizon, A) * known[..., None], known)
+    return Hindsight(
+        torch.randn(B, D),
+        torch.randn(B, D),
+        steps,
+        torch.randn(B, horizon, A) * known[..., None],
+        known,
+    )
 
 
 @every_head
@@ -58,7 +64,7 @@ def test_its_config_makes_it_anew(name):
     assert torch.equal(other.loss(data).total, head.loss(data).total)
 
 
-# ------------------------------------------------------------------------------------------------------------ temporal
+# ----------------------------------------------------------------------------------------- temporal
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -72,7 +78,9 @@ def test_the_distance_is_a_quasimetric_whatever_the_weights(seed):
         assert (head.distance(x, x) == 0).all()
         assert (xy > 0).all()
         assert (xz <= (xy + yz) * (1 + 1e-5)).all()
-        assert ((xy - head.distance(y, x)).abs() > 1e-2 * xy).float().mean() > 0.5, "it is symmetric"
+        assert ((xy - head.distance(y, x)).abs() > 1e-2 * xy).float().mean() > 0.5, (
+            "it is symmetric"
+        )
 
 
 def test_distances_broadcast_and_nan_shows():
@@ -93,14 +101,17 @@ def test_a_goal_that_is_reached_gives_a_gradient_that_is_a_number():
 
 @pytest.mark.parametrize("expectile", [0.1, 0.5])
 def test_of_several_ways_the_short_ones_count(expectile):
-    """One pair of places, reached in 3 or in 63 steps equally often. At the optimum of an expectile the two sides pull alike:
+    """One pair of places, reached in 3 or in 63 steps equally often. At the optimum of an expectile
+    the two sides pull alike:
 
     (1 - e) (p - log 4) = e (log 64 - p), hence p = log 4 + e (log 64 - log 4).
     """
     head = TemporalConfig(hidden_dim=8, expectile=expectile, apart=0).build(D, A)
     now, goal = torch.randn(2, 1, D).expand(2, B, D)
     nothing = torch.zeros(B, 0, A)
-    data = Hindsight(now, goal, torch.tensor([3.0, 63.0] * (B // 2)), nothing, nothing[..., 0].bool())
+    data = Hindsight(
+        now, goal, torch.tensor([3.0, 63.0] * (B // 2)), nothing, nothing[..., 0].bool()
+    )
     optimiser = torch.optim.Adam(head.parameters(), lr=0.02)
     for _ in range(250):
         optimiser.zero_grad()
@@ -141,11 +152,13 @@ def test_settings_that_make_no_sense_are_refused():
         TemporalConfig(metric_dim=0)
     with pytest.raises(ValueError, match="apart is a weight and must not be negative"):
         TemporalConfig(apart=-1)
-    with pytest.raises(ValueError, match="hidden_dim and horizon must be at least 1, got 256 and 0"):
+    with pytest.raises(
+        ValueError, match="hidden_dim and horizon must be at least 1, got 256 and 0"
+    ):
         AmortisedConfig(horizon=0)
 
 
-# ----------------------------------------------------------------------------------------------------------- amortised
+# ---------------------------------------------------------------------------------------- amortised
 
 
 def test_what_is_not_known_is_not_learnt():
@@ -155,7 +168,9 @@ def test_what_is_not_known_is_not_learnt():
     assert torch.equal(head.loss(changed).total, head.loss(data).total)
     plan = head.plan(data.now, data.goal, data.steps)
     assert torch.isclose(head.loss(data).total, (plan - data.blocks)[data.known].square().mean())
-    nothing = Hindsight(data.now, data.goal, data.steps * 0, data.blocks, torch.zeros_like(data.known))
+    nothing = Hindsight(
+        data.now, data.goal, data.steps * 0, data.blocks, torch.zeros_like(data.known)
+    )
     assert head.loss(nothing).total.item() == 0
 
 
@@ -164,7 +179,9 @@ def test_a_plan_has_blocks_and_depends_on_the_time_that_is_left():
     plan = head.plan(data.now, data.goal, torch.full((B,), 10.0))
     assert plan.shape == (B, H, A)
     assert not torch.allclose(plan, head.plan(data.now, data.goal, torch.full((B,), 20.0)))
-    at_once = [head.plan(data.now, data.goal, torch.full((B,), steps)) for steps in (1.0, 0.0, -3.0)]
+    at_once = [
+        head.plan(data.now, data.goal, torch.full((B,), steps)) for steps in (1.0, 0.0, -3.0)
+    ]
     assert torch.equal(at_once[0], at_once[1])
     assert torch.equal(at_once[0], at_once[2])
 

@@ -12,12 +12,33 @@ from lewm.models.nn import losses as sigreg_losses
 from lewm.runs import checkpoints
 
 SPEC = DataSpec(32, 5, Statistics((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), (0.1, -0.2), (1.0, 0.5)))
-ENCODER = {"patch_size": 8, "encoder_width": 32, "encoder_depth": 2, "encoder_heads": 2, "position": "sincos", "overlap": True}
-PREDICTOR = {"predictor_width": 32, "predictor_depth": 2, "predictor_heads": 2, "predictor_head_dim": 16}
-SMALL = {**ENCODER, **PREDICTOR, "predictor_mlp_dim": 64, "latent_dim": 24, "projector_dim": 48, "sigreg_slices": 64}
+ENCODER = {
+    "patch_size": 8,
+    "encoder_width": 32,
+    "encoder_depth": 2,
+    "encoder_heads": 2,
+    "position": "sincos",
+    "overlap": True,
+}
+PREDICTOR = {
+    "predictor_width": 32,
+    "predictor_depth": 2,
+    "predictor_heads": 2,
+    "predictor_head_dim": 16,
+}
+SMALL = {
+    **ENCODER,
+    **PREDICTOR,
+    "predictor_mlp_dim": 64,
+    "latent_dim": 24,
+    "projector_dim": 48,
+    "sigreg_slices": 64,
+}
 
 
-@pytest.fixture(params=[(name, context) for name in registry.names("models") for context in (1, 3)], ids=str)
+@pytest.fixture(
+    params=[(name, context) for name in registry.names("models") for context in (1, 3)], ids=str
+)
 def model(request) -> WorldModel:
     name, context = request.param
     torch.manual_seed(0)
@@ -28,12 +49,15 @@ def model(request) -> WorldModel:
 
 
 def pixels(*shape: int) -> torch.Tensor:
-    return torch.randint(0, 256, (*shape, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (*shape, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def batch(size: int = 6, length: int = 4) -> Batch:
     return Batch(
-        pixels(size, length), torch.randn(size, length - 1, SPEC.block_dim, generator=torch.Generator().manual_seed(2))
+        pixels(size, length),
+        torch.randn(size, length - 1, SPEC.block_dim, generator=torch.Generator().manual_seed(2)),
     )
 
 
@@ -54,7 +78,11 @@ def test_shapes(model):
 def test_rollout_equals_one_step_at_a_time(model):
     """A twin that keeps the whole history itself and asks for one latent at a time."""
     for k in range(1, model.context + 1):
-        z, past, actions = model.encode(pixels(2, k)), torch.randn(2, k - 1, 10), torch.randn(2, 3, 5, 10)
+        z, past, actions = (
+            model.encode(pixels(2, k)),
+            torch.randn(2, k - 1, 10),
+            torch.randn(2, 3, 5, 10),
+        )
         rollout = model.rollout(z, past, actions)
         for candidate in range(3):
             latents, blocks = z, past
@@ -64,8 +92,13 @@ def test_rollout_equals_one_step_at_a_time(model):
                     blocks[:, max(0, latents.shape[1] - model.context) :],
                     actions[:, candidate : candidate + 1, h : h + 1],
                 )[:, 0]
-                torch.testing.assert_close(rollout[:, candidate, h], following[:, 0], rtol=1e-4, atol=1e-5)
-                latents, blocks = torch.cat([latents, following], 1), torch.cat([blocks, actions[:, candidate, h : h + 1]], 1)
+                torch.testing.assert_close(
+                    rollout[:, candidate, h], following[:, 0], rtol=1e-4, atol=1e-5
+                )
+                latents, blocks = (
+                    torch.cat([latents, following], 1),
+                    torch.cat([blocks, actions[:, candidate, h : h + 1]], 1),
+                )
 
 
 def test_future_actions_do_not_change_past_latents_but_past_actions_do(model):
@@ -104,7 +137,9 @@ def test_wrong_pictures_are_named(model):
     with pytest.raises(ValueError, match="float32"):
         model.encode(torch.zeros(1, 1, 3, 32, 32))
     with pytest.raises(ValueError, match="past_actions must hold k-1=0"):
-        model.rollout(torch.zeros(1, 1, model.latent_dim), torch.zeros(1, 2, 10), torch.zeros(1, 1, 1, 10))
+        model.rollout(
+            torch.zeros(1, 1, model.latent_dim), torch.zeros(1, 2, 10), torch.zeros(1, 1, 1, 10)
+        )
     with pytest.raises(ValueError, match="longer than the context"):
         model.loss(batch(length=model.context))
 
@@ -119,7 +154,9 @@ def test_overfits_one_batch(model):
         losses.total.backward()
         optimiser.step()
         optimiser.zero_grad()
-        history.append(losses.terms["prediction"].item() / float(sigreg_losses.spread(losses.latents)[0]) ** 2)
+        history.append(
+            losses.terms["prediction"].item() / float(sigreg_losses.spread(losses.latents)[0]) ** 2
+        )
     assert history[-1] < 0.25 * history[0]
 
 
@@ -135,7 +172,9 @@ def test_paper_preset_has_the_published_number_of_parameters():
     spec = dataclasses.replace(SPEC, image_size=224)
     with torch.device("meta"):
         model = LeWM(LeWMConfig.paper(), spec)
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    count = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
+    }
     assert count == {
         "encoder": 5_501_376,
         "projector": 792_768,
@@ -165,10 +204,13 @@ def test_pooled_sigreg_tests_all_frames_as_one_sample():
     apart.load_state_dict(pooled.state_dict())
     losses = [m.loss(batch(6, 2), torch.Generator().manual_seed(3)).terms for m in (pooled, apart)]
     torch.testing.assert_close(losses[0]["prediction"], losses[1]["prediction"])
-    # One sample of 12 latents in the place of two samples of 6 each; a batch of 12 one-frame windows is the same sample.
+    # One sample of 12 latents in the place of two samples of 6 each; a batch of 12 one-frame
+    # windows is the same sample.
     flat = pooled.encode(batch(6, 2).pixels).flatten(0, 1)[:, None]
     directions = sigreg_losses.draw_directions(24, 64, torch.Generator().manual_seed(3), "cpu")
-    torch.testing.assert_close(losses[0]["sigreg"], sigreg_losses.sigreg_reference(flat, directions), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        losses[0]["sigreg"], sigreg_losses.sigreg_reference(flat, directions), rtol=1e-4, atol=1e-5
+    )
     assert not torch.isclose(losses[0]["sigreg"], losses[1]["sigreg"])
 
 
@@ -180,7 +222,9 @@ def test_a_conv_stem_reaches_the_same_grid_and_sees_across_patches():
     assert grid.shape == (1, 32, 4, 4)
     (seen,) = torch.autograd.grad(grid[0, :, 1, 1].sum(), picture)
     rows = seen[0].abs().sum(dim=(0, 2)).nonzero().flatten()
-    assert rows.min() < 8 <= 15 <= rows.max(), "patch 1 is rows 8 to 15; its stem begins before them"
+    assert rows.min() < 8 <= 15 <= rows.max(), (
+        "patch 1 is rows 8 to 15; its stem begins before them"
+    )
     with pytest.raises(ValueError, match="power of 2"):
         LeWMConfig(**{**SMALL, "overlap": False, "patch_size": 6}, stem="conv").build(SPEC)
     with pytest.raises(ValueError, match="no overlap"):

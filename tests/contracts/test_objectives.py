@@ -16,7 +16,12 @@ def fresh(name):
     torch.manual_seed(0)
     kind = registry.load("objectives", name)
     needed = getattr(kind, "heads", {})
-    return kind(**{field: registry.load("heads", head)().build(D, 10).eval() for field, head in needed.items()})
+    return kind(
+        **{
+            field: registry.load("heads", head)().build(D, 10).eval()
+            for field, head in needed.items()
+        }
+    )
 
 
 def cost(name, rollout, goal):
@@ -39,7 +44,9 @@ def test_is_least_at_the_goal_and_grows_on_a_straight_way_from_it(name):
 @every_objective
 def test_scores_each_candidate_on_its_own(name):
     rollout, goal = torch.randn(B, N, H, D), torch.randn(B, D)
-    torch.testing.assert_close(cost(name, rollout[1:, 3:4], goal[1:]), cost(name, rollout, goal)[1:, 3:4])
+    torch.testing.assert_close(
+        cost(name, rollout[1:, 3:4], goal[1:]), cost(name, rollout, goal)[1:, 3:4]
+    )
 
 
 @every_objective
@@ -102,7 +109,8 @@ def test_l2_refuses_a_negative_weight():
 
 
 class Ahead:
-    """How much further the first number of the goal is: known answers for distances that are not symmetric."""
+    """How much further the first number of the goal is: known answers for distances that are not
+    symmetric."""
 
     def distance(self, now, goal):
         return (goal - now).relu()[..., 0]
@@ -112,8 +120,14 @@ def test_temporal_is_the_distance_from_the_last_step_to_the_goal():
     rollout = torch.tensor([[[[1.0], [2.0], [3.0]]]])
     assert Temporal(Ahead()).cost(rollout, torch.tensor([[7.0]])).item() == 4
     assert Temporal(Ahead()).cost(rollout, torch.tensor([[2.0]])).item() == 0
-    assert Temporal(Ahead(), intermediate=0.5).cost(rollout, torch.tensor([[7.0]])).item() == 4 + 0.5 * (6 + 5) / 2
-    assert Temporal(Ahead(), intermediate=0.5).cost(rollout[:, :, 2:], torch.tensor([[7.0]])).item() == 4
+    assert (
+        Temporal(Ahead(), intermediate=0.5).cost(rollout, torch.tensor([[7.0]])).item()
+        == 4 + 0.5 * (6 + 5) / 2
+    )
+    assert (
+        Temporal(Ahead(), intermediate=0.5).cost(rollout[:, :, 2:], torch.tensor([[7.0]])).item()
+        == 4
+    )
 
 
 def test_temporal_refuses_a_negative_weight():

@@ -1,4 +1,5 @@
-"""What every solver owes (`contracts.Solver`). Known answers, solver by solver, are in `test_solvers.py`."""
+"""What every solver owes (`contracts.Solver`). Known answers, solver by solver, are in
+`test_solvers.py`."""
 
 import dataclasses
 
@@ -24,7 +25,9 @@ def make(name, **settings):
 
 
 def stops(name):
-    return any(field.name == "stop_spread" for field in dataclasses.fields(registry.load("solvers", name)))
+    return any(
+        field.name == "stop_spread" for field in dataclasses.fields(registry.load("solvers", name))
+    )
 
 
 every_solver_that_stops = pytest.mark.parametrize("name", [name for name in NAMES if stops(name)])
@@ -84,7 +87,9 @@ def test_a_batch_never_changes_a_plan(name):
 @every_solver
 def test_never_prefers_nan(name):
     def cost(actions):  # positive costs, so that a NaN read as 0 would win
-        return torch.where(actions[..., 0, 0] > 0.2, torch.nan, 10 + (actions - 0.5).square().sum((-1, -2)))
+        return torch.where(
+            actions[..., 0, 0] > 0.2, torch.nan, 10 + (actions - 0.5).square().sum((-1, -2))
+        )
 
     mean = solve(name, cost).mean[:, 0, 0]
     assert (mean <= 0.2).all()
@@ -146,7 +151,7 @@ def test_wants_one_generator_per_environment(name):
         solve(name, walls, seeds=range(2))
 
 
-# -------------------------------------------------------------------------------------------------- stopping early
+# ----------------------------------------------------------------------------------- stopping early
 
 SPREAD = 0.03
 
@@ -166,13 +171,18 @@ def test_stops_when_the_spread_is_small_and_not_before(name):
 @every_solver_that_stops
 def test_stopping_early_never_lets_a_batch_change_a_plan(name):
     """Nor the next plan: a finished environment leaves its generator alone while others go on."""
-    widths, targets = torch.tensor([0.04, 0.3, 1.0, 2.0]), torch.tensor([0.0, -0.3, 0.5, 0.9])[:, None, None, None]
+    widths, targets = (
+        torch.tensor([0.04, 0.3, 1.0, 2.0]),
+        torch.tensor([0.0, -0.3, 0.5, 0.9])[:, None, None, None],
+    )
     wide = Plan(mean=torch.zeros(4, H, A), std=widths[:, None, None].expand(4, H, A))
     shared, rounds = generators(range(4)), []
     together = make(name, stop_spread=SPREAD).solve(quadratic(targets), wide, BOX, shared)
     for i in range(4):
         cost, (own,) = Counted(quadratic(targets[i])), generators([i])
-        alone = make(name, stop_spread=SPREAD).solve(cost, Plan(wide.mean[i : i + 1], wide.std[i : i + 1]), BOX, [own])
+        alone = make(name, stop_spread=SPREAD).solve(
+            cost, Plan(wide.mean[i : i + 1], wide.std[i : i + 1]), BOX, [own]
+        )
         assert torch.equal(alone.mean[0], together.mean[i])
         assert torch.equal(alone.std[0], together.std[i])
         assert torch.equal(own.get_state(), shared[i].get_state())
@@ -181,7 +191,9 @@ def test_stopping_early_never_lets_a_batch_change_a_plan(name):
 
 
 @every_solver_that_stops
-@pytest.mark.parametrize("setting", [{"stop_spread": -0.1}, {"num_iterations": 0}, {"num_candidates": 0}])
+@pytest.mark.parametrize(
+    "setting", [{"stop_spread": -0.1}, {"num_iterations": 0}, {"num_candidates": 0}]
+)
 def test_refuses_sizes_that_make_no_search(name, setting):
     with pytest.raises(ValueError, match="must"):
         make(name, **setting)

@@ -1,4 +1,5 @@
-"""What every world owes: a `gymnasium.Env` with a spec, policies, goals that can be drawn, and pixels nobody else holds."""
+"""What every world owes: a `gymnasium.Env` with a spec, policies, goals that can be drawn, and
+pixels nobody else holds."""
 
 from functools import partial
 
@@ -130,7 +131,11 @@ def test_one_seed_is_one_episode(name):
             states.append(info["state"])
         return np.stack(frames), np.stack(states)
 
-    (frames, states), (again, states_again), (other, states_other) = episode(3), episode(3), episode(4)
+    (frames, states), (again, states_again), (other, states_other) = (
+        episode(3),
+        episode(3),
+        episode(4),
+    )
     np.testing.assert_array_equal(frames, again)
     np.testing.assert_array_equal(states, states_again)
     assert (frames[0] != other[0]).any()
@@ -185,7 +190,9 @@ def test_the_spec_knows_where_things_are_drawn_and_what_is_near_enough(name):
 
         towards = (state - goal) / np.linalg.norm(state - goal)
         for share, near in ((0.95, True), (1.05, False)):
-            _, there = env.reset(options={"state": goal + share * tolerance * towards, "goal": goal})
+            _, there = env.reset(
+                options={"state": goal + share * tolerance * towards, "goal": goal}
+            )
             assert there["success"] is near
 
 

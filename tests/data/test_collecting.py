@@ -1,4 +1,5 @@
-"""Collection: what is recorded is what was done, whatever the batch size and whatever interrupts it."""
+"""Collection: what is recorded is what was done, whatever the batch size and whatever interrupts
+it."""
 
 import dataclasses
 import json
@@ -20,7 +21,8 @@ from tests.support.episodes import assert_same, contents
 
 
 class Slider(gymnasium.Env):
-    """A point on a line, one pixel bright: the smallest environment that keeps the contract of a plug-in."""
+    """A point on a line, one pixel bright: the smallest environment that keeps the contract of a
+    plug-in."""
 
     policies = ("expert", "random", "reckless")
 
@@ -29,7 +31,17 @@ class Slider(gymnasium.Env):
     def __init__(self, image_size=8, speed=1.0, max_steps=6):
         self.speed = speed
         criteria = ("success", "to the right")
-        self.env_spec = WorldSpec("slider", "1", image_size, (-1.0,), (1.0,), ("x",), ("px",), max_steps, criteria=criteria)
+        self.env_spec = WorldSpec(
+            "slider",
+            "1",
+            image_size,
+            (-1.0,),
+            (1.0,),
+            ("x",),
+            ("px",),
+            max_steps,
+            criteria=criteria,
+        )
         self.x = self.goal = 0.0
 
     def reset(self, *, seed=None, options=None):
@@ -66,7 +78,9 @@ class Slider(gymnasium.Env):
             return lambda: np.array([5.0], np.float32)
         if name == "random":
             return lambda: noise.uniform(-1, 1, 1).astype(np.float32)
-        return lambda: np.clip([self.goal - self.x + 0.1 * noise.normal()], -1, 1).astype(np.float32)
+        return lambda: np.clip([self.goal - self.x + 0.1 * noise.normal()], -1, 1).astype(
+            np.float32
+        )
 
     def _info(self):
         criteria = {"success": abs(self.x - self.goal) < 0.5, "to the right": self.x > self.goal}
@@ -97,7 +111,13 @@ def test_rows_tell_what_happened(tmp_path, name):
     told = []
     options = {"speed": 0.5} if name == "slider" else {"speed": 10.5}
     with collect(
-        name, tmp_path / "a.h5", 3, seed=4, image_size=16, progress=lambda *counts: told.append(counts), **options
+        name,
+        tmp_path / "a.h5",
+        3,
+        seed=4,
+        image_size=16,
+        progress=lambda *counts: told.append(counts),
+        **options,
     ) as data:
         world = open_world(name, 1, image_size=16, **options)
         spec = world.spec
@@ -109,12 +129,22 @@ def test_rows_tell_what_happened(tmp_path, name):
             assert np.isnan(episode.actions[-1]).all()
             np.testing.assert_array_equal(world.render(episode.states), episode.pixels)
             world.set_states(episode.states[:1])
-            for t in range(spec.max_steps):  # the action of row t leads from observation t to observation t + 1
+            # the action of row t leads from observation t to observation t + 1
+            for t in range(spec.max_steps):
                 world.step(episode.actions[t : t + 1])
                 np.testing.assert_allclose(world.states[0], episode.states[t + 1], atol=1e-4)
         found = data.provenance
-        assert (found.world, found.version, found.policy, found.seed) == (spec.name, spec.version, "expert", 4)
-        assert (found.state_units, found.look, found.requested_episodes) == (spec.state_units, spec.look, 3)
+        assert (found.world, found.version, found.policy, found.seed) == (
+            spec.name,
+            spec.version,
+            "expert",
+            4,
+        )
+        assert (found.state_units, found.look, found.requested_episodes) == (
+            spec.state_units,
+            spec.look,
+            3,
+        )
         assert json.loads(found.options) == {"image_size": 16, **options}
         data.verify()
 
@@ -123,7 +153,15 @@ def test_rows_tell_what_happened(tmp_path, name):
 @pytest.mark.parametrize("policy", ["expert", "random"])
 def test_batch_size_never_changes_the_data(tmp_path, name, policy):
     for batch_size in (1, 3, 7, None):
-        collect(name, tmp_path / f"{batch_size}.h5", 7, policy, seed=1, image_size=16, batch_size=batch_size).close()
+        collect(
+            name,
+            tmp_path / f"{batch_size}.h5",
+            7,
+            policy,
+            seed=1,
+            image_size=16,
+            batch_size=batch_size,
+        ).close()
         assert_same(tmp_path / f"{batch_size}.h5", tmp_path / "1.h5")
 
 
@@ -147,7 +185,13 @@ def test_an_interrupted_collection_goes_on_to_the_same_file(tmp_path, name):
     with Episodes.open(tmp_path / "a.h5") as kept:
         assert (len(kept), kept.complete) == (4, False)
     told = []
-    collect(name, tmp_path / "a.h5", **arguments, progress=lambda *counts: told.append(counts), batch_size=2).close()
+    collect(
+        name,
+        tmp_path / "a.h5",
+        **arguments,
+        progress=lambda *counts: told.append(counts),
+        batch_size=2,
+    ).close()
     assert told == [(5, 7), (6, 7), (7, 7)]
     assert_same(tmp_path / "a.h5", tmp_path / "reference.h5")
     before = (tmp_path / "a.h5").stat()
@@ -214,9 +258,14 @@ def test_looped_world_keeps_the_role():
     assert pictures.shape == (3, 8, 8, 3)
     np.testing.assert_array_equal(world.render(world.states[1:2])[0], pictures[1])
     assert world.regions(world.states) is None
-    np.testing.assert_array_equal(world.success("to the right"), world.states[:, 0] > world.goals[:, 0])
+    np.testing.assert_array_equal(
+        world.success("to the right"), world.states[:, 0] > world.goals[:, 0]
+    )
     np.testing.assert_array_equal(world.success(), world.success("success"))
-    with pytest.raises(ValueError, match=r"unknown success criterion of slider 'to the left'\. Did you mean 'to the right'"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown success criterion of slider 'to the left'\. Did you mean 'to the right'",
+    ):
         world.success("to the left")
 
 
@@ -253,21 +302,39 @@ def test_collected_files_train(tmp_path):
         assert 0.5 < float(batch.actions.std()) < 2
 
 
-# ----------------------------------------------------------------------------------------------- a row per action block
+# --------------------------------------------------------------------------- a row per action block
 
 
 @pytest.mark.parametrize("name", WORLDS)
 @pytest.mark.parametrize("every", [2, 3])
 def test_a_row_per_block_holds_the_same_walk(tmp_path, name, every):
-    """Frames and states are those after every so many steps, a block's actions those between them, side by side."""
+    """Frames and states are those after every so many steps, a block's actions those between them,
+    side by side."""
     options = {"max_steps": 6} if name == "slider" else {}
     with collect(name, tmp_path / "each.h5", 3, seed=4, image_size=16, **options) as each:
         if each.lengths[0] % every == 1:  # as for the slider's 6 steps
-            coarse = collect(name, tmp_path / "coarse.h5", 3, seed=4, image_size=16, every=every, batch_size=2, **options)
+            coarse = collect(
+                name,
+                tmp_path / "coarse.h5",
+                3,
+                seed=4,
+                image_size=16,
+                every=every,
+                batch_size=2,
+                **options,
+            )
         else:  # 100 steps in threes
-            with pytest.warns(UserWarning, match="episodes of 100 steps are cut by 1: rows are 3 steps apart"):
-                coarse = collect(name, tmp_path / "coarse.h5", 3, seed=4, image_size=16, every=every, **options)
-        assert (coarse.every, coarse.provenance.every, coarse.action_dim) == (every, every, each.action_dim)
+            with pytest.warns(
+                UserWarning, match="episodes of 100 steps are cut by 1: rows are 3 steps apart"
+            ):
+                coarse = collect(
+                    name, tmp_path / "coarse.h5", 3, seed=4, image_size=16, every=every, **options
+                )
+        assert (coarse.every, coarse.provenance.every, coarse.action_dim) == (
+            every,
+            every,
+            each.action_dim,
+        )
         for i in range(3):
             steps, rows = each.episode(i), coarse.episode(i)
             blocks = (len(steps) - 1) // every
@@ -302,18 +369,25 @@ def test_files_of_other_row_distances_are_not_continued(tmp_path):
         collect("slider", tmp_path / "a.h5", 2, every=3)
 
 
-# --------------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------- command line
 
 
 def test_the_command_passes_on_options_and_says_how_far_frames_are_apart(tmp_path, capsys):
     path = tmp_path / "a.h5"
     words = (
-        f"collect two-room --out {path} --episodes=2 --image-size=16 --every=5 --option speed=10.5 --option wall-color=00ff00"
+        f"collect two-room --out {path} --episodes=2 --image-size=16 --every=5 --option "
+        "speed=10.5 --option wall-color=00ff00"
     )
     assert main(words.split()) == 0
-    assert capsys.readouterr().out == f"{path} holds 2 episodes, 42 frames of 16 px, {size_mb(path)} MB, one per 5 env steps.\n"
+    assert capsys.readouterr().out == (
+        f"{path} holds 2 episodes, 42 frames of 16 px, {size_mb(path)} MB, one per 5 env steps.\n"
+    )
     with Episodes.open(path) as data:
-        assert json.loads(data.provenance.options) == {"image_size": 16, "speed": 10.5, "wall_color": "00ff00"}
+        assert json.loads(data.provenance.options) == {
+            "image_size": 16,
+            "speed": 10.5,
+            "wall_color": "00ff00",
+        }
         assert data.provenance.look == "wall_color=00ff00,speed=10.5"
 
 
@@ -324,7 +398,10 @@ def size_mb(path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("speed", "expected --option name=value with an option of the world, got something else: 'speed'"),
+        (
+            "speed",
+            "expected --option name=value with an option of the world, got something else: 'speed'",
+        ),
         ("seed=3", "got one that has a flag of its own: 'seed=3'"),
         ("batch-size=3", "got one that has a flag of its own"),
         ("sped=3", "unknown factor of two-room 'sped'. Did you mean 'speed'"),

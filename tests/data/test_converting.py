@@ -1,4 +1,5 @@
-"""Whatever others keep their recordings in, the same episodes come out: right frames, right actions, right states."""
+"""Whatever others keep their recordings in, the same episodes come out: right frames, right
+actions, right states."""
 
 import json
 import sys
@@ -22,7 +23,9 @@ from tests.support.recordings import MADE, encoded, jpeg
 
 
 def lance_folder(path):
-    lance.write_dataset(recordings.lance_table(MADE, jpeg), str(path / "t.lance"), max_rows_per_file=7)
+    lance.write_dataset(
+        recordings.lance_table(MADE, jpeg), str(path / "t.lance"), max_rows_per_file=7
+    )
     return path
 
 
@@ -44,13 +47,38 @@ LAYOUTS = {
     ),
     "lance": (lance_folder, {}, 4, ("state 0", "state 1", "state 2")),
     "lerobot 2.0": (lambda p: recordings.lerobot(p / "lr", MADE, "v2.0"), {}, 3, XYA),
-    "lerobot 2.1, pictures": (lambda p: recordings.lerobot(p / "lr", MADE, "v2.1", encode=encoded), {}, 0, XYA),
+    "lerobot 2.1, pictures": (
+        lambda p: recordings.lerobot(p / "lr", MADE, "v2.1", encode=encoded),
+        {},
+        0,
+        XYA,
+    ),
     "lerobot 3.0": (lambda p: recordings.lerobot(p / "lr", MADE, "v3.0"), {}, 3, XYA),
-    "lerobot 3.0, pictures": (lambda p: recordings.lerobot(p / "lr", MADE, "v3.0", encode=encoded), {}, 0, XYA),
-    "videos, a table each": (lambda p: recordings.videos(p / "v", MADE), {"state_columns": XYA}, 3, XYA),
+    "lerobot 3.0, pictures": (
+        lambda p: recordings.lerobot(p / "lr", MADE, "v3.0", encode=encoded),
+        {},
+        0,
+        XYA,
+    ),
+    "videos, a table each": (
+        lambda p: recordings.videos(p / "v", MADE),
+        {"state_columns": XYA},
+        3,
+        XYA,
+    ),
     "videos, one table": (lambda p: recordings.videos(p / "v", MADE, shared=True), {}, 3, ()),
-    "videos, mkv": (lambda p: recordings.videos(p / "v", MADE, suffix=".mkv"), {"state_columns": XYA}, 3, XYA),
-    "videos, gif": (lambda p: recordings.videos(p / "v", MADE, shared=True, suffix=".gif", codec="gif"), {}, 30, ()),
+    "videos, mkv": (
+        lambda p: recordings.videos(p / "v", MADE, suffix=".mkv"),
+        {"state_columns": XYA},
+        3,
+        XYA,
+    ),
+    "videos, gif": (
+        lambda p: recordings.videos(p / "v", MADE, shared=True, suffix=".gif", codec="gif"),
+        {},
+        30,
+        (),
+    ),
 }
 
 
@@ -58,7 +86,12 @@ LAYOUTS = {
 def test_every_layout_gives_the_same_episodes(layout, tmp_path):
     write, selected, tolerance, names = LAYOUTS[layout]
     source, calls = write(tmp_path), []
-    with convert(source, tmp_path / "out.h5", Selection(**selected), progress=lambda *call: calls.append(call)) as converted:
+    with convert(
+        source,
+        tmp_path / "out.h5",
+        Selection(**selected),
+        progress=lambda *call: calls.append(call),
+    ) as converted:
         assert calls == [(1, 3), (2, 3), (3, 3)]
         assert converted.complete
         assert converted.lengths.tolist() == list(recordings.LENGTHS)
@@ -67,15 +100,23 @@ def test_every_layout_gives_the_same_episodes(layout, tmp_path):
             episode = converted.episode(i)
             error = np.abs(episode.pixels.astype(int)[:, None] - pixels[None]).mean(axis=(2, 3, 4))
             assert error.diagonal().max() <= tolerance
-            assert (error.argmin(axis=1) == np.arange(len(pixels))).all(), "each frame is itself, not a neighbour"
+            assert (error.argmin(axis=1) == np.arange(len(pixels))).all(), (
+                "each frame is itself, not a neighbour"
+            )
             np.testing.assert_allclose(episode.actions[:-1], actions[:-1], rtol=1e-6)
-            assert np.isnan(episode.actions[-1]).all(), "nothing that was recorded follows the last observation"
+            assert np.isnan(episode.actions[-1]).all(), (
+                "nothing that was recorded follows the last observation"
+            )
             if names:
                 np.testing.assert_allclose(episode.states, states, rtol=1e-6)
         told = json.loads(converted.provenance.options)
         assert told["format"] == layout.split(",")[0].split()[0]
         assert told["source"] == source.name
-    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".") or path.name.endswith(".partial")]
+    assert not [
+        path.name
+        for path in tmp_path.iterdir()
+        if path.name.startswith(".") or path.name.endswith(".partial")
+    ]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -110,11 +151,15 @@ def test_every_format_is_recognised_by_itself_alone(tmp_path):
     for number, layout in enumerate(LAYOUTS):
         (tmp_path / str(number)).mkdir()
         source = LAYOUTS[layout][0](tmp_path / str(number))
-        claimed = [name for name in registry.names("formats") if registry.load("formats", name).recognises(source)]
+        claimed = [
+            name
+            for name in registry.names("formats")
+            if registry.load("formats", name).recognises(source)
+        ]
         assert claimed == [layout.split(",")[0].split()[0]]
 
 
-# ------------------------------------------------------------------------------------------------------------ archives
+# ----------------------------------------------------------------------------------------- archives
 
 
 @pytest.mark.parametrize("name", ["a.h5.zst", "a.tar.zst", "a.tar"])
@@ -134,7 +179,11 @@ def test_archives_are_unpacked_beside_the_target_and_tidied_away(name, tmp_path)
 def test_a_folder_with_one_archive_as_repositories_hold_them(tmp_path):
     archive = tmp_path / "repository" / "data.tar.zst"
     recordings.lerobot(tmp_path / "lr", MADE)
-    inside = [(str(path.relative_to(tmp_path)), path.read_bytes()) for path in (tmp_path / "lr").rglob("*") if path.is_file()]
+    inside = [
+        (str(path.relative_to(tmp_path)), path.read_bytes())
+        for path in (tmp_path / "lr").rglob("*")
+        if path.is_file()
+    ]
     archive.parent.mkdir()
     (archive.parent / "README.md").write_text("data")
     archive.write_bytes(zst(tar(inside)))
@@ -144,18 +193,22 @@ def test_a_folder_with_one_archive_as_repositories_hold_them(tmp_path):
 def test_what_is_wrong_inside_an_archive_names_the_archive(tmp_path):
     archive = tmp_path / "a.tar.zst"
     archive.write_bytes(zst(tar([("data/a.h5", b"no HDF5")])))
-    with pytest.raises(ValueError, match=r"a\.tar\.zst: data/a\.h5: expected an HDF5 file, got something else"):
+    with pytest.raises(
+        ValueError, match=r"a\.tar\.zst: data/a\.h5: expected an HDF5 file, got something else"
+    ):
         convert(archive, tmp_path / "out.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.zst"]
 
 
-# ----------------------------------------------------------------------------------------------------- shape and choice
+# --------------------------------------------------------------------------------- shape and choice
 
 
 def test_pictures_that_are_not_square_are_cut_or_padded_only_on_request(tmp_path):
     wide = recordings.episodes(height=20, width=31)
     source = recordings.hdf5(tmp_path / "a.h5", wide)
-    with pytest.raises(ValueError, match=r"expected square pictures, got 31 x 20.*--crop center.*--crop pad"):
+    with pytest.raises(
+        ValueError, match=r"expected square pictures, got 31 x 20.*--crop center.*--crop pad"
+    ):
         convert(source, tmp_path / "no.h5")
     assert not (tmp_path / "no.h5").exists()
     assert "(N, h, h, 3)" in describe(source)["missing"]["training"][0]
@@ -174,7 +227,9 @@ def test_scaling_averages_rather_than_skips(tmp_path):
     """Stripes of one pixel must become grey, whichever way the picture is halved twice."""
     stripes = np.zeros((4, 32, 32, 3), np.uint8)
     stripes[:, :, ::2] = 255
-    source = recordings.hdf5(tmp_path / "a.h5", [(stripes, np.zeros((4, 2), np.float32), np.zeros((4, 3), np.float32))])
+    source = recordings.hdf5(
+        tmp_path / "a.h5", [(stripes, np.zeros((4, 2), np.float32), np.zeros((4, 3), np.float32))]
+    )
     with convert(source, tmp_path / "out.h5", Selection(image_size=8)) as converted:
         assert np.abs(converted.episode(0).pixels.astype(int) - 127).max() < 12
 
@@ -183,7 +238,9 @@ def test_one_of_several_cameras_must_be_chosen(tmp_path):
     cameras = ("observation.images.top", "observation.images.wrist")
     source = recordings.lerobot(tmp_path / "lr", MADE, cameras=cameras)
     with pytest.raises(
-        ValueError, match=r"got observation\.images\.top, observation\.images\.wrist\. Choose one with --camera"
+        ValueError,
+        match=r"got observation\.images\.top, observation\.images\.wrist\. Choose one with "
+        r"--camera",
     ):
         convert(source, tmp_path / "out.h5")
     with pytest.raises(ValueError, match=r"Did you mean 'observation.images.wrist'"):
@@ -191,7 +248,10 @@ def test_one_of_several_cameras_must_be_chosen(tmp_path):
     assert describe(source)["cameras"] == dict.fromkeys(cameras, "48 x 48")
     assert verify(source)["episodes"] == 3
     with convert(source, tmp_path / "out.h5", Selection(camera=cameras[1])) as converted:
-        assert np.abs(converted.episode(2).pixels - np.roll(MADE[2][0], 1, axis=3).astype(int)).mean() < 3
+        assert (
+            np.abs(converted.episode(2).pixels - np.roll(MADE[2][0], 1, axis=3).astype(int)).mean()
+            < 3
+        )
 
 
 def test_columns_are_laid_side_by_side_in_the_order_given(tmp_path):
@@ -210,14 +270,19 @@ def test_a_converted_file_keeps_what_was_known_of_it(small_data, tmp_path):
         convert(small_data, tmp_path / "out.h5", Selection(image_size=16), episodes=2) as after,
     ):
         assert (after.provenance.world, after.provenance.look) == ("two-room", "published")
-        assert (after.provenance.state_names, after.provenance.state_units) == (before.provenance.state_names, ("px", "px"))
+        assert (after.provenance.state_names, after.provenance.state_units) == (
+            before.provenance.state_names,
+            ("px", "px"),
+        )
         assert json.loads(after.provenance.options)["image_size"] == after.image_size == 16
         assert (after.states(1) == before.states(1)).all()
-    with pytest.raises(ValueError, match="expected recordings of world 'push-t', got some of 'two-room'"):
+    with pytest.raises(
+        ValueError, match="expected recordings of world 'push-t', got some of 'two-room'"
+    ):
         convert(small_data, tmp_path / "other.h5", world="push-t")
 
 
-# ------------------------------------------------------------------------------------------------ going on, the whole way
+# -------------------------------------------------------------------------- going on, the whole way
 
 
 def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch):
@@ -233,7 +298,11 @@ def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch):
         assert (len(part), part.complete) == (2, False)
     read = []
     original = converting._episode
-    monkeypatch.setattr(converting, "_episode", lambda source, i, *more: read.append(i) or original(source, i, *more))
+    monkeypatch.setattr(
+        converting,
+        "_episode",
+        lambda source, i, *more: read.append(i) or original(source, i, *more),
+    )
     convert(source, tmp_path / "out.h5").close()
     assert read == [2]
     convert(source, tmp_path / "whole.h5").close()
@@ -249,9 +318,22 @@ def test_from_a_folder_of_videos_to_a_trained_model(tmp_path, capsys):
     for i in range(3):
         pixels = rng.integers(0, 255, (24, 4, 6, 3), np.uint8).repeat(10, axis=1).repeat(10, axis=2)
         recordings.write_video(tmp_path / "v" / f"run-{i}.mp4", pixels)
-        recordings.write_csv(tmp_path / "v" / f"run-{i}.csv", ["left", "right"], rng.standard_normal((24, 2)).tolist())
-    out, words = tmp_path / "robot.h5", ["data", "convert", str(tmp_path / "v"), "--out", str(tmp_path / "robot.h5")]
-    words += ["--image-size=32", "--crop=center", "--compression=blosc", "--json", str(tmp_path / "told.json")]
+        recordings.write_csv(
+            tmp_path / "v" / f"run-{i}.csv",
+            ["left", "right"],
+            rng.standard_normal((24, 2)).tolist(),
+        )
+    out, words = (
+        tmp_path / "robot.h5",
+        ["data", "convert", str(tmp_path / "v"), "--out", str(tmp_path / "robot.h5")],
+    )
+    words += [
+        "--image-size=32",
+        "--crop=center",
+        "--compression=blosc",
+        "--json",
+        str(tmp_path / "told.json"),
+    ]
     assert main(words) == 0
     assert "robot.h5 holds 3 episodes, 72 frames of 32 px" in capsys.readouterr().out
     assert json.loads((tmp_path / "told.json").read_text())["episodes"] == 3
@@ -264,12 +346,17 @@ def test_from_a_folder_of_videos_to_a_trained_model(tmp_path, capsys):
     assert (tmp_path / "run").is_dir()
 
 
-def test_a_format_whose_package_is_missing_is_named_when_it_might_have_helped(tmp_path, monkeypatch):
+def test_a_format_whose_package_is_missing_is_named_when_it_might_have_helped(
+    tmp_path, monkeypatch
+):
     (tmp_path / "data").mkdir()
     lance_folder(tmp_path / "data")
     monkeypatch.delitem(sys.modules, "lewm.data.formats.lance", raising=False)
     monkeypatch.setitem(sys.modules, "lance", None)
-    needs = r"format 'lance' needs the package 'pylance'. Install it with: pip install '?(lewm\[lance\]|pylance)"
+    needs = (
+        r"format 'lance' needs the package 'pylance'. Install it with: pip install "
+        r"'?(lewm\[lance\]|pylance)"
+    )
     with pytest.raises(ValueError, match=f"expected recordings in a known format.* {needs}"):
         describe(tmp_path / "data")
     with pytest.raises(ImportError, match=needs):

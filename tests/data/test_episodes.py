@@ -21,7 +21,8 @@ def path(tmp_path):
 
 
 def publish(path, lengths=LENGTHS, **replaced):
-    """Write a file in the published layout by hand, as other projects do: no provenance, other columns beside ours."""
+    """Write a file in the published layout by hand, as other projects do: no provenance, other
+    columns beside ours."""
     generator = np.random.default_rng(0)
     steps, offsets = sum(lengths), np.cumsum(lengths) - lengths
     action = generator.normal(size=(steps, 2)).astype(np.float32)
@@ -39,7 +40,11 @@ def publish(path, lengths=LENGTHS, **replaced):
     with h5py.File(path, "w") as file:
         for name, values in columns.items():
             if values is not None:
-                file.create_dataset(name, data=values, **({"chunks": (1, *values.shape[1:])} if name == "pixels" else {}))
+                file.create_dataset(
+                    name,
+                    data=values,
+                    **({"chunks": (1, *values.shape[1:])} if name == "pixels" else {}),
+                )
     return path
 
 
@@ -50,7 +55,12 @@ def contents(path):
 
 def test_published_file_opens_and_describes_itself(path):
     with Episodes.open(path) as episodes:
-        assert (len(episodes), episodes.steps, episodes.image_size, episodes.action_dim) == (4, 22, 8, 2)
+        assert (len(episodes), episodes.steps, episodes.image_size, episodes.action_dim) == (
+            4,
+            22,
+            8,
+            2,
+        )
         assert episodes.lengths.tolist() == list(LENGTHS)
         assert episodes.state_names == ("state 0", "state 1", "state 2")
         assert episodes.provenance == Provenance()
@@ -60,13 +70,25 @@ def test_published_file_opens_and_describes_itself(path):
         assert summary["lengths"] == {"0%": 1, "25%": 4, "50%": 6, "75%": 7.5, "100%": 9}
         assert summary["actions"]["max"] == pytest.approx(np.nanmax(action, axis=0))
         assert summary["columns"]["reward"] == ["float64", 22]
-        assert episodes.verify() == {"episodes": 4, "steps": 22, "blank_frames": 0, "nonfinite_states": 0}
+        assert episodes.verify() == {
+            "episodes": 4,
+            "steps": 22,
+            "blank_frames": 0,
+            "nonfinite_states": 0,
+        }
 
 
 def test_rows_come_back_in_the_order_of_the_request(path):
     pixels = contents(path)["pixels"]
     with Episodes.open(path) as episodes:
-        for request in ([3], [7, 2, 3, 21, 2, 4, 0], list(range(22)), [5, 5, 5], np.arange(21, -1, -1), []):
+        for request in (
+            [3],
+            [7, 2, 3, 21, 2, 4, 0],
+            list(range(22)),
+            [5, 5, 5],
+            np.arange(21, -1, -1),
+            [],
+        ):
             assert (episodes.pixels_at(request) == pixels[np.asarray(request, int)]).all()
         assert episodes.rows("state", [3, 1]).dtype == np.float32
         for outside in ([22], [-1, 3]):
@@ -78,7 +100,11 @@ def test_neighbouring_rows_share_one_read(path, monkeypatch):
     reads = []
     original = h5py.Dataset.__getitem__
     with Episodes.open(path) as episodes:
-        monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda self, args: reads.append(args) or original(self, args))
+        monkeypatch.setattr(
+            h5py.Dataset,
+            "__getitem__",
+            lambda self, args: reads.append(args) or original(self, args),
+        )
         episodes.pixels_at([8, 2, 3, 4, 12, 3])
     assert reads == [slice(2, 5), slice(8, 9), slice(12, 13)]
 
@@ -89,7 +115,9 @@ def test_a_long_run_is_decoded_into_its_place(tmp_path, monkeypatch):
     reads = []
     original = h5py.Dataset.read_direct
     with Episodes.open(path) as episodes:
-        monkeypatch.setattr(h5py.Dataset, "read_direct", lambda *args: reads.append(args[2]) or original(*args))
+        monkeypatch.setattr(
+            h5py.Dataset, "read_direct", lambda *args: reads.append(args[2]) or original(*args)
+        )
         for rows in ([69, *range(3, 33)], [*range(3, 33)][::-1], [*range(20), 5], range(70)):
             np.testing.assert_array_equal(episodes.pixels_at(rows), stored[np.asarray(rows)])
     assert reads == [slice(3, 33), slice(0, 70)], "backwards and with repeats a copy is needed"
@@ -128,7 +156,9 @@ def test_attributes_of_other_projects_are_read_as_plain_values_or_not_at_all(pat
         file.attrs["options"] = h5py.Empty("f4")
         file.attrs["lewm_version"] = np.array((1, 2.0), [("a", "i4"), ("b", "f4")])
     with Episodes.open(path) as episodes:
-        assert episodes.provenance == Provenance(world="push-t", version="1.0", seed=7, state_names=("x", "y", "angle"))
+        assert episodes.provenance == Provenance(
+            world="push-t", version="1.0", seed=7, state_names=("x", "y", "angle")
+        )
         assert type(episodes.provenance.version) is str
         assert episodes.state_names == ("x", "y", "angle")
         assert episodes.complete
@@ -142,7 +172,9 @@ def test_states_that_are_no_numbers_are_refused_where_they_are_asked_for(tmp_pat
         assert np.isfinite(episodes.states(0)).all()
         assert np.isnan(episodes.episode(1).states[4, 1]), "what is there can be looked at"
         with pytest.raises(
-            ValueError, match=r"a\.h5: expected finite states, got \[0.0, nan, 0.0\] at step 4 of episode 1 \(2 such"
+            ValueError,
+            match=r"a\.h5: expected finite states, got \[0.0, nan, 0.0\] at step 4 of episode 1 "
+            r"\(2 such",
         ):
             episodes.states(1)
 
@@ -151,7 +183,9 @@ def test_compressed_files_open(tmp_path, path):
     stored, compressed = contents(path), tmp_path / "compressed.h5"
     with h5py.File(compressed, "w") as file:
         for name, values in stored.items():
-            file.create_dataset(name, data=values, **(hdf5plugin.Blosc() if name == "pixels" else {}))
+            file.create_dataset(
+                name, data=values, **(hdf5plugin.Blosc() if name == "pixels" else {})
+            )
     with Episodes.open(compressed) as episodes:
         assert (episodes.pixels_at([3, 9]) == stored["pixels"][[3, 9]]).all()
         assert episodes.summary()["compression"] == ["blosc"]
@@ -175,7 +209,10 @@ def broken_action(row):
     [
         ({"action": None}, "no action among .*ep_len"),
         ({"pixels": None, "ep_len": None}, "no pixels, ep_len among"),
-        ({"pixels": np.zeros((22, 8, 6, 3), np.uint8)}, r"pixels \(N, h, h, 3\).*got \(22, 8, 6, 3\)"),
+        (
+            {"pixels": np.zeros((22, 8, 6, 3), np.uint8)},
+            r"pixels \(N, h, h, 3\).*got \(22, 8, 6, 3\)",
+        ),
         ({"pixels": np.zeros((22, 3, 8, 8), np.uint8)}, r"got \(22, 3, 8, 8\)"),
         ({"pixels": np.zeros((22, 8, 8, 3), np.float32)}, "of type float32"),
         ({"action": np.zeros((21, 2), np.float32)}, r"'action' of shape \(22, a\).*got \(21, 2\)"),
@@ -216,7 +253,10 @@ def test_files_that_are_no_files_are_refused(tmp_path, path):
 
 
 def test_verify_finds_what_opening_does_not(tmp_path):
-    state, pixels = np.zeros((22, 3)), np.random.default_rng(0).integers(0, 256, (22, 8, 8, 3), np.uint8)
+    state, pixels = (
+        np.zeros((22, 3)),
+        np.random.default_rng(0).integers(0, 256, (22, 8, 8, 3), np.uint8),
+    )
     state[4], pixels[6], pixels[7] = np.nan, 0, 255
     done = []
     with Episodes.open(publish(tmp_path / "a.h5", state=state, pixels=pixels)) as episodes:
@@ -226,7 +266,10 @@ def test_verify_finds_what_opening_does_not(tmp_path):
     wrong = contents(tmp_path / "a.h5")["step_idx"]
     wrong[9] = 3
     for column in ("step_idx", "episode_idx"):
-        with Episodes.open(publish(tmp_path / "b.h5", **{column: wrong})) as episodes, pytest.raises(ValueError, match=column):
+        with (
+            Episodes.open(publish(tmp_path / "b.h5", **{column: wrong})) as episodes,
+            pytest.raises(ValueError, match=column),
+        ):
             episodes.verify()
 
 
@@ -236,7 +279,10 @@ def test_verify_finds_rows_that_never_reached_the_disk(tmp_path, path):
         del file["pixels"]
         torn = file.create_dataset("pixels", pixels.shape, np.uint8, chunks=(1, 8, 8, 3))
         torn[:13], torn[14:] = pixels[:13], pixels[14:]
-    with Episodes.open(path) as episodes, pytest.raises(ValueError, match="'pixels' on disk, got none at row 13"):
+    with (
+        Episodes.open(path) as episodes,
+        pytest.raises(ValueError, match="'pixels' on disk, got none at row 13"),
+    ):
         episodes.verify()
 
 
@@ -244,7 +290,9 @@ def test_rows_that_do_not_decode_are_named(tmp_path, path):
     stored = contents(path)
     with h5py.File(path, "r+") as file:
         del file["pixels"]
-        pixels = file.create_dataset("pixels", data=stored["pixels"], chunks=(1, 8, 8, 3), compression="gzip")
+        pixels = file.create_dataset(
+            "pixels", data=stored["pixels"], chunks=(1, 8, 8, 3), compression="gzip"
+        )
         chunk = pixels.id.get_chunk_info(6)
     with open(path, "r+b") as raw:
         raw.seek(chunk.byte_offset)
@@ -256,7 +304,13 @@ def test_rows_that_do_not_decode_are_named(tmp_path, path):
 
 
 def test_split_holds_out_whole_episodes():
-    for count, holdout, expected in [(10, 0.1, 1), (2, 0.1, 1), (2, 0.99, 1), (200, 0.1, 20), (7, 0.5, 4)]:
+    for count, holdout, expected in [
+        (10, 0.1, 1),
+        (2, 0.1, 1),
+        (2, 0.99, 1),
+        (200, 0.1, 20),
+        (7, 0.5, 4),
+    ]:
         parts = split(count, holdout, seed=3)
         assert len(parts.heldout) == expected
         assert sorted(parts.train + parts.heldout) == list(range(count))
@@ -283,8 +337,12 @@ def test_statistics_sample_frames_by_seed_and_floor_what_is_constant(tmp_path):
     action = np.random.default_rng(0).normal(size=(22, 2)).astype(np.float32)
     action[:, 1] = 0.3
     with Episodes.open(publish(tmp_path / "a.h5", action=action)) as episodes:
-        assert statistics(episodes, (0, 1), max_frames=4, seed=1) == statistics(episodes, (0, 1), max_frames=4, seed=1)
-        assert statistics(episodes, (0, 1), max_frames=4, seed=1) != statistics(episodes, (0, 1), max_frames=4, seed=2)
+        assert statistics(episodes, (0, 1), max_frames=4, seed=1) == statistics(
+            episodes, (0, 1), max_frames=4, seed=1
+        )
+        assert statistics(episodes, (0, 1), max_frames=4, seed=1) != statistics(
+            episodes, (0, 1), max_frames=4, seed=2
+        )
         found = statistics(episodes, (0, 1))
         assert found.action_std[1] == 1.0
         assert found.action_mean[1] == pytest.approx(0.3)
@@ -293,7 +351,9 @@ def test_statistics_sample_frames_by_seed_and_floor_what_is_constant(tmp_path):
 def test_rows_of_several_actions_have_the_statistics_of_single_ones(tmp_path):
     """Two env actions per row: the width of one, and its mean and std over all of them."""
     path, wide = tmp_path / "a.h5", np.random.default_rng(1).normal(size=(22, 4)).astype(np.float32)
-    wide[:, 2:] += 3  # the second step of a block differs from the first: columns must not be mixed up with dimensions
+    # the second step of a block differs from the first: columns must not be mixed up with
+    # dimensions
+    wide[:, 2:] += 3
     wide[np.cumsum(LENGTHS) - 1] = np.nan
     publish(path, action=wide)
     with Episodes.open(path) as episodes:
@@ -316,12 +376,18 @@ def test_rows_of_several_actions_have_the_statistics_of_single_ones(tmp_path):
 def test_rows_that_are_no_whole_number_of_actions_are_refused(path, every):
     with h5py.File(path, "r+") as file:
         file.attrs["every"] = every
-    with pytest.raises(ValueError, match=f"expected actions of {every} env steps side by side, .*, got rows of 2 numbers"):
+    with pytest.raises(
+        ValueError,
+        match=f"expected actions of {every} env steps side by side, .*, got rows of 2 numbers",
+    ):
         Episodes.open(path)
 
 
 def test_statistics_without_a_single_action_are_refused(path):
-    with Episodes.open(path) as episodes, pytest.raises(ValueError, match="actions in the training episodes, got none"):
+    with (
+        Episodes.open(path) as episodes,
+        pytest.raises(ValueError, match="actions in the training episodes, got none"),
+    ):
         statistics(episodes, (2,))
 
 

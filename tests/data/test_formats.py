@@ -1,4 +1,5 @@
-"""Recordings that are not sound: each is refused in a sentence that names the file, what was expected and what was found."""
+"""Recordings that are not sound: each is refused in a sentence that names the file, what was
+expected and what was found."""
 
 import re
 
@@ -14,7 +15,7 @@ from tests.support import recordings
 from tests.support.layouts import half, nan_at, refused, then, with_
 from tests.support.recordings import MADE, jpeg
 
-# --------------------------------------------------------------------------------------------------------------- videos
+# ------------------------------------------------------------------------------------------- videos
 
 
 def videos(made=None, shared=False):
@@ -60,11 +61,18 @@ VIDEOS = {
         "expected a column 'video'",
     ),
     "unknown video": (
-        then(videos(shared=True), table("actions.csv", lambda t: t.replace("push-1.mp4,3", "push-9.mp4,3"))),
-        "actions.csv: expected rows of the videos beside it, got 'push-9.mp4' in line 9, which is none of them",
+        then(
+            videos(shared=True),
+            table("actions.csv", lambda t: t.replace("push-1.mp4,3", "push-9.mp4,3")),
+        ),
+        "actions.csv: expected rows of the videos beside it, got 'push-9.mp4' in line 9, which "
+        "is none of them",
     ),
     "one name for two": (
-        then(videos(shared=True), lambda p: recordings.write_video(p / "more" / "push-1.mp4", MADE[1][0])),
+        then(
+            videos(shared=True),
+            lambda p: recordings.write_video(p / "more" / "push-1.mp4", MADE[1][0]),
+        ),
         "got 'push-1.mp4' in line 6, which is the name of several",
     ),
     "no number": (
@@ -95,9 +103,18 @@ VIDEOS = {
         then(videos(), lambda p: (p / "push-1.csv").write_bytes(b"\xff\xfe\x00")),
         "push-1.csv: expected a CSV in UTF-8",
     ),
-    "torn video": (then(videos(), lambda p: half(p / "push-1.mp4")), "push-1.mp4: expected a video that decodes"),
-    "no video": (then(videos(), lambda p: (p / "push-1.mp4").write_text("hello")), "push-1.mp4: expected a video that decodes"),
-    "NaN inside": (videos(with_(1, actions=nan_at(2))), "push-1.mp4 with push-1.csv: expected finite actions .*at step 2"),
+    "torn video": (
+        then(videos(), lambda p: half(p / "push-1.mp4")),
+        "push-1.mp4: expected a video that decodes",
+    ),
+    "no video": (
+        then(videos(), lambda p: (p / "push-1.mp4").write_text("hello")),
+        "push-1.mp4: expected a video that decodes",
+    ),
+    "NaN inside": (
+        videos(with_(1, actions=nan_at(2))),
+        "push-1.mp4 with push-1.csv: expected finite actions .*at step 2",
+    ),
 }
 
 
@@ -108,7 +125,10 @@ def test_folders_of_videos(what, tmp_path):
 
 def test_states_need_the_row_of_the_last_frame(tmp_path):
     recordings.videos(tmp_path / "v", MADE, shared=True)
-    with pytest.raises(ValueError, match=r"push-0.mp4 with actions.csv: expected 5 rows of state, one per frame, got 4"):
+    with pytest.raises(
+        ValueError,
+        match=r"push-0.mp4 with actions.csv: expected 5 rows of state, one per frame, got 4",
+    ):
         convert(tmp_path / "v", tmp_path / "out.h5", Selection(state_columns=("dx",)))
 
 
@@ -119,12 +139,14 @@ def test_an_empty_cell_may_mark_the_end_and_nothing_else(tmp_path):
     (tmp_path / "v" / "actions.csv").write_text(ended)
     with convert(tmp_path / "v", tmp_path / "out.h5") as converted:
         np.testing.assert_allclose(converted.actions(0)[:-1], MADE[0][1][:-1], rtol=1e-6)
-    (tmp_path / "v" / "actions.csv").write_text(re.sub(r"\npush-1.mp4,5,[^,]*,", "\npush-1.mp4,5,,", ended))
+    (tmp_path / "v" / "actions.csv").write_text(
+        re.sub(r"\npush-1.mp4,5,[^,]*,", "\npush-1.mp4,5,,", ended)
+    )
     with pytest.raises(ValueError, match=r"push-1.mp4 .*at step 5"):
         verify(tmp_path / "v")
 
 
-# ------------------------------------------------------------------------------------------------------ HDF5 and Lance
+# ----------------------------------------------------------------------------------- HDF5 and Lance
 
 
 def hdf5(change):
@@ -148,25 +170,46 @@ def replace(name, change):
 
 
 HDF5 = {
-    "truncated": (then(hdf5(lambda file: None), half), "a.h5: expected a whole HDF5 file, got one that does not open"),
-    "not HDF5": (then(hdf5(lambda file: None), lambda p: p.write_text("x")), "a.h5: expected an HDF5 file, got something else"),
-    "no index": (replace("ep_len", lambda rows: None), "a.h5: expected the columns pixels, .*got no ep_len"),
+    "truncated": (
+        then(hdf5(lambda file: None), half),
+        "a.h5: expected a whole HDF5 file, got one that does not open",
+    ),
+    "not HDF5": (
+        then(hdf5(lambda file: None), lambda p: p.write_text("x")),
+        "a.h5: expected an HDF5 file, got something else",
+    ),
+    "no index": (
+        replace("ep_len", lambda rows: None),
+        "a.h5: expected the columns pixels, .*got no ep_len",
+    ),
     "index with gaps": (
         replace("ep_offset", lambda rows: rows + 1),
         "a.h5: expected episodes end to end, got an index with gaps",
     ),
-    "no actions": (replace("action", lambda rows: None), "a.h5: expected a column of actions, got none among state"),
-    "no pictures": (replace("pixels", lambda rows: None), "a.h5: expected one column of pictures, got none"),
+    "no actions": (
+        replace("action", lambda rows: None),
+        "a.h5: expected a column of actions, got none among state",
+    ),
+    "no pictures": (
+        replace("pixels", lambda rows: None),
+        "a.h5: expected one column of pictures, got none",
+    ),
     "float pictures": (
         replace("pixels", lambda rows: rows / 255.0),
         "expected pictures .* of type uint8, got .* of type float64",
     ),
-    "grey pictures": (replace("pixels", lambda rows: rows[..., :1]), r"expected pictures \(H, W, 3\).*got \(48, 48, 1\)"),
+    "grey pictures": (
+        replace("pixels", lambda rows: rows[..., :1]),
+        r"expected pictures \(H, W, 3\).*got \(48, 48, 1\)",
+    ),
     "rows short": (
         replace("action", lambda rows: rows[:-1]),
         r"expected 20 rows in every column, got \['action'\] of another length",
     ),
-    "NaN inside": (replace("action", nan_at(7)), "a.h5, episode 1: expected finite actions .*at step 2"),
+    "NaN inside": (
+        replace("action", nan_at(7)),
+        "a.h5, episode 1: expected finite actions .*at step 2",
+    ),
 }
 
 
@@ -206,10 +249,18 @@ LANCE = {
         "expected 'step_idx' to count .*got 3 in row 7, episode 1",
     ),
     "no rows": (lance_table(lambda t: t[:0]), "t.lance: expected rows .*got no rows"),
-    "torn": (then(lance_table(lambda t: t), cleared), "t.lance: expected a whole Lance table, got one that cannot be read"),
-    "no table": (lambda folder: (folder / "t.lance").mkdir() or folder / "t.lance", "t.lance: expected a whole Lance table"),
+    "torn": (
+        then(lance_table(lambda t: t), cleared),
+        "t.lance: expected a whole Lance table, got one that cannot be read",
+    ),
+    "no table": (
+        lambda folder: (folder / "t.lance").mkdir() or folder / "t.lance",
+        "t.lance: expected a whole Lance table",
+    ),
     "broken pictures": (
-        lambda folder: lance_table(lambda t: recordings.lance_table(MADE, lambda p: jpeg(p)[:50]))(folder),
+        lambda folder: lance_table(lambda t: recordings.lance_table(MADE, lambda p: jpeg(p)[:50]))(
+            folder
+        ),
         "t.lance, episode 0: expected pictures that decode, got an error",
     ),
 }
@@ -220,7 +271,7 @@ def test_lance_tables(what, tmp_path):
     refused(*LANCE[what], tmp_path)
 
 
-# -------------------------------------------------------------------------------------------------------------- nothing
+# ------------------------------------------------------------------------------------------ nothing
 
 
 def named(folder, *names):
@@ -230,14 +281,26 @@ def named(folder, *names):
 
 
 NOTHING = {
-    "empty folder": (lambda folder: named(folder), r"expected recordings in a known format \(hdf5, .*got a folder of nothing"),
-    "other files": (lambda folder: named(folder, "a.txt"), "got a folder of a.txt. docs/your-own-data.md"),
+    "empty folder": (
+        lambda folder: named(folder),
+        r"expected recordings in a known format \(hdf5, .*got a folder of nothing",
+    ),
+    "other files": (
+        lambda folder: named(folder, "a.txt"),
+        "got a folder of a.txt. docs/your-own-data.md",
+    ),
     "another file": (
         lambda folder: named(folder, "a.txt") / "a.txt",
         "a.txt: expected recordings in a known format .*got another file",
     ),
-    "no file": (lambda folder: folder / "nothing", "nothing: expected an episode file, got no such file"),
-    "several files": (lambda folder: named(folder, "a.h5", "b.h5"), "expected one HDF5 file, got a.h5, b.h5. Give one of them"),
+    "no file": (
+        lambda folder: folder / "nothing",
+        "nothing: expected an episode file, got no such file",
+    ),
+    "several files": (
+        lambda folder: named(folder, "a.h5", "b.h5"),
+        "expected one HDF5 file, got a.h5, b.h5. Give one of them",
+    ),
     "two formats": (
         lambda folder: named(videos()(folder), "a.h5"),
         "expected recordings in one format, got hdf5 and videos. Choose one with --format",
@@ -255,7 +318,9 @@ def test_a_format_that_is_given(tmp_path):
     with convert(source, tmp_path / "out.h5", Selection(format="videos")) as converted:
         assert len(converted) == 3
     with pytest.raises(
-        ValueError, match=r"expected recordings in a known format \(lerobot\), got a folder of a.h5, actions.csv"
+        ValueError,
+        match=r"expected recordings in a known format \(lerobot\), got a folder of a.h5, "
+        r"actions.csv",
     ):
         convert(source, tmp_path / "no.h5", Selection(format="lerobot"))
     with pytest.raises(ValueError, match=r"unknown format 'video'. Did you mean 'videos'"):

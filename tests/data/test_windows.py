@@ -1,4 +1,5 @@
-"""Windows: what is in them, in what order they come, and that both ways of reading them give the same bits."""
+"""Windows: what is in them, in what order they come, and that both ways of reading them give the
+same bits."""
 
 import dataclasses
 import multiprocessing
@@ -16,13 +17,15 @@ from lewm.data.windows import Resident, Streamed, Windows, open_windows
 from lewm.data.writing import EpisodeWriter
 
 LENGTHS = (20, 9, 16, 3, 17)
-T, FRAMESKIP = 4, 5  # a window spans 16 observations: 5 in episode 0, 1 in episode 2, 2 in episode 4
+# a window spans 16 observations: 5 in episode 0, 1 in episode 2, 2 in episode 4
+T, FRAMESKIP = 4, 5
 IDENTITY = Statistics((0.5,) * 3, (0.5,) * 3, (0.0, 0.0), (1.0, 1.0))
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """Every pixel of a frame says which row it is; the first number of an action its row, the second its episode."""
+    """Every pixel of a frame says which row it is; the first number of an action its row, the
+    second its episode."""
     path = tmp_path_factory.mktemp("windows") / "a.h5"
     with EpisodeWriter(path, Provenance(requested_episodes=len(LENGTHS)), "blosc") as writer:
         row = 0
@@ -31,7 +34,9 @@ def path(tmp_path_factory):
                 np.arange(row, row + length, dtype=np.uint8)[:, None, None, None], (length, 6, 6, 3)
             ).copy()
             pixels[..., 1], pixels[:, 0, :, 2] = i, 7  # channels differ, rows of the picture differ
-            actions = np.stack([np.arange(row, row + length), np.full(length, i)], axis=1).astype(np.float32)
+            actions = np.stack([np.arange(row, row + length), np.full(length, i)], axis=1).astype(
+                np.float32
+            )
             actions[-1] = np.nan
             writer.append(Episode(pixels, actions))
             row += length
@@ -45,7 +50,8 @@ def episodes(path):
 
 
 def obvious_windows(episodes, ids, length, frameskip, stats):
-    """Slow and plain twin of `Windows`: a list of (pixels, actions), ordered by episode and start."""
+    """Slow and plain twin of `Windows`: a list of (pixels, actions), ordered by episode and
+    start."""
     found = []
     for i in sorted(ids):
         episode = episodes.episode(i)
@@ -84,19 +90,28 @@ def test_blocks_lead_from_frame_to_frame_and_hold_no_end_mark(episodes):
     steps = batch.actions.reshape(8, 3, FRAMESKIP, 2)
     assert torch.equal(steps[..., 0].long(), rows[:, :-1, None] + torch.arange(FRAMESKIP))
     assert (rows.diff(dim=1) == FRAMESKIP).all()
-    assert (steps[..., 1] == batch.pixels[:, :1, 1, 1, 1, None]).all()  # every action is of the frame's own episode
+    # every action is of the frame's own episode
+    assert (steps[..., 1] == batch.pixels[:, :1, 1, 1, 1, None]).all()
     last_rows = torch.tensor(np.cumsum(LENGTHS) - 1)
     assert not torch.isin(steps[..., 0].long(), last_rows).any()
     assert torch.isin(rows[:, -1], last_rows).any()
 
 
 def test_no_window_is_refused_with_the_length_it_takes(episodes):
-    with pytest.raises(ValueError, match=r"episode of 16 observations or more .*got at most 9\. Record longer"):
+    with pytest.raises(
+        ValueError, match=r"episode of 16 observations or more .*got at most 9\. Record longer"
+    ):
         Windows(episodes, (1, 3), T, FRAMESKIP, IDENTITY)
     with pytest.raises(ValueError, match="2 frames or more"):
         Windows(episodes, (0,), 1, FRAMESKIP, IDENTITY)
     with pytest.raises(ValueError, match="actions of 1 numbers, as in the statistics, got 2"):
-        Windows(episodes, (0,), T, FRAMESKIP, dataclasses.replace(IDENTITY, action_mean=(0.0,), action_std=(1.0,)))
+        Windows(
+            episodes,
+            (0,),
+            T,
+            FRAMESKIP,
+            dataclasses.replace(IDENTITY, action_mean=(0.0,), action_std=(1.0,)),
+        )
 
 
 def in_blocks(path, episodes, every):
@@ -135,25 +150,35 @@ def test_a_row_per_block_gives_the_aligned_windows_bit_by_bit(tmp_path, episodes
 
 def value(windows, numbers):
     """(B,) value of the first frame of some windows."""
-    return windows.source.pixels_at(windows.file_rows[windows.frames(numbers)[:, 0]])[:, 0, 0, 0].astype(int)
+    return windows.source.pixels_at(windows.file_rows[windows.frames(numbers)[:, 0]])[
+        :, 0, 0, 0
+    ].astype(int)
 
 
 def test_a_frameskip_that_cuts_blocks_is_refused(tmp_path, episodes):
     with Episodes.open(in_blocks(tmp_path / "blocks.h5", episodes, 2)) as blocks:
-        with pytest.raises(ValueError, match=r"blocks\.h5: expected a frameskip that is a multiple of 2, .*, got 5\. Choose"):
+        with pytest.raises(
+            ValueError,
+            match=r"blocks\.h5: expected a frameskip that is a multiple of 2, .*, got 5\. Choose",
+        ):
             Windows(blocks, (0, 2, 4), 2, 5, IDENTITY)
-        with pytest.raises(ValueError, match=r"episode of 10 observations or more \(T=4 frames, 3 rows apart\), got at most 9"):
+        with pytest.raises(
+            ValueError,
+            match=r"episode of 10 observations or more \(T=4 frames, 3 rows apart\), got at most 9",
+        ):
             Windows(blocks, (2, 4), 4, 6, IDENTITY)
 
 
 def order(count, batch_size=4, **settings):
     """A reader with nothing to read: the order asks its windows for nothing but their number."""
-    return Resident(range(count), batch_size, **settings)  # decodes nothing until pixels are asked for
+    # decodes nothing until pixels are asked for
+    return Resident(range(count), batch_size, **settings)
 
 
 def test_every_epoch_visits_every_window_once_in_an_order_of_its_own():
     reader = order(30)
-    seen = np.concatenate([reader.draw(update) for update in range(15)])  # two epochs; batch 7 spans both
+    # two epochs; batch 7 spans both
+    seen = np.concatenate([reader.draw(update) for update in range(15)])
     first, second = seen[:30], seen[30:]
     assert sorted(first) == sorted(second) == list(range(30))
     assert (first != second).any()
@@ -176,7 +201,9 @@ def test_batches_larger_than_an_epoch_repeat_windows_evenly():
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_share_one_global_batch(world_size):
     for update in (0, 7):
-        shares = [order(30, rank=rank, world_size=world_size).draw(update) for rank in range(world_size)]
+        shares = [
+            order(30, rank=rank, world_size=world_size).draw(update) for rank in range(world_size)
+        ]
         assert (np.concatenate(shares) == order(30).draw(update)).all()
     with pytest.raises(ValueError, match="share evenly"):
         order(30, batch_size=6, world_size=4)
@@ -186,7 +213,18 @@ def test_ranks_share_one_global_batch(world_size):
 def test_both_readers_give_the_same_bits_from_any_update_on(episodes, settings):
     stats = statistics(episodes, (0, 2, 4))
     both = [
-        open_windows(episodes, (0, 2, 4), T, FRAMESKIP, stats, batch_size=6, seed=5, mode=mode, workers=2, **settings)
+        open_windows(
+            episodes,
+            (0, 2, 4),
+            T,
+            FRAMESKIP,
+            stats,
+            batch_size=6,
+            seed=5,
+            mode=mode,
+            workers=2,
+            **settings,
+        )
         for mode in ("resident", "streamed")
     ]
     for start, stop in [(0, 9), (4, 6), (3, 3)]:
@@ -203,7 +241,9 @@ def test_both_readers_give_the_same_bits_from_any_update_on(episodes, settings):
 
 
 def test_leaving_early_leaves_no_worker_behind(episodes):
-    reader = open_windows(episodes, (0, 2, 4), T, FRAMESKIP, IDENTITY, batch_size=6, mode="streamed", workers=2)
+    reader = open_windows(
+        episodes, (0, 2, 4), T, FRAMESKIP, IDENTITY, batch_size=6, mode="streamed", workers=2
+    )
     with reader.batches(0, 10_000) as batches:
         next(batches)
         assert len(multiprocessing.active_children()) == 2
@@ -217,7 +257,11 @@ def test_leaving_early_leaves_no_worker_behind(episodes):
 def test_workers_may_be_spawned(episodes, monkeypatch):
     reader = Streamed(Windows(episodes, (0, 2, 4), T, FRAMESKIP, IDENTITY), 6, workers=1)
     loader = module.DataLoader
-    monkeypatch.setattr(module, "DataLoader", lambda *args, **kwargs: loader(*args, **kwargs, multiprocessing_context="spawn"))
+    monkeypatch.setattr(
+        module,
+        "DataLoader",
+        lambda *args, **kwargs: loader(*args, **kwargs, multiprocessing_context="spawn"),
+    )
     with reader.batches(2, 4) as batches:
         assert torch.equal(next(batches).pixels, reader.batch(2).pixels)
 
@@ -231,9 +275,13 @@ def test_a_worker_that_cannot_read_says_why(path, tmp_path):
     doomed = tmp_path / "doomed.h5"
     shutil.copy(path, doomed)
     with Episodes.open(doomed) as episodes:
-        reader = open_windows(episodes, (0, 2), T, FRAMESKIP, IDENTITY, batch_size=2, mode="streamed", workers=1)
+        reader = open_windows(
+            episodes, (0, 2), T, FRAMESKIP, IDENTITY, batch_size=2, mode="streamed", workers=1
+        )
         doomed.unlink()
-        with pytest.raises(ValueError, match=r"^.*doomed\.h5: expected an episode file, got no such file"):
+        with pytest.raises(
+            ValueError, match=r"^.*doomed\.h5: expected an episode file, got no such file"
+        ):
             next(in_context(reader))
         assert multiprocessing.active_children() == []
 
@@ -259,7 +307,9 @@ def test_free_memory_is_plausible():
 
 def test_streamed_reads_without_workers_where_shared_memory_is_short(episodes, monkeypatch):
     monkeypatch.setattr(module, "_shared_memory_bytes", lambda: 1000)
-    reader = open_windows(episodes, (0, 2), T, FRAMESKIP, IDENTITY, batch_size=2, mode="streamed", workers=4)
+    reader = open_windows(
+        episodes, (0, 2), T, FRAMESKIP, IDENTITY, batch_size=2, mode="streamed", workers=4
+    )
     with reader.batches(0, 3) as batches:
         assert len(list(batches)) == 3
         assert multiprocessing.active_children() == []
@@ -268,5 +318,9 @@ def test_streamed_reads_without_workers_where_shared_memory_is_short(episodes, m
 def test_resident_tells_its_progress(episodes, monkeypatch):
     monkeypatch.setattr(module, "LOAD_BYTES", 6 * 6 * 3 * 16)
     told = []
-    Resident(Windows(episodes, (0, 2), T, FRAMESKIP, IDENTITY), 2, progress=lambda *counts: told.append(counts)).batch(0)
+    Resident(
+        Windows(episodes, (0, 2), T, FRAMESKIP, IDENTITY),
+        2,
+        progress=lambda *counts: told.append(counts),
+    ).batch(0)
     assert told == [(16, 36), (32, 36), (36, 36)]

@@ -1,4 +1,5 @@
-"""Collection in several processes: the same file bit by bit, and no process or message too many whatever ends it."""
+"""Collection in several processes: the same file bit by bit, and no process or message too many
+whatever ends it."""
 
 import multiprocessing
 import os
@@ -19,7 +20,8 @@ from tests.support.episodes import assert_same
 
 
 def test_neither_processes_nor_their_death_change_the_data(tmp_path):
-    # An episode of this size does not fit in a pipe: who is killed has not handed over what nobody has read yet.
+    # An episode of this size does not fit in a pipe: who is killed has not handed over what nobody
+    # has read yet.
     arguments = {"episodes": 7, "seed": 2, "image_size": 64, "every": 5}
     collect("two-room", tmp_path / "reference.h5", **arguments).close()
     environment = dict(os.environ)
@@ -30,14 +32,25 @@ def test_neither_processes_nor_their_death_change_the_data(tmp_path):
         if done == 4:  # the next is the turn of the first process, the older one
             min(multiprocessing.active_children(), key=lambda process: process.pid).kill()
 
-    with pytest.raises(ChildProcessError, match=r"before its episode did \(exit code -9\)\. The complete episodes are kept"):
-        collect("two-room", tmp_path / "a.h5", **arguments, progress=kill_one, processes=2, batch_size=1)
+    with pytest.raises(
+        ChildProcessError,
+        match=r"before its episode did \(exit code -9\)\. The complete episodes are kept",
+    ):
+        collect(
+            "two-room", tmp_path / "a.h5", **arguments, progress=kill_one, processes=2, batch_size=1
+        )
     assert multiprocessing.active_children() == []
     with Episodes.open(tmp_path / "a.h5") as kept:
         assert 4 <= len(kept) < 7
         assert not kept.complete
         told = list(zip(range(len(kept) + 1, 8), [7] * 7))
-    collect("two-room", tmp_path / "a.h5", **arguments, progress=lambda *counts: told.remove(counts), processes=2).close()
+    collect(
+        "two-room",
+        tmp_path / "a.h5",
+        **arguments,
+        progress=lambda *counts: told.remove(counts),
+        processes=2,
+    ).close()
     assert told == []
     assert multiprocessing.active_children() == []
     assert_same(tmp_path / "a.h5", tmp_path / "reference.h5")
@@ -46,7 +59,11 @@ def test_neither_processes_nor_their_death_change_the_data(tmp_path):
 @pytest.mark.slow
 def test_what_goes_wrong_in_a_process_is_raised_here(tmp_path, monkeypatch):
     load = registry.load
-    monkeypatch.setattr(registry, "load", lambda kind, name: load(kind, "two-room" if name == "here-alone" else name))
+    monkeypatch.setattr(
+        registry,
+        "load",
+        lambda kind, name: load(kind, "two-room" if name == "here-alone" else name),
+    )
     with pytest.raises(ValueError, match="unknown world 'here-alone'") as raised:
         collect("here-alone", tmp_path / "a.h5", 2, processes=2)
     assert "in __call__" in "".join(raised.value.__notes__)
@@ -55,7 +72,11 @@ def test_what_goes_wrong_in_a_process_is_raised_here(tmp_path, monkeypatch):
 
 def test_a_slow_world_takes_all_cores_unless_told_otherwise(tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(collecting, "record", lambda r, tasks, n: used.append((n, len(tasks))) or record(r, tasks, 1))
+    monkeypatch.setattr(
+        collecting,
+        "record",
+        lambda r, tasks, n: used.append((n, len(tasks))) or record(r, tasks, 1),
+    )
     monkeypatch.setattr(collecting, "cores", lambda: 3)
     for seconds in (0.01, 1.0):
         monkeypatch.setattr(collecting, "_seconds_per_row", lambda *_, seconds=seconds: seconds)
@@ -68,20 +89,25 @@ def test_a_slow_world_takes_all_cores_unless_told_otherwise(tmp_path, monkeypatc
 
 LONG_COLLECTION = """
 import sys
-from lewm.cli import main
+from lewm.cli.main import main
+more = ["--episodes=100", "--processes=2", "--together=1"]
 if __name__ == "__main__":
-    sys.exit(main(["collect", "two-room", "--out", sys.argv[1], "--episodes=100", "--processes=2", "--together=1"]))
+    sys.exit(main(["collect", "two-room", "--out", sys.argv[1], *more]))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_ctrl_c_of_the_whole_group_is_one_message_and_no_ending_leaves_a_process(tmp_path, ending):
-    """A terminal sends Ctrl-C to the recording processes too; a killed collection takes them along."""
+    """A terminal sends Ctrl-C to the recording processes too; a killed collection takes them
+    along."""
     (tmp_path / "long.py").write_text(LONG_COLLECTION)
     command = [sys.executable, str(tmp_path / "long.py"), str(tmp_path / "a.h5")]
     # A background job of a shell is born deaf to Ctrl-C, and so would be what it starts.
-    hearing = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    hearing = {
+        "start_new_session": True,
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    }
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **hearing) as process:
         partial = tmp_path / "a.h5.partial"
         wait_for(lambda: partial.exists() and partial.stat().st_size > 1 << 25)

@@ -1,4 +1,5 @@
-"""Writing episode files: whatever interrupts it, what was complete is readable, and going on ends with the same file."""
+"""Writing episode files: whatever interrupts it, what was complete is readable, and going on ends
+with the same file."""
 
 import contextlib
 import dataclasses
@@ -51,7 +52,9 @@ def assert_same(path, reference):
         for name in file:
             np.testing.assert_array_equal(file[name][:], expected[name][:])
             assert file[name].dtype == expected[name].dtype
-        assert {k: str(v) for k, v in file.attrs.items()} == {k: str(v) for k, v in expected.attrs.items()}
+        assert {k: str(v) for k, v in file.attrs.items()} == {
+            k: str(v) for k, v in expected.attrs.items()
+        }
 
 
 @pytest.fixture
@@ -94,7 +97,9 @@ def test_what_is_written_is_read(tmp_path, compression):
         assert episodes.state_names == ("x", "y")
         assert bool(episodes.summary()["compression"]) == bool(compression)
         for i in range(8):
-            for found, expected in zip(dataclasses.astuple(episodes.episode(i)), dataclasses.astuple(make(i))):
+            for found, expected in zip(
+                dataclasses.astuple(episodes.episode(i)), dataclasses.astuple(make(i))
+            ):
                 np.testing.assert_array_equal(found, expected)
         episodes.verify()
 
@@ -138,7 +143,8 @@ def test_nothing_is_left_of_a_recording_without_a_complete_episode(tmp_path, mon
 
 
 def apart(function, *args, method="fork"):
-    """Start function(tell, *args) in a process of its own, which may be limited or killed; `tell` reaches us at once."""
+    """Start function(tell, *args) in a process of its own, which may be limited or killed; `tell`
+    reaches us at once."""
     context = multiprocessing.get_context(method)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=function, args=(theirs.send, *args))
@@ -166,7 +172,8 @@ def record_on_a_small_disk(tell, path, limit_bytes):
         tell((error.errno, error.filename))
 
 
-@pytest.mark.parametrize(("megabytes", "complete"), [(1, 0), (3, 3), (4, 5)])  # 0.55 MB an episode, and 1 MB in reserve
+# 0.55 MB an episode, and 1 MB in reserve
+@pytest.mark.parametrize(("megabytes", "complete"), [(1, 0), (3, 3), (4, 5)])
 def test_full_disk_keeps_the_complete_episodes(tmp_path, megabytes, complete):
     path, reference = tmp_path / "a.h5", record(tmp_path / "reference.h5", make=large)
     process, connection = apart(record_on_a_small_disk, path, megabytes << 20)
@@ -201,7 +208,8 @@ def test_kill_9_at_any_moment_loses_at_most_the_episode_under_way(tmp_path):
         if resumed not in (present, present + 1):
             assert resumed == 0
             discarded += 1
-        early = [connection.recv() for _ in range(3)]  # so that it gets on, however busy the machine
+        # so that it gets on, however busy the machine
+        early = [connection.recv() for _ in range(3)]
         time.sleep(delay.uniform(0, 0.01))
         process.kill()
         present = max([*early, *told(connection)])
@@ -221,7 +229,9 @@ def test_kill_9_at_any_moment_loses_at_most_the_episode_under_way(tmp_path):
 def test_torn_leftovers_are_discarded_with_a_warning(tmp_path, reference, damage):
     path, partial = tmp_path / "a.h5", tmp_path / "a.h5.partial"
     whole = reference.read_bytes()
-    partial.write_bytes({"cut": whole[:5000], "tail": whole[:-500], "garbage": b"garbage"}.get(damage, whole))
+    partial.write_bytes(
+        {"cut": whole[:5000], "tail": whole[:-500], "garbage": b"garbage"}.get(damage, whole)
+    )
     if damage in ("index", "rows", "none complete"):
         with h5py.File(partial, "r+") as file:
             if damage == "index":
@@ -237,7 +247,8 @@ def test_torn_leftovers_are_discarded_with_a_warning(tmp_path, reference, damage
 
 
 def test_a_leftover_cut_behind_its_complete_episodes_is_kept(tmp_path, reference, recwarn):
-    """What `kill -9` leaves while rows are being trimmed: the file is shorter than its superblock says."""
+    """What `kill -9` leaves while rows are being trimmed: the file is shorter than its superblock
+    says."""
     path, partial = record(tmp_path / "a.h5", stop=6), tmp_path / "a.h5.partial"
     path.rename(partial)
     with h5py.File(partial, "r+") as file:
@@ -245,7 +256,9 @@ def test_a_leftover_cut_behind_its_complete_episodes_is_kept(tmp_path, reference
         file["pixels"].resize(rows + 5, axis=0)
         file["pixels"][rows:] = 1
         offsets = {}
-        file["pixels"].id.chunk_iter(lambda chunk: offsets.update({chunk.chunk_offset[0]: chunk.byte_offset}))
+        file["pixels"].id.chunk_iter(
+            lambda chunk: offsets.update({chunk.chunk_offset[0]: chunk.byte_offset})
+        )
     os.truncate(partial, offsets[rows])
     with pytest.raises(OSError, match="truncated"):
         h5py.File(partial)
@@ -265,7 +278,8 @@ def try_to_open(tell, path):
 def test_only_one_process_writes_a_file(tmp_path):
     with EpisodeWriter(tmp_path / "a.h5", PROVENANCE) as writer:
         writer.append(make(0))
-        _, connection = apart(try_to_open, tmp_path / "a.h5", method="spawn")  # a fork would share our lock
+        # a fork would share our lock
+        _, connection = apart(try_to_open, tmp_path / "a.h5", method="spawn")
         assert "another process writing it" in connection.recv()
         writer.append(make(1))
     with Episodes.open(tmp_path / "a.h5") as episodes:
@@ -289,7 +303,10 @@ def test_episodes_that_would_not_open_again_are_refused(tmp_path, reference):
     for bad, message in [
         (dataclasses.replace(good, pixels=good.pixels / 255), "float64"),
         (dataclasses.replace(good, pixels=good.pixels[:, :, :4]), r"\(3, 8, 4, 3\)"),
-        (dataclasses.replace(good, actions=good.actions[:-1]), r"actions \(3, width\), got \(2, 2\)"),
+        (
+            dataclasses.replace(good, actions=good.actions[:-1]),
+            r"actions \(3, width\), got \(2, 2\)",
+        ),
         (dataclasses.replace(good, actions=filled), "last row of NaN"),
         (dataclasses.replace(good, actions=holed), "finite actions"),
         (dataclasses.replace(good, states=good.states[1:]), r"states \(3, width\)"),
@@ -308,8 +325,12 @@ def test_rows_hold_whole_blocks_of_actions(tmp_path):
     with EpisodeWriter(tmp_path / "a.h5", dataclasses.replace(PROVENANCE, every=2)) as writer:
         good = make(0)
         writer.append(good)
-        wider = dataclasses.replace(good, actions=np.pad(good.actions, ((0, 0), (0, 1)), mode="edge"))
-        with pytest.raises(ValueError, match="expected the actions of 2 env steps per row, got rows of 3 numbers"):
+        wider = dataclasses.replace(
+            good, actions=np.pad(good.actions, ((0, 0), (0, 1)), mode="edge")
+        )
+        with pytest.raises(
+            ValueError, match="expected the actions of 2 env steps per row, got rows of 3 numbers"
+        ):
             writer.append(wider)
     with Episodes.open(tmp_path / "a.h5") as episodes:
         assert (episodes.every, episodes.action_dim) == (2, 1)

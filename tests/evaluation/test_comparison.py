@@ -1,4 +1,5 @@
-"""Tasks, seeds, agents and runs side by side: nothing is compared that was not played on the same pairs."""
+"""Tasks, seeds, agents and runs side by side: nothing is compared that was not played on the same
+pairs."""
 
 import dataclasses
 import json
@@ -9,7 +10,14 @@ import pytest
 
 from lewm.cli.commands import evaluate as command
 from lewm.cli.main import main
-from lewm.evaluation.comparison import COMPARISON_COLUMNS, SPREAD_COLUMNS, Suite, compare, evaluate_suite, spread
+from lewm.evaluation.comparison import (
+    COMPARISON_COLUMNS,
+    SPREAD_COLUMNS,
+    Suite,
+    compare,
+    evaluate_suite,
+    spread,
+)
 from lewm.evaluation.evaluate import COLUMNS, evaluate
 from lewm.evaluation.tasks import Task, standard_tasks
 from lewm.files import read_json, write_json
@@ -23,7 +31,9 @@ from tests.support.point_world import PointEpisodes, PointModel, PointWorld
 
 EPISODES = PointEpisodes(count=16)
 HELD_OUT = tuple(range(16))  # every fourth stands still
-CONFIG = PlanningConfig(L2(), CEM(num_candidates=64, num_elites=8, num_iterations=4), hold_actions=True)
+CONFIG = PlanningConfig(
+    L2(), CEM(num_candidates=64, num_elites=8, num_iterations=4), hold_actions=True
+)
 AIMLESS = dataclasses.replace(CONFIG, solver=CEM(num_candidates=6, num_elites=2, num_iterations=1))
 CRITERIA = ("success", "exact")
 TASKS = (Task(episodes=40), Task.along(50, episodes=40))
@@ -31,7 +41,9 @@ TASKS = (Task(episodes=40), Task.along(50, episodes=40))
 
 def play(config=CONFIG, protocols=TASKS, world=None, floors=("do-nothing", "random"), **options):
     world = world or PointWorld(50, criteria=CRITERIA)
-    return evaluate_suite(PointModel(), config, world, EPISODES, HELD_OUT, protocols, floors=floors, **options)
+    return evaluate_suite(
+        PointModel(), config, world, EPISODES, HELD_OUT, protocols, floors=floors, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +56,7 @@ def aimless(good):
     return play(AIMLESS, like=good)
 
 
-# ----------------------------------------------------------------------------------------------------- tasks and seeds
+# ---------------------------------------------------------------------------------- tasks and seeds
 
 
 def test_the_standard_tasks():
@@ -80,8 +92,14 @@ def test_a_suite_leaves_out_what_cannot_be_set():
 def test_sparse_recordings_leave_out_offsets_between_their_rows():
     sparse, world = PointEpisodes(every=10, length=13), PointWorld(20)
     protocols = standard_tasks(episodes=5)
-    suite = evaluate_suite(PointModel(), CONFIG, world, sparse, HELD_OUT[:12], protocols, floors=("do-nothing",))
-    assert [each.protocol.name for each in suite.evaluations] == ["offset 50", "offset 100", "other room"]
+    suite = evaluate_suite(
+        PointModel(), CONFIG, world, sparse, HELD_OUT[:12], protocols, floors=("do-nothing",)
+    )
+    assert [each.protocol.name for each in suite.evaluations] == [
+        "offset 50",
+        "offset 100",
+        "other room",
+    ]
     assert "multiple of 10" in suite.omitted["offset 25"]
     assert suite["offset 50"].score(strict=True).rate == 1
 
@@ -89,8 +107,13 @@ def test_sparse_recordings_leave_out_offsets_between_their_rows():
 def test_each_seed_is_played_as_if_it_were_alone_and_told_by_its_number(good):
     told = []
     protocol = Task(episodes=40)
-    pool = play(protocols=[protocol], seeds=2, progress=lambda what, done, total: told.append(what))["offset 25"]
-    alone = [good["offset 25"], play(protocols=[dataclasses.replace(protocol, seed=1)])["offset 25"]]
+    pool = play(
+        protocols=[protocol], seeds=2, progress=lambda what, done, total: told.append(what)
+    )["offset 25"]
+    alone = [
+        good["offset 25"],
+        play(protocols=[dataclasses.replace(protocol, seed=1)])["offset 25"],
+    ]
     for part, single in zip(pool.parts, alone, strict=True):
         for policy, steps in single.success_steps.items():
             np.testing.assert_array_equal(part.success_steps[policy], steps)
@@ -106,32 +129,43 @@ def test_each_seed_is_played_as_if_it_were_alone_and_told_by_its_number(good):
     record = json.loads(json.dumps(pool.to_json()))
     assert [seed["protocol"]["seed"] for seed in record["seeds"]] == [0, 1]
     assert record["seeds"][1]["pairs"]["start_rows"] == alone[1].pairs.start_rows.tolist()
-    tasks = [f"seed {seed}, offset 25, {policy}" for seed in (0, 1) for policy in ("agent", "do-nothing", "random")]
+    tasks = [
+        f"seed {seed}, offset 25, {policy}"
+        for seed in (0, 1)
+        for policy in ("agent", "do-nothing", "random")
+    ]
     assert list(dict.fromkeys(told)) == tasks
 
 
 def test_remarks_say_what_the_agent_is_better_than(good, aimless):
     remarks = good.remarks()
     assert len(remarks) == 4  # two tasks, two criteria
-    assert remarks[0].startswith("offset 25: agent, strict 100.0% in every one of 12 episodes; significantly better")
+    assert remarks[0].startswith(
+        "offset 25: agent, strict 100.0% in every one of 12 episodes; significantly better"
+    )
     assert remarks[0].endswith("than do-nothing, random.")
     assert remarks[1].startswith("offset 25, exact: agent")
     few = play(protocols=[Task(episodes=5)], world=PointWorld(20))
     assert "episodes, too few to tell more." in few.remarks()[0]
     walker = play(AIMLESS, protocols=[Task(episodes=40)], floors=("straight-line", "swim"))
     assert "worse than straight-line." in walker.remarks()[0]
-    assert (
-        walker.remarks()[2]
-        == "offset 25: without swim, because world 'point' has no policy 'swim', only random, straight-line."
+    assert walker.remarks()[2] == (
+        "offset 25: without swim, because world 'point' has no policy 'swim', only random, "
+        "straight-line."
     )
 
 
-# ----------------------------------------------------------------------------------------------------- two agents
+# --------------------------------------------------------------------------------------- two agents
 
 
 def test_a_better_agent_is_found_better_and_by_how_much(good, aimless):
     found = compare("A", "B", (good, aimless))
-    assert [each.task for each in found] == ["offset 25", "offset 25, exact", "offset 50", "offset 50, exact"]
+    assert [each.task for each in found] == [
+        "offset 25",
+        "offset 25, exact",
+        "offset 50",
+        "offset 50, exact",
+    ]
     a, b = (suite["offset 25"] for suite in (good, aimless))
     np.testing.assert_array_equal(a.pairs.start_rows, b.pairs.start_rows)
     np.testing.assert_array_equal(a.success_steps["random"], b.success_steps["random"])
@@ -145,12 +179,16 @@ def test_a_better_agent_is_found_better_and_by_how_much(good, aimless):
     assert first.paired.p == mcnemar(first.paired.only_first, 0)
     assert 0 < first.paired.low < first.paired.difference < first.paired.high <= 1
     assert first.verdict == "A better"
-    assert str(first).startswith(f"offset 25: A better (A 100.0%, B {first.second_rate:.1%}, difference +")
+    assert str(first).startswith(
+        f"offset 25: A better (A 100.0%, B {first.second_rate:.1%}, difference +"
+    )
     turned = compare("A", "B", (aimless, good))[0]
     assert turned.verdict == "B better"
     assert turned.paired.difference == -first.paired.difference
     assert len(first.row()) == len(COMPARISON_COLUMNS)
-    assert json.loads(json.dumps(first.to_json()))["paired"]["only_first"] == first.paired.only_first
+    assert (
+        json.loads(json.dumps(first.to_json()))["paired"]["only_first"] == first.paired.only_first
+    )
 
 
 def test_another_agent_plays_the_same_pairs_and_takes_the_floors_over(good, monkeypatch):
@@ -158,14 +196,20 @@ def test_another_agent_plays_the_same_pairs_and_takes_the_floors_over(good, monk
     monkeypatch.setattr("lewm.evaluation.evaluate.draw_pairs", None)
     first = good["offset 25"]
     options = {"episodes": EPISODES, "held_out": HELD_OUT, "like": first}
-    other = evaluate(PointModel(), AIMLESS, PointWorld(8, criteria=CRITERIA), protocol=TASKS[0], **options)
+    other = evaluate(
+        PointModel(), AIMLESS, PointWorld(8, criteria=CRITERIA), protocol=TASKS[0], **options
+    )
     assert other.pairs is first.pairs
     assert list(other.success_steps) == list(first.success_steps)
     for criterion in CRITERIA:
-        np.testing.assert_array_equal(other.steps("random", criterion), first.steps("random", criterion))
+        np.testing.assert_array_equal(
+            other.steps("random", criterion), first.steps("random", criterion)
+        )
         assert (other.steps("agent", criterion) != first.steps("agent", criterion)).any()
     with pytest.raises(ValueError, match="expected an evaluation of"):
-        evaluate(PointModel(), AIMLESS, PointWorld(8, criteria=CRITERIA), protocol=TASKS[1], **options)
+        evaluate(
+            PointModel(), AIMLESS, PointWorld(8, criteria=CRITERIA), protocol=TASKS[1], **options
+        )
 
 
 def test_between_an_agent_and_itself_there_is_no_difference(good):
@@ -184,7 +228,9 @@ def test_few_episodes_show_nothing(good):
 def test_what_was_not_played_on_the_same_pairs_is_not_compared(name, good):
     played = good["offset 25"]
     pairs = dataclasses.replace(played.pairs, **{name: np.roll(getattr(played.pairs, name), 1)})
-    with pytest.raises(ValueError, match="expected A and B to have played the same pairs of 'offset 25'"):
+    with pytest.raises(
+        ValueError, match="expected A and B to have played the same pairs of 'offset 25'"
+    ):
         compare("A", "B", (good, Suite((dataclasses.replace(played, pairs=pairs),), {})))
     other = play(AIMLESS, [Task(episodes=40, seed=1)])
     with pytest.raises(ValueError, match="expected A and B to have played the same pairs"):
@@ -202,11 +248,24 @@ def test_pooled_seeds_are_compared_as_they_were_played():
         assert mine.pairs is theirs.pairs
 
 
-# ------------------------------------------------------------------------------------------------------- several runs
+# ------------------------------------------------------------------------------------- several runs
 
 
 def test_runs_are_summed_up_by_their_mean_least_and_most(good, aimless):
-    third = Suite((evaluate(PointModel(), CONFIG, PointWorld(50, criteria=CRITERIA), EPISODES, HELD_OUT, TASKS[0], ()),), {})
+    third = Suite(
+        (
+            evaluate(
+                PointModel(),
+                CONFIG,
+                PointWorld(50, criteria=CRITERIA),
+                EPISODES,
+                HELD_OUT,
+                TASKS[0],
+                (),
+            ),
+        ),
+        {},
+    )
     found = {(each.task, each.policy): each for each in spread([good, aimless, third])}
     rates = [suite["offset 25"].score(strict=True).rate for suite in (good, aimless, third)]
     agent = found["offset 25", "agent"]
@@ -214,19 +273,22 @@ def test_runs_are_summed_up_by_their_mean_least_and_most(good, aimless):
     assert agent.runs == 3
     assert found["offset 25", "random"].runs == found["offset 50", "agent"].runs == 2
     exact = [suite["offset 50"].score(criterion="exact").rate for suite in (good, aimless)]
-    assert found["offset 50, exact", "agent"].paper == pytest.approx((np.mean(exact), min(exact), max(exact)))
+    assert found["offset 50, exact", "agent"].paper == pytest.approx(
+        (np.mean(exact), min(exact), max(exact))
+    )
     assert len(agent.row()) == len(SPREAD_COLUMNS)
     assert agent.row()[4] == f"{np.mean(rates):.1%} ({min(rates):.1%} to 100.0%)"
 
 
-# -------------------------------------------------------------------------------------------------- the command line
+# --------------------------------------------------------------------------------- the command line
 
 QUICK = ["--episodes=8", "--candidates=20", "--elites=4", "--iterations=2"]
 
 
 @pytest.fixture
 def other_run(small_run, tmp_path):
-    """A run of the same weights that was trained on all but one of the episodes held out of `small_run`, and on few others."""
+    """A run of the same weights that was trained on all but one of the episodes held out of
+    `small_run`, and on few others."""
     shutil.copytree(small_run, tmp_path / "other")
     experiment = read_json(small_run / checkpoints.EXPERIMENT)
     split = {"train": experiment["split"]["heldout"][1:], "heldout": experiment["split"]["train"]}
@@ -235,7 +297,12 @@ def other_run(small_run, tmp_path):
 
 
 def test_two_runs_play_episodes_that_neither_was_trained_on(small_run, other_run, tmp_path, capsys):
-    assert main(["evaluate", str(small_run), str(other_run), *QUICK, "--json", str(tmp_path / "e.json")]) == 0
+    assert (
+        main(
+            ["evaluate", str(small_run), str(other_run), *QUICK, "--json", str(tmp_path / "e.json")]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     left = read_json(small_run / checkpoints.EXPERIMENT)["split"]["heldout"][0]
     told = json.loads((tmp_path / "e.json").read_text())
@@ -250,13 +317,26 @@ def test_two_runs_play_episodes_that_neither_was_trained_on(small_run, other_run
 
 def test_runs_that_leave_no_episode_to_all_are_refused(small_run, other_run, capsys):
     experiment = read_json(other_run / checkpoints.EXPERIMENT)
-    write_json(other_run / checkpoints.EXPERIMENT, {**experiment, "split": {"train": list(range(16))}})
+    write_json(
+        other_run / checkpoints.EXPERIMENT, {**experiment, "split": {"train": list(range(16))}}
+    )
     assert main(["evaluate", str(small_run), str(other_run), *QUICK]) == 2
-    assert "that none of the runs was trained on, got none. Pass other episodes" in capsys.readouterr().err
+    assert (
+        "that none of the runs was trained on, got none. Pass other episodes"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_pool_of_runs_each_on_its_own_episodes(small_run, other_run, tmp_path, capsys):
-    words = ["evaluate", str(small_run), str(other_run), "--pool", "--seeds=2", "--markdown", *QUICK]
+    words = [
+        "evaluate",
+        str(small_run),
+        str(other_run),
+        "--pool",
+        "--seeds=2",
+        "--markdown",
+        *QUICK,
+    ]
     assert main([*words, "--json", str(tmp_path / "e.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     told = json.loads((tmp_path / "e.json").read_text())
@@ -272,12 +352,26 @@ def test_a_pool_of_runs_each_on_its_own_episodes(small_run, other_run, tmp_path,
 def test_runs_in_different_looks_are_not_pooled(small_run, other_run, tmp_path, capsys):
     data = tmp_path / "blue.h5"
     assert (
-        main(["collect", "two-room", "--out", str(data), "--image-size=32", "--episodes=16", "--look=agent_color=0000ff"]) == 0
+        main(
+            [
+                "collect",
+                "two-room",
+                "--out",
+                str(data),
+                "--image-size=32",
+                "--episodes=16",
+                "--look=agent_color=0000ff",
+            ]
+        )
+        == 0
     )
     experiment = read_json(other_run / checkpoints.EXPERIMENT)
     write_json(other_run / checkpoints.EXPERIMENT, {**experiment, "data_path": str(data)})
     assert main(["evaluate", str(small_run), str(other_run), "--pool", *QUICK]) == 2
-    assert "got two-room (agent_color=0000ff), two-room (published). Evaluate" in capsys.readouterr().err
+    assert (
+        "got two-room (agent_color=0000ff), two-room (published). Evaluate"
+        in capsys.readouterr().err
+    )
 
 
 def test_how_many_environments_are_stepped_together_suits_the_world(small_run, monkeypatch):

@@ -12,11 +12,21 @@ from lewm.planning.agent import Agent, PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from lewm.stats import bootstrap, paired, wilson
-from tests.support.point_world import RADII, SPEED, TOLERANCE, PointEpisodes, PointModel, PointWorld, draw
+from tests.support.point_world import (
+    RADII,
+    SPEED,
+    TOLERANCE,
+    PointEpisodes,
+    PointModel,
+    PointWorld,
+    draw,
+)
 
 EPISODES = PointEpisodes()
 HELD_OUT = (1, 3, 4, 8, 9, 10)  # 4 and 8 stand still
-CONFIG = PlanningConfig(L2(), CEM(num_candidates=64, num_elites=8, num_iterations=4), hold_actions=True)
+CONFIG = PlanningConfig(
+    L2(), CEM(num_candidates=64, num_elites=8, num_iterations=4), hold_actions=True
+)
 PROTOCOL = Task(episodes=30)
 
 
@@ -29,7 +39,7 @@ def run(protocol=PROTOCOL, num_envs=8, criteria=("success",), **options):
     return evaluate(PointModel(), CONFIG, world, EPISODES, HELD_OUT, protocol, **options)
 
 
-# ------------------------------------------------------------------------------------------------------------- pairs
+# -------------------------------------------------------------------------------------------- pairs
 
 
 def test_start_and_goal_are_one_held_out_trajectory_offset_steps_apart():
@@ -82,11 +92,15 @@ def test_the_other_room_is_another_region():
 def test_where_the_data_run_out_there_are_fewer_strict_pairs():
     pairs = pairs_of(Task(episodes=70), held_out=(1, 4))
     assert pairs.paper.sum() == 70
-    assert pairs.strict.sum() == (~pairs.solved_at_start).sum() == 35 - 2  # twice the way back ends where it began
+    # twice the way back ends where it began
+    assert pairs.strict.sum() == (~pairs.solved_at_start).sum() == 35 - 2
 
 
 def test_strict_pairs_begin_solved_by_no_criterion():
-    pairs, one = draw_pairs(EPISODES, HELD_OUT, PointWorld(8, criteria=("exact", "near")), PROTOCOL), pairs_of()
+    pairs, one = (
+        draw_pairs(EPISODES, HELD_OUT, PointWorld(8, criteria=("exact", "near")), PROTOCOL),
+        pairs_of(),
+    )
     distance = np.linalg.norm(pairs.starts - pairs.goals, axis=1)
     np.testing.assert_array_equal(pairs.solved_at_start, distance < RADII["exact"])
     between = (distance >= RADII["exact"]) & (distance < RADII["near"])
@@ -102,8 +116,11 @@ def test_rows_of_sparse_recordings_are_blocks_apart():
     pairs = pairs_of(episodes=sparse)
     np.testing.assert_array_equal(pairs.goal_rows - pairs.start_rows, 5)
     np.testing.assert_array_equal(sparse.rows("state", pairs.goal_rows), pairs.goals)
-    assert np.abs(pairs.goals - pairs.starts).max() == pytest.approx(25 * 0.02)  # 25 steps without turning back
-    with pytest.raises(Unavailable, match=r"of 5, the env steps .* of points.h5 .* got 24\. Take a multiple"):
+    # 25 steps without turning back
+    assert np.abs(pairs.goals - pairs.starts).max() == pytest.approx(25 * 0.02)
+    with pytest.raises(
+        Unavailable, match=r"of 5, the env steps .* of points.h5 .* got 24\. Take a multiple"
+    ):
         pairs_of(Task(offset=24), episodes=sparse)
     with pytest.raises(Unavailable, match="more than 65 steps, got at most 60"):
         pairs_of(Task(offset=65), episodes=sparse)
@@ -116,7 +133,11 @@ def test_rows_of_sparse_recordings_are_blocks_apart():
         (Task(episodes=211), {}, "at least 211 start/goal pairs for 'offset 25', got 210 from 6"),
         (Task(), {"held_out": ()}, "got none. Hold some out"),
         (Task(episodes=10), {"held_out": (4, 8)}, "begin solved"),
-        (Task(across=True, episodes=10), {"held_out": (4, 8)}, "all held-out frames lie in one region"),
+        (
+            Task(across=True, episodes=10),
+            {"held_out": (4, 8)},
+            "all held-out frames lie in one region",
+        ),
     ],
 )
 def test_a_task_that_cannot_be_set_says_why(protocol, options, message):
@@ -143,7 +164,7 @@ def test_a_protocol_needs_positive_numbers(name):
         Task(**{name: 0})
 
 
-# -------------------------------------------------------------------------------------------------------- evaluation
+# --------------------------------------------------------------------------------------- evaluation
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +198,9 @@ def test_success_is_the_first_step_within_tolerance():
     steps = walk.success_steps["straight-line"]
     expected = straight_line_steps(walk.pairs, TOLERANCE)
     np.testing.assert_array_equal(steps, expected)
-    assert walk.score("straight-line").median_steps == np.median(expected[walk.pairs.paper & (expected > 0)])
+    assert walk.score("straight-line").median_steps == np.median(
+        expected[walk.pairs.paper & (expected > 0)]
+    )
 
 
 def test_a_success_at_the_last_step_counts_and_one_after_it_does_not(evaluation):
@@ -209,8 +232,15 @@ def test_each_attempt_has_a_seed_of_its_own_that_no_batch_changes(monkeypatch):
         given, searched = [], []
         policy = PointWorld.policy
         with monkeypatch.context() as patch:
-            patch.setattr(PointWorld, "policy", lambda self, name, seeds: given.append(seeds) or policy(self, name, seeds))
-            patch.setattr("lewm.evaluation.evaluate.Agent", lambda *args: searched.append(args[3]) or Agent(*args))
+            patch.setattr(
+                PointWorld,
+                "policy",
+                lambda self, name, seeds: given.append(seeds) or policy(self, name, seeds),
+            )
+            patch.setattr(
+                "lewm.evaluation.evaluate.Agent",
+                lambda *args: searched.append(args[3]) or Agent(*args),
+            )
             attempts = len(run(protocol, num_envs, floors=("random",)).pairs)
         assert searched == given
         return [seed for portion in given for seed in portion][:attempts]
@@ -230,15 +260,25 @@ def test_solved_attempts_are_not_planned_for(evaluation):
 
 def test_pictures_are_drawn_only_where_they_are_looked_at():
     world = PointWorld(100)
-    protocol = Task(episodes=30, offset=30, budget=7)  # nobody can be there by then: budget 7 is looked at in 2 blocks
+    # nobody can be there by then: budget 7 is looked at in 2 blocks
+    protocol = Task(episodes=30, offset=30, budget=7)
     evaluate(PointModel(), CONFIG, world, EPISODES, (1, 3), protocol)
     assert world.rendered == 2
 
 
 def test_a_missing_floor_is_left_out_with_the_reason():
-    found = evaluate(PointModel(), CONFIG, PointWorld(8, policies=("random",)), EPISODES, HELD_OUT, Task(episodes=5))
+    found = evaluate(
+        PointModel(),
+        CONFIG,
+        PointWorld(8, policies=("random",)),
+        EPISODES,
+        HELD_OUT,
+        Task(episodes=5),
+    )
     assert list(found.success_steps) == ["agent", "do-nothing", "random"]
-    assert found.omitted == {"straight-line": "world 'point' has no policy 'straight-line', only random."}
+    assert found.omitted == {
+        "straight-line": "world 'point' has no policy 'straight-line', only random."
+    }
 
 
 def test_a_floor_that_fails_is_not_left_out(monkeypatch):
@@ -259,7 +299,7 @@ def test_progress_is_told_and_never_goes_back():
     assert all(step <= total for _, step, total in told)
 
 
-# ---------------------------------------------------------------------------------------------------------- criteria
+# ----------------------------------------------------------------------------------------- criteria
 
 CRITERIA = ("success", "exact", "near")
 
@@ -276,14 +316,19 @@ def test_each_criterion_has_a_first_step_of_its_own(three):
         np.testing.assert_array_equal(three.steps("straight-line", criterion), expected)
         assert three.share_solved_at_start(criterion) == (expected[three.pairs.paper] == 0).mean()
     assert three.solved_at_start == three.share_solved_at_start("success")
-    assert three.share_solved_at_start("exact") <= three.solved_at_start < three.share_solved_at_start("near")
+    assert (
+        three.share_solved_at_start("exact")
+        <= three.solved_at_start
+        < three.share_solved_at_start("near")
+    )
     assert three.steps() is three.success_steps["agent"]
     with pytest.raises(ValueError, match="Did you mean 'exact'"):
         three.score(criterion="exac")
 
 
 def test_an_attempt_goes_on_until_every_criterion_was_met(three, evaluation):
-    """The agent does not stop at the benchmark's success, and what it did until then stays as it was."""
+    """The agent does not stop at the benchmark's success, and what it did until then stays as it
+    was."""
     agent = three.success_steps["agent"]
     assert three.score(strict=True, criterion="exact").rate > 0.5
     assert (three.steps("agent", "exact") > agent).sum() > 10
@@ -297,14 +342,18 @@ def test_with_criteria_too_batching_changes_nothing(three):
     other = run(num_envs=100, criteria=CRITERIA)
     for criterion in CRITERIA:
         for policy in three.success_steps:
-            np.testing.assert_array_equal(other.steps(policy, criterion), three.steps(policy, criterion))
+            np.testing.assert_array_equal(
+                other.steps(policy, criterion), three.steps(policy, criterion)
+            )
 
 
 def test_a_recording_ends_with_the_benchmarks_success(three):
     success, exact = three.success_steps["agent"], three.steps("agent", "exact")
     chosen = np.flatnonzero((success > 0) & (success <= 25) & ((exact > 25) | (exact < 0)))[:2]
     world = PointWorld(2, criteria=CRITERIA)
-    recordings = record_episodes(PointModel(), CONFIG, world, EPISODES, three.pairs[chosen], PROTOCOL)
+    recordings = record_episodes(
+        PointModel(), CONFIG, world, EPISODES, three.pairs[chosen], PROTOCOL
+    )
     assert [r.success_step for r in recordings] == success[chosen].tolist()
     assert [[replan.step for replan in r.replans] for r in recordings] == [[0], [0]]
 
@@ -321,12 +370,14 @@ def test_every_criterion_has_rows_and_numbers_of_its_own(three):
     assert record["pairs"]["others"]["exact"]["agent"] == three.steps("agent", "exact").tolist()
 
 
-# --------------------------------------------------------------------------------------- floors, and what is written down
+# ----------------------------------------------------------------- floors, and what is written down
 
 
 def test_the_agent_is_held_against_each_floor_on_the_same_strict_pairs(evaluation):
     strict = evaluation.pairs.strict
-    agent, random = (evaluation.success_steps[policy][strict] >= 0 for policy in ("agent", "random"))
+    agent, random = (
+        evaluation.success_steps[policy][strict] >= 0 for policy in ("agent", "random")
+    )
     against = evaluation.against("random")
     assert against == paired(agent, random, evaluation.pairs.start_episodes[strict])
     assert against.better == 0, "four episodes that do not stand still are too few to show anything"
@@ -358,29 +409,41 @@ def test_records_become_json_and_rows(evaluation):
     assert remarks == evaluation.remarks()
     lines = table.splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert [line.split("|")[2].strip() for line in lines[2:]] == ["agent", "do-nothing", "random", "straight-line"]
+    assert [line.split("|")[2].strip() for line in lines[2:]] == [
+        "agent",
+        "do-nothing",
+        "random",
+        "straight-line",
+    ]
     assert "100.0% [88.6%, 100.0%] of 30" in lines[2]
-    assert [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in (lines[0], *lines[2:])] == [
+    assert [
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in (lines[0], *lines[2:])
+    ] == [
         COLUMNS,
         *evaluation.rows(),
     ]
 
 
-# --------------------------------------------------------------------------------------------------------- recordings
+# --------------------------------------------------------------------------------------- recordings
 
 
 def test_a_recording_is_the_attempt_that_was_scored(evaluation):
     chosen = np.flatnonzero(evaluation.success_steps["agent"] != 0)[[2, 5, 7]]
     pairs = evaluation.pairs[chosen]
     recordings = record_episodes(PointModel(), CONFIG, PointWorld(2), EPISODES, pairs, PROTOCOL)
-    assert [r.success_step for r in recordings] == evaluation.success_steps["agent"][chosen].tolist()
+    assert [r.success_step for r in recordings] == evaluation.success_steps["agent"][
+        chosen
+    ].tolist()
     for i, recording in enumerate(recordings):
         steps = recording.success_step
         assert recording.pixels.shape == (steps + 1, 4, 4, 3)
         assert recording.states.shape == (steps + 1, 2)
         assert recording.actions.shape == (steps, 2)
         np.testing.assert_array_equal(recording.states[0], pairs.starts[i])
-        np.testing.assert_allclose(np.diff(recording.states, axis=0), SPEED * recording.actions, atol=1e-6)
+        np.testing.assert_allclose(
+            np.diff(recording.states, axis=0), SPEED * recording.actions, atol=1e-6
+        )
         np.testing.assert_array_equal(recording.pixels, draw(recording.states))
         np.testing.assert_array_equal(recording.goal_pixels, draw(pairs.goals[i : i + 1])[0])
         np.testing.assert_array_equal(recording.goal_state, pairs.goals[i])

@@ -43,12 +43,18 @@ def test_time_is_summed_over_calls_and_survives_an_error(tmp_path):
     assert not book.resumed
     content = json.loads((tmp_path / "quickstart.json").read_text())
     assert content["seconds"]["train"] > 0
-    write_json(tmp_path / "quickstart.json", {**content, "seconds": {"collect": 2.0, "train": 40.0}})
+    write_json(
+        tmp_path / "quickstart.json", {**content, "seconds": {"collect": 2.0, "train": 40.0}}
+    )
     again = Book.open(tmp_path / "quickstart.json", claim)
     assert again.resumed
     with again.timed("train"):
         pass
-    assert again.seconds == {"collect": 2.0, "train": pytest.approx(40, abs=0.1), "total": pytest.approx(42, abs=0.1)}
+    assert again.seconds == {
+        "collect": 2.0,
+        "train": pytest.approx(40, abs=0.1),
+        "total": pytest.approx(42, abs=0.1),
+    }
 
 
 def test_its_analyses_exist_with_the_settings_that_it_gives_them():
@@ -74,22 +80,33 @@ def evaluation(outcomes, protocol):
     n, zeros = len(episode), np.zeros((len(episode), 2), np.float32)
     every = np.ones(n, bool)
     rows = np.arange(n)
-    pairs = Pairs(rows, episode, episode, rows, rows, zeros, zeros, steps == 0, every, strict.astype(bool))
-    played = {"agent": steps, "random": np.where(rows < n // 2, 3, -1), "do-nothing": np.full(n, -1), "straight-line": steps}
+    pairs = Pairs(
+        rows, episode, episode, rows, rows, zeros, zeros, steps == 0, every, strict.astype(bool)
+    )
+    played = {
+        "agent": steps,
+        "random": np.where(rows < n // 2, 3, -1),
+        "do-nothing": np.full(n, -1),
+        "straight-line": steps,
+    }
     return Evaluation(protocol, pairs, played, Effort(), 8, {}, {})
 
 
-SPEC = WorldSpec("w", "1", 64, (-1.0,), (1.0,), ("x", "y"), ("mm", "mm"), 100, picture_extent=50.0, tolerance=4.0)
+SPEC = WorldSpec(
+    "w", "1", 64, (-1.0,), (1.0,), ("x", "y"), ("mm", "mm"), 100, picture_extent=50.0, tolerance=4.0
+)
 
 
 def test_intervals_are_also_those_of_whole_episodes():
-    """Two episodes, one always solved and one never: drawn anew, all may be solved or none, whatever Wilson says."""
+    """Two episodes, one always solved and one never: drawn anew, all may be solved or none,
+    whatever Wilson says."""
     outcomes = [(7, 3, True)] * 50 + [(9, -1, True)] * 50
     found = quickstart._success(evaluation(outcomes, Task()), np.zeros(100, bool), SPEC)
     for counted in (found["success"], found["strict"]):
         assert (counted["episode_low"], counted["episode_high"]) == (0, 1)
         assert 0.4 < counted["low"] < counted["rate"] < counted["high"] < 0.6
-    # Every episode alike: nothing depends on which are drawn. The strict count leaves out what began solved.
+    # Every episode alike: nothing depends on which are drawn. The strict count leaves out what
+    # began solved.
     alike = [(e, step, step != 0) for e in range(20) for step in (0, 5, -1, -1)]
     found = quickstart._success(evaluation(alike, Task()), np.zeros(80, bool), SPEC)
     assert (found["success"]["episode_low"], found["success"]["episode_high"]) == (0.5, 0.5)
@@ -99,17 +116,26 @@ def test_intervals_are_also_those_of_whole_episodes():
 
 def test_distant_goals_are_reported_with_their_floors():
     protocol = Task.to_other_room(episodes=4)
-    found = quickstart._other_room(evaluation([(0, 9, True), (1, -1, True), (2, -1, True), (3, -1, True)], protocol))
+    found = quickstart._other_room(
+        evaluation([(0, 9, True), (1, -1, True), (2, -1, True), (3, -1, True)], protocol)
+    )
     assert found["agent"]["rate"] == 0.25
     assert found["floors"]["random"]["rate"] == 0.5
     assert set(found["floors"]) == {"random", "do_nothing", "straight_line"}
-    assert all(0 <= s["low"] <= s["rate"] <= s["high"] <= 1 for s in (found["agent"], *found["floors"].values()))
+    assert all(
+        0 <= s["low"] <= s["rate"] <= s["high"] <= 1
+        for s in (found["agent"], *found["floors"].values())
+    )
     assert found["protocol"]["across"]
 
 
 def test_the_published_number_is_that_of_the_paper_recipe():
     paper = recipes.load("two-room-paper")
-    assert quickstart._published() == {"recipe": paper.recipe, "result": paper.expected, "source": paper.source}
+    assert quickstart._published() == {
+        "recipe": paper.recipe,
+        "result": paper.expected,
+        "source": paper.source,
+    }
     assert "arXiv" in paper.source
 
 
@@ -134,14 +160,24 @@ def tiny(monkeypatch):
 def close(a, b):
     """Equal, but for the numbers that a clock made."""
     clocks = ("seconds", "seconds_per_plan", "resumed", "command")
-    return {k: v for k, v in a.items() if k not in clocks} == {k: v for k, v in b.items() if k not in clocks}
+    return {k: v for k, v in a.items() if k not in clocks} == {
+        k: v for k, v in b.items() if k not in clocks
+    }
 
 
 @pytest.mark.slow
 def test_the_whole_way_and_an_interrupted_one_end_alike(tiny, tmp_path):
     stages = []
-    result = quickstart.run(tmp_path / "whole", seed=1, short=True, report=lambda stage, *_: stages.append(stage))
-    assert list(dict.fromkeys(stages)) == [*FIRST, "evaluate", "floors", *quickstart.ANALYSES, "report"]
+    result = quickstart.run(
+        tmp_path / "whole", seed=1, short=True, report=lambda stage, *_: stages.append(stage)
+    )
+    assert list(dict.fromkeys(stages)) == [
+        *FIRST,
+        "evaluate",
+        "floors",
+        *quickstart.ANALYSES,
+        "report",
+    ]
     assert result == json.loads((tmp_path / "whole" / "result.json").read_text())
     for of in (
         result["success"],
@@ -153,7 +189,9 @@ def test_the_whole_way_and_an_interrupted_one_end_alike(tiny, tmp_path):
         assert of["episodes"] == 20
     assert set(result["floors"]) == {"random", "do_nothing", "straight_line"}
     assert set(result["probe_r"]) == {"x", "y"}
-    assert {"collect", "train", "fit", "evaluate", "analyse", "report", "total"} == set(result["seconds"])
+    assert {"collect", "train", "fit", "evaluate", "analyse", "report", "total"} == set(
+        result["seconds"]
+    )
     assert {"lewm", "torch", "python", "numpy"} == set(result["versions"])
     page = (tmp_path / "whole" / "report.html").read_text()
     assert len(page) < 4e6
@@ -180,9 +218,20 @@ def test_the_full_one_also_goes_to_the_other_room(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(quickstart, "_experiment", lambda seed, short: small)
     stages = []
     result = quickstart.run(tmp_path, report=lambda stage, *_: stages.append(stage))
-    order = [*FIRST, "evaluate", "floors", "other room", "its floors", *quickstart.ANALYSES, "report"]
+    order = [
+        *FIRST,
+        "evaluate",
+        "floors",
+        "other room",
+        "its floors",
+        *quickstart.ANALYSES,
+        "report",
+    ]
     assert list(dict.fromkeys(stages)) == order
-    assert result["other_room"]["protocol"] | {"budget": 100, "across": True} == result["other_room"]["protocol"]
+    assert (
+        result["other_room"]["protocol"] | {"budget": 100, "across": True}
+        == result["other_room"]["protocol"]
+    )
     for scores in (result["other_room"]["agent"], *result["other_room"]["floors"].values()):
         assert scores["episodes"] == 10
         assert scores["low"] <= scores["rate"] <= scores["high"]

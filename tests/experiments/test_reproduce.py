@@ -19,14 +19,24 @@ TINY = [experiment.recipe for experiment in RECIPES if experiment.recipe.endswit
 
 @pytest.mark.parametrize("experiment", RECIPES, ids=lambda e: e.recipe)
 def test_a_recipe_says_what_it_takes_and_gives(experiment):
-    for text in (experiment.hardware, experiment.cost, experiment.expected, experiment.source, experiment.command):
-        assert len(text) > 5, "hardware, cost, expected number, source and command are for people to read"
+    for text in (
+        experiment.hardware,
+        experiment.cost,
+        experiment.expected,
+        experiment.source,
+        experiment.command,
+    ):
+        assert len(text) > 5, (
+            "hardware, cost, expected number, source and command are for people to read"
+        )
     assert re.search(r"\d", experiment.expected), "an expectation is a number"
     assert experiment.world in registry.names("worlds")
 
 
 def test_every_world_has_a_tiny_and_a_paper_recipe():
-    assert set(recipes.RECIPES) == {f"{world}-{size}" for world in registry.names("worlds") for size in ("tiny", "paper")}
+    assert set(recipes.RECIPES) == {
+        f"{world}-{size}" for world in registry.names("worlds") for size in ("tiny", "paper")
+    }
 
 
 def test_looks_of_tiny_and_paper_are_kept_apart_by_name():

@@ -1,4 +1,5 @@
-"""The whole model on two real processes (gloo, CPU): loss, gradients and batch-norm statistics are those of one process."""
+"""The whole model on two real processes (gloo, CPU): loss, gradients and batch-norm statistics are
+those of one process."""
 
 import datetime
 
@@ -14,7 +15,8 @@ from lewm.models.lewm import LeWM, LeWMConfig
 from lewm.models.nn.layers import BatchNorm
 
 pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="needs torch.distributed with gloo"
+    not (dist.is_available() and dist.is_gloo_available()),
+    reason="needs torch.distributed with gloo",
 )
 
 SPEC = DataSpec(16, 2, Statistics((0.5,) * 3, (0.3,) * 3, (0.0,), (1.0,)))
@@ -50,7 +52,8 @@ class Loss(nn.Module):
 def model() -> LeWM:
     torch.manual_seed(0)
     model = CONFIG.build(SPEC).double()
-    for parameter in model.parameters():  # AdaLN-zero would keep gradients from half of the predictor
+    # AdaLN-zero would keep gradients from half of the predictor
+    for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model
 
@@ -61,7 +64,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return pixels, torch.randn(12, 3, SPEC.block_dim, generator=generator, dtype=torch.float64)
 
 
-def outcome(module: nn.Module, own: LeWM, pixels: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
+def outcome(
+    module: nn.Module, own: LeWM, pixels: torch.Tensor, actions: torch.Tensor
+) -> dict[str, torch.Tensor]:
     total = module(pixels, actions)
     total.backward()
     gradients = {name: parameter.grad for name, parameter in own.named_parameters()}
@@ -72,11 +77,17 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
     )
     own = model()
     pixels, actions = (part.split(6)[rank] for part in batch())
-    torch.save(outcome(DistributedDataParallel(Loss(own)), own, pixels, actions), f"{folder}/rank{rank}.pt")
+    torch.save(
+        outcome(DistributedDataParallel(Loss(own)), own, pixels, actions), f"{folder}/rank{rank}.pt"
+    )
     dist.destroy_process_group()
 
 
@@ -94,7 +105,8 @@ def test_two_processes_equal_one(tmp_path, double):
     own = model()
     alone = outcome(Loss(own), own, *batch())
     losses = torch.stack([rank.pop("loss") for rank in ranks])
-    torch.testing.assert_close(losses.mean(), alone.pop("loss"))  # each rank holds its own share of the prediction error
+    # each rank holds its own share of the prediction error
+    torch.testing.assert_close(losses.mean(), alone.pop("loss"))
     assert any(isinstance(module, BatchNorm) for module in own.modules())
     for rank in ranks:
         torch.testing.assert_close(rank, alone, rtol=1e-6, atol=1e-8)

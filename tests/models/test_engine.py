@@ -1,4 +1,5 @@
-"""The engine against its plain twin, `rollout`: the same numbers, less arithmetic, and no hold on the model."""
+"""The engine against its plain twin, `rollout`: the same numbers, less arithmetic, and no hold on
+the model."""
 
 import copy
 import itertools
@@ -8,42 +9,9 @@ import torch
 
 from lewm import devices
 from lewm.benchmarks.engine import flops
-from lewm.contracts import DataSpec, Statistics
-from lewm.models.lewm import LeWM, LeWMConfig
-from lewm.models.nn import engine
-from lewm.models.nn import engine as unrolling
-from lewm.models.nn.layers import BatchNorm
-
-SPEC = DataSpec(32, 5, Statistics((0.5,) * 3, (0.2,) * 3, (0.1, -0.2), (1.0, 0.5)))
-SMALL = {"patch_size": 8, "encoder_width": 16, "encoder_depth": 1, "encoder_heads": 2, "projector_dim": 48}
-PREDICTOR = {
-    "predictor_width": 32,
-    "predictor_depth": 3,
-    "predictor_heads": 2,
-    "predictor_head_dim": 16,
-    "predictor_mlp_dim": 64,
-}
-
-
-def model(context=3, *, full=False, **changes) -> LeWM:
-    """Random weights in which everything matters: no closed gate, no norm that is the identity, no statistic of a start."""
-    torch.manual_seed(0)
-    sizes = {"patch_size": 16, "encoder_depth": 1} if full else {**SMALL, **PREDICTOR}
-    made = LeWMConfig(**{**sizes, "context": context, **changes}).build(SPEC).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        for norm in (m for m in made.modules() if isinstance(m, BatchNorm)):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
-    return made
-
-
-def question(of: LeWM, k=1, *, environments=2, candidates=4, horizon=5, seed=1):
-    """Context, past blocks and candidates, in the type of the model."""
-    g, dtype = torch.Generator().manual_seed(seed), of.predictor.position.dtype
-    shapes = (environments, k, of.latent_dim), (environments, k - 1, 10), (environments, candidates, horizon, 10)
-    return tuple(torch.randn(*shape, generator=g, dtype=dtype) for shape in shapes)
+from lewm.models.lewm import LeWM
+from lewm.models.nn.engine import ROWS_AT_LEAST, Engine
+from tests.support.models import model, question
 
 
 def costs(rollout):
@@ -54,17 +22,26 @@ def costs(rollout):
 @pytest.mark.parametrize("context", [1, 2, 3])
 @pytest.mark.parametrize(
     "changes",
-    [{"latent_dim": 32}, {"latent_dim": 24}, {"latent_dim": 24, "projector_norm": False}, {"predictor_head_dim": 4}],
+    [
+        {"latent_dim": 32},
+        {"latent_dim": 24},
+        {"latent_dim": 24, "projector_norm": False},
+        {"predictor_head_dim": 4},
+    ],
     ids=str,
 )
 def test_it_is_the_rollout_in_float64(context, changes):
-    """Any slip, of a position, a block or a fold, is larger than rounding by ten orders of magnitude."""
+    """Any slip, of a position, a block or a fold, is larger than rounding by ten orders of
+    magnitude."""
     plain = model(context, **changes).double()
     engine = plain.engine()
     with torch.no_grad():
-        for k, horizon in itertools.product(range(1, context + 2), range(1, 6)):  # one latent more than it looks at, too
+        # one latent more than it looks at, too
+        for k, horizon in itertools.product(range(1, context + 2), range(1, 6)):
             asked = question(plain, k, horizon=horizon)
-            torch.testing.assert_close(engine(*asked), plain.rollout(*asked), rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(
+                engine(*asked), plain.rollout(*asked), rtol=1e-10, atol=1e-10
+            )
 
 
 @pytest.mark.parametrize(("context", "full"), [(1, False), (3, False), (1, True), (3, True)])
@@ -74,7 +51,9 @@ def test_costs_in_float32_are_the_same_to_rounding(context, full):
     with torch.no_grad():
         for k in range(1, context + 1):
             asked = question(plain, k, environments=1, candidates=8)
-            torch.testing.assert_close(costs(engine(*asked)), costs(plain.rollout(*asked)), rtol=1e-5, atol=0)
+            torch.testing.assert_close(
+                costs(engine(*asked)), costs(plain.rollout(*asked)), rtol=1e-5, atol=0
+            )
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -91,7 +70,9 @@ def test_gradients_reach_the_actions(full):
         gradients.append(torch.autograd.grad(values[-1].sum(), free)[0])
     tolerance = 1e-4 if full else 1e-9
     torch.testing.assert_close(values[0], values[1], rtol=tolerance, atol=0)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=tolerance, atol=tolerance * float(gradients[1].abs().max()))
+    torch.testing.assert_close(
+        gradients[0], gradients[1], rtol=tolerance, atol=tolerance * float(gradients[1].abs().max())
+    )
     assert gradients[1].abs().amin(dim=(0, 1, 3)).min() > 0
 
 
@@ -100,7 +81,7 @@ def test_gradients_reach_the_actions(full):
 def test_it_keeps_its_hands_off_the_model_and_the_inputs(precision, full):
     plain = model(3, full=full)
     before = copy.deepcopy(plain.state_dict())
-    engine = unrolling.Engine(plain.state_dict(), plain.config.predictor_heads, precision)
+    engine = Engine(plain.state_dict(), plain.config.predictor_heads, precision)
     asked = question(plain, 2)
     copies = [x.clone() for x in asked]
     with torch.no_grad():
@@ -115,7 +96,7 @@ def test_it_keeps_its_hands_off_the_model_and_the_inputs(precision, full):
 @pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.03), ("int8", 0.12)])
 def test_low_precision_ranks_nearly_the_same(precision, error):
     plain = model(3, full=True)
-    engine = unrolling.Engine(plain.state_dict(), plain.config.predictor_heads, precision)
+    engine = Engine(plain.state_dict(), plain.config.predictor_heads, precision)
     with torch.no_grad():
         asked = question(plain, 1, environments=1, candidates=32)
         ours, exact = engine(*asked), plain.rollout(*asked)
@@ -145,17 +126,22 @@ def test_an_environment_gets_the_same_bits_alone_as_in_a_batch(changes, candidat
     engine = plain.engine()
 
     def same(unroll, asked):
-        return torch.equal(unroll(*asked), torch.cat([unroll(*(x[i : i + 1] for x in asked)) for i in range(3)]))
+        return torch.equal(
+            unroll(*asked), torch.cat([unroll(*(x[i : i + 1] for x in asked)) for i in range(3)])
+        )
 
     with torch.no_grad():
         if not same(plain.rollout, question(plain, 2, environments=3, candidates=20, horizon=2)):
             pytest.skip("this machine's library rounds a large product otherwise than a small one")
         for k in (1, 2, 3):
-            assert same(engine, question(plain, k, environments=3, candidates=candidates, horizon=2))
+            assert same(
+                engine, question(plain, k, environments=3, candidates=candidates, horizon=2)
+            )
 
 
 def arithmetic(of: LeWM, k: int, candidates: int, horizon: int) -> int:
-    """Multiplications and additions of an unrolling for one environment, counted by hand, token by token."""
+    """Multiplications and additions of an unrolling for one environment, counted by hand, token by
+    token."""
     c, K = of.config, of.context
     width, inner = c.predictor_width, c.predictor_heads * c.predictor_head_dim
     mlp, value, remember = 2 * width * c.predictor_mlp_dim, width * inner, 2 * width * inner
@@ -164,7 +150,7 @@ def arithmetic(of: LeWM, k: int, candidates: int, horizon: int) -> int:
     block = action + c.predictor_depth * 6 * width * width
     leave = c.projector_dim * (width + of.latent_dim)
     enter = width * of.latent_dim if width != of.latent_dim else 0
-    few = engine.ROWS_AT_LEAST  # of what depends on the past alone
+    few = ROWS_AT_LEAST  # of what depends on the past alone
     total = few * (k - 1) * block + candidates * horizon * (block + leave)
     for newest in range(k + horizon - 1):
         slides = newest >= K
@@ -177,7 +163,8 @@ def arithmetic(of: LeWM, k: int, candidates: int, horizon: int) -> int:
             layers = c.predictor_depth * (attention + mlp)
             if token < newest or not asked:  # of the last layer, keys and values
                 layers += remember - attention - mlp
-            # The last latent of the context is entered once per environment, though its block differs by candidate.
+            # The last latent of the context is entered once per environment, though its block
+            # differs by candidate.
             total += rows * layers + (few if token < k else rows) * enter
     return 2 * total
 
@@ -187,7 +174,8 @@ def arithmetic(of: LeWM, k: int, candidates: int, horizon: int) -> int:
 def test_it_does_the_arithmetic_that_is_needed_and_no_more(context, k, horizon):
     for plain in (model(context, latent_dim=24), model(context, latent_dim=32)):
         asked = question(plain, k, environments=1, candidates=20, horizon=horizon)
-        # A later token has no product of keys and queries here: that is done by sums, less than a hundredth of it all.
+        # A later token has no product of keys and queries here: that is done by sums, less than a
+        # hundredth of it all.
         assert flops(plain.engine(), *asked) == arithmetic(plain, k, 20, horizon)
 
 

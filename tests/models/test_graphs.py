@@ -1,4 +1,5 @@
-"""A function replayed as a graph: when it is captured, and that only a replay that is right is ever used."""
+"""A function replayed as a graph: when it is captured, and that only a replay that is right is ever
+used."""
 
 import itertools
 
@@ -8,7 +9,7 @@ import torch
 from lewm.models.nn.graphs import SHAPES_CAPTURED, Captured
 from lewm.planning.cost import Scorer, Situation
 from lewm.planning.objectives.l2 import L2
-from tests.models.test_engine import model, question
+from tests.support.models import model, question
 from tests.support.point_world import PointModel
 
 
@@ -24,7 +25,8 @@ class Counted:
 
 
 def recorded(function, inputs):
-    """As a graph does it: memory of its own, filled at each replay; nothing of the function's Python runs again."""
+    """As a graph does it: memory of its own, filled at each replay; nothing of the function's
+    Python runs again."""
     own = inputs[0].clone()
 
     def replay(x):
@@ -37,7 +39,8 @@ def recorded(function, inputs):
 def test_a_shape_that_comes_back_is_captured_and_the_function_left_alone():
     function = Counted()
     captured = Captured(function, recorded)
-    for n, calls in ((1, 1), (2, 2), (3, 2), (4, 2)):  # eager, eager beside the capture, replayed, replayed
+    # eager, eager beside the capture, replayed, replayed
+    for n, calls in ((1, 1), (2, 2), (3, 2), (4, 2)):
         doubled, total = captured(torch.full((3,), float(n)))
         assert doubled.tolist() == [2 * n] * 3
         assert total == 3 * n
@@ -58,7 +61,10 @@ def test_what_needs_gradients_is_never_replayed():
 
 @pytest.mark.parametrize(
     ("capturing", "why"),
-    [(lambda f, inputs: lambda x: (2 * x + 1, x.sum()), "something else"), (lambda f, inputs: 1 / torch.tensor([]), "stub")],
+    [
+        (lambda f, inputs: lambda x: (2 * x + 1, x.sum()), "something else"),
+        (lambda f, inputs: 1 / torch.tensor([]), "stub"),
+    ],
 )
 def test_a_wrong_or_impossible_capture_is_refused(capturing, why):
     def broken(function, inputs):
@@ -93,7 +99,8 @@ def test_only_so_many_shapes_are_kept():
 
 
 def test_a_round_takes_all_that_changes_between_replans_as_its_inputs():
-    """Whatever a round read beside its inputs would be frozen into a graph: two situations must differ by those alone."""
+    """Whatever a round read beside its inputs would be frozen into a graph: two situations must
+    differ by those alone."""
     world = PointModel()
     scorer = Scorer(world.rollout, L2(), replayed=True)
     replayed = []
@@ -126,9 +133,14 @@ def test_a_captured_round_answers_as_the_eager_way_does(precision):
     ranking = None if precision == "float32" else plain.engine(precision)
     eager, replayed = (Scorer(plain.engine(), L2(), ranking, replayed=r) for r in (False, True))
     with torch.no_grad():
-        for k, seed in itertools.product((1, 2, 3), (1, 2, 3, 4)):  # from the third on they are replayed
-            context, past, actions = (x.to("cuda") for x in question(plain, k, candidates=64, seed=seed))
-            situation = Situation(context, past, torch.randn(len(context), plain.latent_dim, device="cuda"))
+        # from the third on they are replayed
+        for k, seed in itertools.product((1, 2, 3), (1, 2, 3, 4)):
+            context, past, actions = (
+                x.to("cuda") for x in question(plain, k, candidates=64, seed=seed)
+            )
+            situation = Situation(
+                context, past, torch.randn(len(context), plain.latent_dim, device="cuda")
+            )
             found, expected = replayed.score(situation, actions), eager.score(situation, actions)
             torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
             assert found[2] == expected[2]

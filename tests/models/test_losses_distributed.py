@@ -1,4 +1,5 @@
-"""SIGReg on two real processes (gloo, CPU): loss and gradients are those of one process with the whole batch."""
+"""SIGReg on two real processes (gloo, CPU): loss and gradients are those of one process with the
+whole batch."""
 
 import datetime
 
@@ -12,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from lewm.models.nn.losses import draw_directions, prediction, sigreg
 
 pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="needs torch.distributed with gloo"
+    not (dist.is_available() and dist.is_gloo_available()),
+    reason="needs torch.distributed with gloo",
 )
 
 B, T, D, M = 24, 3, 16, 40
@@ -28,8 +30,11 @@ def encoder() -> nn.Linear:
     return nn.Linear(5, D, dtype=torch.float64)
 
 
-def objective(encode: nn.Module, batch: torch.Tensor, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both kinds of loss at once: a mean over the local batch, and one number shared by all ranks."""
+def objective(
+    encode: nn.Module, batch: torch.Tensor, directions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both kinds of loss at once: a mean over the local batch, and one number shared by all
+    ranks."""
     latents = encode(batch)
     shared = sigreg(latents, directions)
     return shared, prediction(latents[:, :-1], latents[:, 1:]) + 0.1 * shared
@@ -43,10 +48,16 @@ def work(rank: int, folder: str) -> None:
     """What each process does; it writes down what it found and judges nothing."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
     )
     found = {}
-    directions = draw_directions(D, M, torch.Generator().manual_seed(100 + rank), dtype=torch.float64)
+    directions = draw_directions(
+        D, M, torch.Generator().manual_seed(100 + rank), dtype=torch.float64
+    )
     found["directions"] = directions
 
     model = DistributedDataParallel(encoder())
@@ -83,7 +94,9 @@ def test_loss_and_gradients_equal_one_process_on_the_whole_batch(ranks):
     shared, total = objective(model, inputs(), ranks[0]["directions"])
     total.backward()
     for rank in ranks:
-        torch.testing.assert_close(rank["even"], {"sigreg": shared.detach(), "gradients": gradients(model)})
+        torch.testing.assert_close(
+            rank["even"], {"sigreg": shared.detach(), "gradients": gradients(model)}
+        )
 
 
 def test_also_when_ranks_hold_batches_of_different_size(ranks):
@@ -91,7 +104,9 @@ def test_also_when_ranks_hold_batches_of_different_size(ranks):
     shared = sigreg(model(inputs()), ranks[0]["directions"])
     shared.backward()
     for rank in ranks:
-        torch.testing.assert_close(rank["uneven"], {"sigreg": shared.detach(), "gradients": gradients(model)})
+        torch.testing.assert_close(
+            rank["uneven"], {"sigreg": shared.detach(), "gradients": gradients(model)}
+        )
         torch.testing.assert_close(rank["evaluation"], shared.detach())
 
 
@@ -103,5 +118,7 @@ def test_every_rank_returns_the_very_same_number(ranks):
 def test_ranks_apart_would_give_another_number(ranks):
     """The comparison above has teeth: the mean of two local SIGRegs is not the global one."""
     latents = encoder()(inputs()).detach()
-    apart = torch.stack([sigreg(half, ranks[0]["directions"]) for half in latents.split(EVEN)]).mean()
+    apart = torch.stack(
+        [sigreg(half, ranks[0]["directions"]) for half in latents.split(EVEN)]
+    ).mean()
     assert abs(apart - ranks[0]["even"]["sigreg"]) > 0.05 * apart

@@ -1,4 +1,5 @@
-"""Receding-horizon control of a point whose dynamics are known, and what the model, the solver and the trace are given."""
+"""Receding-horizon control of a point whose dynamics are known, and what the model, the solver and
+the trace are given."""
 
 import dataclasses
 
@@ -15,12 +16,21 @@ from tests.support.point_world import FRAMESKIP, SIZE, SPEED, STATISTICS, PointM
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"hold_actions": True}, {"receding": 2}, {"receding": 1, "warm_start": True}, {"horizon": 3, "receding": 3}]
+    "changes",
+    [
+        {},
+        {"hold_actions": True},
+        {"receding": 2},
+        {"receding": 1, "warm_start": True},
+        {"horizon": 3, "receding": 3},
+    ],
 )
 @pytest.mark.parametrize("context", [1, 3])
 def test_reaches_its_goals(changes, context):
     config = dataclasses.replace(SMALL, objective=L2(intermediate=0.5), **changes)
-    states, actions = control(Agent(PointModel(context), config, SPEC, range(5)), STARTS, GOALS, steps=50)
+    states, actions = control(
+        Agent(PointModel(context), config, SPEC, range(5)), STARTS, GOALS, steps=50
+    )
     assert np.linalg.norm(states[-1] - GOALS, axis=1).max() < 0.03
     assert actions.dtype == np.float32
     assert np.abs(actions).max() <= 1
@@ -31,7 +41,12 @@ def test_a_batch_never_changes_a_plan(warm_start):
     config = dataclasses.replace(SMALL, receding=2, warm_start=warm_start)
     states, _ = control(Agent(PointModel(3), config, SPEC, range(20, 25)), STARTS, GOALS, steps=30)
     for i in range(5):
-        alone, _ = control(Agent(PointModel(3), config, SPEC, [20 + i]), STARTS[i : i + 1], GOALS[i : i + 1], steps=30)
+        alone, _ = control(
+            Agent(PointModel(3), config, SPEC, [20 + i]),
+            STARTS[i : i + 1],
+            GOALS[i : i + 1],
+            steps=30,
+        )
         np.testing.assert_array_equal(alone[:, 0], states[:, i])
 
 
@@ -59,8 +74,10 @@ def test_inactive_environments_cost_nothing_and_change_nothing():
 @pytest.mark.parametrize("receding", [1, 2, 5])
 @pytest.mark.parametrize("context", [1, 2, 3])
 def test_the_model_is_given_exactly_the_last_frames_and_the_blocks_between_them(context, receding):
-    """At the replan before block k: frames k-K+1..k (fewer at the start), block i leaving frame i, in normalised units."""
-    solver = Scripted(torch.linspace(-3, 3, 5 * 10).reshape(5, 10))  # beyond the action box, so that clipping shows
+    """At the replan before block k: frames k-K+1..k (fewer at the start), block i leaving frame i,
+    in normalised units."""
+    # beyond the action box, so that clipping shows
+    solver = Scripted(torch.linspace(-3, 3, 5 * 10).reshape(5, 10))
     model = PointModel(context)
     agent = Agent(model, PlanningConfig(L2(), solver, receding=receding), SPEC, range(2))
     states, actions = control(agent, STARTS[:2], GOALS[:2], steps=11 * FRAMESKIP)
@@ -71,7 +88,9 @@ def test_the_model_is_given_exactly_the_last_frames_and_the_blocks_between_them(
     for replan, (latents, past, _) in enumerate(model.rolled):
         now = replan * receding
         oldest = max(0, now - context + 1)
-        np.testing.assert_allclose(latents.numpy(), frames[oldest : now + 1].swapaxes(0, 1), atol=1e-5)
+        np.testing.assert_allclose(
+            latents.numpy(), frames[oldest : now + 1].swapaxes(0, 1), atol=1e-5
+        )
         torch.testing.assert_close(past, blocks[oldest:now].swapaxes(0, 1))
         assert past.shape == (2, now - oldest, 10)
     assert len(model.rolled) == -(-11 // receding)
@@ -81,7 +100,9 @@ def test_what_is_executed_is_the_plan_unnormalised_and_clipped():
     plan = torch.linspace(-3, 3, 5 * 10).reshape(5, 10)
     agent = Agent(PointModel(), PlanningConfig(L2(), Scripted(plan), receding=2), SPEC, [0])
     _, actions = control(agent, STARTS[:1], GOALS[:1], steps=20)
-    expected = (plan.reshape(25, 2).numpy() * STATISTICS.action_std + STATISTICS.action_mean).clip(-1, 1)[:10]
+    expected = (plan.reshape(25, 2).numpy() * STATISTICS.action_std + STATISTICS.action_mean).clip(
+        -1, 1
+    )[:10]
     np.testing.assert_allclose(actions[:, 0], np.concatenate([expected, expected]), atol=1e-6)
 
 
@@ -94,7 +115,12 @@ def test_the_search_box_is_the_action_box_in_normalised_units():
             return super().solve(cost, start, box, generators)
 
     for hold, width in ((False, 10), (True, 2)):
-        agent = Agent(PointModel(), PlanningConfig(L2(), Spy(torch.zeros(5, width)), hold_actions=hold), SPEC, [0])
+        agent = Agent(
+            PointModel(),
+            PlanningConfig(L2(), Spy(torch.zeros(5, width)), hold_actions=hold),
+            SPEC,
+            [0],
+        )
         agent.act(draw(STARTS[:1]), draw(GOALS[:1]))
         low, high = (-1 - 0.1) / 0.5, (1 + 0.2) / 0.8
         assert boxes[-1].low.tolist() == pytest.approx([low, (-1 + 0.2) / 0.8] * (width // 2))
@@ -115,14 +141,19 @@ def test_holding_actions_equals_a_free_search_with_tied_noise():
 
     held = dataclasses.replace(SMALL, hold_actions=True)
     free = dataclasses.replace(SMALL, solver=Tied(torch.empty(0)))
-    tied, loose = (control(Agent(PointModel(), config, SPEC, range(5)), STARTS, GOALS, steps=50)[0] for config in (held, free))
+    tied, loose = (
+        control(Agent(PointModel(), config, SPEC, range(5)), STARTS, GOALS, steps=50)[0]
+        for config in (held, free)
+    )
     np.testing.assert_allclose(tied, loose, atol=1e-6)
 
 
 def test_a_warm_start_is_what_is_left_of_the_last_plan():
     plan = torch.linspace(-1, 1, 5 * 10).reshape(5, 10)
     solver = Scripted(plan)
-    agent = Agent(PointModel(), PlanningConfig(L2(), solver, receding=2, warm_start=True), SPEC, [0])
+    agent = Agent(
+        PointModel(), PlanningConfig(L2(), solver, receding=2, warm_start=True), SPEC, [0]
+    )
     control(agent, STARTS[:1], GOALS[:1], steps=20)
     assert (solver.starts[0].mean == 0).all()
     assert torch.equal(solver.starts[1].mean[0], torch.cat([plan[2:], torch.zeros(2, 10)]))
@@ -130,7 +161,8 @@ def test_a_warm_start_is_what_is_left_of_the_last_plan():
 
 
 def test_diverging_rollouts_are_avoided():
-    model = PointModel(diverges=lambda latents: latents[..., :1].expand_as(latents) > 0.45)  # nothing right of it is known
+    # nothing right of it is known
+    model = PointModel(diverges=lambda latents: latents[..., :1].expand_as(latents) > 0.45)
     states, _ = control(Agent(model, SMALL, SPEC, [0]), [[0.2, 0.2]], [[0.6, 0.2]], steps=50)
     assert states[::25, 0, 0].max() <= 0.45 + 1e-3
     assert states[-1, 0, 0] > 0.4
@@ -156,7 +188,13 @@ def test_the_goal_is_encoded_once():
 
 
 def test_same_seeds_same_actions_and_reset_begins_again():
-    agent = Agent(PointModel(3), dataclasses.replace(SMALL, receding=2, warm_start=True), SPEC, [4], trace=True)
+    agent = Agent(
+        PointModel(3),
+        dataclasses.replace(SMALL, receding=2, warm_start=True),
+        SPEC,
+        [4],
+        trace=True,
+    )
     first, _ = control(agent, STARTS[:1], GOALS[:1], steps=30)
     agent.reset()
     assert agent.trace == []
@@ -188,12 +226,16 @@ def test_the_trace_shows_the_search():
     np.testing.assert_allclose(replan.now, STARTS[active], atol=1e-4)
     np.testing.assert_allclose(replan.goal, GOALS[active], atol=1e-4)
     np.testing.assert_array_equal(replan.actions.swapaxes(0, 1), actions[:25, active])
-    walked = STARTS[active, None] + SPEED * replan.actions.cumsum(axis=1)[:, FRAMESKIP - 1 :: FRAMESKIP]
+    walked = (
+        STARTS[active, None] + SPEED * replan.actions.cumsum(axis=1)[:, FRAMESKIP - 1 :: FRAMESKIP]
+    )
     np.testing.assert_allclose(replan.latents, walked, atol=1e-4)
     for scored in replan.rounds[:-1]:
         assert scored.ends.shape == (4, TRACED_CANDIDATES, 2)
         ends = ((scored.ends - replan.goal[:, None]) ** 2).sum(-1)
-        np.testing.assert_allclose(ends, np.sort(scored.costs, axis=1)[:, :TRACED_CANDIDATES], atol=1e-6)
+        np.testing.assert_allclose(
+            ends, np.sort(scored.costs, axis=1)[:, :TRACED_CANDIDATES], atol=1e-6
+        )
         assert scored.actions.shape == (4, TRACED_CANDIDATES, 5, 10)
     one = replan.of(3)
     np.testing.assert_array_equal(one.latents[0], replan.latents[2])
@@ -205,7 +247,13 @@ def test_tracing_changes_no_plan_and_is_off_by_default():
     runs = []
     for trace in (False, True):
         agent = Agent(PointModel(), SMALL, SPEC, range(5), trace=trace)
-        runs.append((control(agent, STARTS, GOALS, steps=30)[0], agent.effort.predictor_calls, len(agent.trace)))
+        runs.append(
+            (
+                control(agent, STARTS, GOALS, steps=30)[0],
+                agent.effort.predictor_calls,
+                len(agent.trace),
+            )
+        )
     np.testing.assert_array_equal(runs[0][0], runs[1][0])
     assert (runs[0][1], runs[0][2], runs[1][2]) == (runs[1][1], 0, 2)
 
@@ -226,11 +274,12 @@ def test_observations_are_copied():
     assert read(model.encoded[-1])[0, 0].tolist() == pytest.approx(STARTS[0].tolist(), abs=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------------ engines
+# ------------------------------------------------------------------------------------------ engines
 
 
 class WithEngine(PointModel):
-    """Its engine is the exact rollout, rounded in low precision; `rollout` itself must not be asked."""
+    """Its engine is the exact rollout, rounded in low precision; `rollout` itself must not be
+    asked."""
 
     def __init__(self, context=1):
         super().__init__(context)
@@ -271,7 +320,9 @@ def test_low_precision_ranks_and_float32_decides():
     first = agent.trace[0]
     for scored in first.rounds:  # what is told of the cheapest is what the float32 model says
         ends = PointModel().rollout(
-            torch.from_numpy(first.now)[:, None], torch.zeros(5, 0, 10), torch.from_numpy(scored.actions)
+            torch.from_numpy(first.now)[:, None],
+            torch.zeros(5, 0, 10),
+            torch.from_numpy(scored.actions),
         )
         exact = L2().cost(ends, torch.from_numpy(first.goal))[:, :8]
         np.testing.assert_allclose(np.sort(scored.costs, axis=1)[:, :8], exact, atol=1e-6)
@@ -282,12 +333,14 @@ def test_low_precision_without_an_engine_is_refused():
         Agent(PointModel(), dataclasses.replace(SMALL, precision="int8"), SPEC, [0])
 
 
-# ---------------------------------------------------------------------------------------------------------- proposals
+# ---------------------------------------------------------------------------------------- proposals
 
 
 def test_a_proposal_is_where_the_search_starts():
     solver = Proposer(torch.linspace(-9, 9, 50).reshape(5, 10))
-    agent = Agent(PointModel(), PlanningConfig(L2(), solver, receding=2, warm_start=True), SPEC, range(3))
+    agent = Agent(
+        PointModel(), PlanningConfig(L2(), solver, receding=2, warm_start=True), SPEC, range(3)
+    )
     control(agent, STARTS[:3], GOALS[:3], steps=20, active=np.array([True, False, True]))
     (now, goal, _, horizon), start = solver.asked[0], solver.starts[0]
     np.testing.assert_allclose(now, STARTS[[0, 2]], atol=1e-4)
@@ -302,7 +355,9 @@ def test_a_proposal_is_where_the_search_starts():
 def test_a_proposal_is_averaged_over_the_steps_that_hold_one_action():
     blocks = torch.linspace(-1, 1, 50).reshape(5, 10)
     solver = Proposer(blocks)
-    Agent(PointModel(), PlanningConfig(L2(), solver, hold_actions=True), SPEC, [0]).act(draw(STARTS[:1]), draw(GOALS[:1]))
+    Agent(PointModel(), PlanningConfig(L2(), solver, hold_actions=True), SPEC, [0]).act(
+        draw(STARTS[:1]), draw(GOALS[:1])
+    )
     torch.testing.assert_close(solver.starts[0].mean[0], blocks.reshape(5, FRAMESKIP, 2).mean(1))
 
 
@@ -320,7 +375,7 @@ def test_time_counts_from_when_an_environment_was_given_its_goal():
     assert solver.asked[-1][2] == [0, 0]
 
 
-# ---------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 def test_planning_in_training_mode_is_impossible():
@@ -335,12 +390,19 @@ def test_planning_in_training_mode_is_impossible():
 
 def test_a_model_of_another_world_is_refused():
     with pytest.raises(ValueError, match="actions of width 3"):
-        Agent(PointModel(), SMALL, dataclasses.replace(SPEC, action_low=(0, 0, 0), action_high=(1, 1, 1)), [0])
+        Agent(
+            PointModel(),
+            SMALL,
+            dataclasses.replace(SPEC, action_low=(0, 0, 0), action_high=(1, 1, 1)),
+            [0],
+        )
     with pytest.raises(ValueError, match="draws 4 px, as the model was trained, got 8 px"):
         Agent(PointModel(), SMALL, dataclasses.replace(SPEC, image_size=8), [0])
 
 
-@pytest.mark.parametrize("pixels", [None, np.zeros((1, SIZE, SIZE, 3)), np.zeros((2, SIZE, SIZE, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "pixels", [None, np.zeros((1, SIZE, SIZE, 3)), np.zeros((2, SIZE, SIZE, 3), np.uint8)]
+)
 def test_pictures_that_do_not_fit_are_refused(pixels):
     agent, good = Agent(PointModel(), SMALL, SPEC, [0]), draw(STARTS[:1])
     with pytest.raises(ValueError, match="goal_pixels must be uint8"):
@@ -350,7 +412,9 @@ def test_pictures_that_do_not_fit_are_refused(pixels):
         agent.act(pixels, good)
 
 
-@pytest.mark.parametrize("changes", [{"receding": 0}, {"receding": 6}, {"horizon": 0}, {"initial_std": 0.0}])
+@pytest.mark.parametrize(
+    "changes", [{"receding": 0}, {"receding": 6}, {"horizon": 0}, {"initial_std": 0.0}]
+)
 def test_a_config_that_cannot_plan_is_refused(changes):
     with pytest.raises(ValueError, match="must"):
         dataclasses.replace(SMALL, **changes)

@@ -1,4 +1,5 @@
-"""The amortised planner: a network's proposal as a plan, as where a search starts, and as its rival."""
+"""The amortised planner: a network's proposal as a plan, as where a search starts, and as its
+rival."""
 
 import dataclasses
 
@@ -20,7 +21,8 @@ SPEC = PointWorld(1).spec
 
 
 class Straight(torch.nn.Module):
-    """Knows the point world: goes straight to the goal, in equal steps over the time it is told, and then stays."""
+    """Knows the point world: goes straight to the goal, in equal steps over the time it is told,
+    and then stays."""
 
     def __init__(self, horizon=5):
         super().__init__()
@@ -29,8 +31,12 @@ class Straight(torch.nn.Module):
     def plan(self, now, goal, steps):
         self.told.append(steps.clone())
         step = torch.arange(self.horizon * FRAMESKIP)
-        moves = ((goal - now) / SPEED / steps[:, None])[:, None] * (step < steps[:, None].ceil())[:, :, None]
-        return STATISTICS.normalise_actions(moves.unflatten(1, (self.horizon, FRAMESKIP)).flatten(2))
+        moves = ((goal - now) / SPEED / steps[:, None])[:, None] * (step < steps[:, None].ceil())[
+            :, :, None
+        ]
+        return STATISTICS.normalise_actions(
+            moves.unflatten(1, (self.horizon, FRAMESKIP)).flatten(2)
+        )
 
 
 class Steps(torch.nn.Module):
@@ -64,7 +70,7 @@ def near(target):
     return counted(lambda actions: (actions - target).square().sum((-1, -2)))
 
 
-# ------------------------------------------------------------------------------------------------------------- solving
+# ------------------------------------------------------------------------------------------ solving
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,8 @@ def test_guarded_the_cheaper_of_proposal_and_cold_search_wins_in_each_environmen
     solver = Amortised(search=CEM(40, 4, 8), guarded=True, spread=0.2)
     plan = solver.solve(near(targets), start(0.7), BOX, generators())
     cold = solver.search.solve(near(targets), start(0.0), BOX, generators())
-    assert torch.equal(plan.mean[[0, 2]], start(0.7).mean[:2])  # exactly right: no search is cheaper
+    # exactly right: no search is cheaper
+    assert torch.equal(plan.mean[[0, 2]], start(0.7).mean[:2])
     assert torch.equal(plan.mean[1], cold.mean[1])
     assert (plan.std[[0, 2]] == 0.2).all()
     assert torch.equal(plan.std[1], cold.std[1])
@@ -115,10 +122,16 @@ def test_a_rival_that_diverges_never_wins(guarded):
     solver = Amortised(search=CEM_SMALL, guarded=guarded)
 
     def only_left(actions):
-        return torch.where(actions[..., 0, 0] > 0.2, torch.nan, 10 + (actions - 0.5).square().sum((-1, -2)))
+        return torch.where(
+            actions[..., 0, 0] > 0.2, torch.nan, 10 + (actions - 0.5).square().sum((-1, -2))
+        )
 
-    assert (solver.solve(only_left, start(1.0), BOX, generators()).mean[:, 0, 0] <= 0.2).all() or not guarded
-    hopeless = solver.solve(lambda a: torch.full(a.shape[:2], torch.nan), start(0.3), BOX, generators())
+    assert (
+        solver.solve(only_left, start(1.0), BOX, generators()).mean[:, 0, 0] <= 0.2
+    ).all() or not guarded
+    hopeless = solver.solve(
+        lambda a: torch.full(a.shape[:2], torch.nan), start(0.3), BOX, generators()
+    )
     assert torch.equal(hopeless.mean, start(0.3).mean)
 
 
@@ -131,15 +144,20 @@ def test_a_batch_never_changes_a_plan():
         assert torch.equal(alone.mean[0], together.mean[i])
 
 
-# ----------------------------------------------------------------------------------------------------------- proposing
+# ---------------------------------------------------------------------------------------- proposing
 
 
 def test_the_network_is_told_the_distance_or_the_rest_of_the_countdown():
-    now, goal, elapsed = torch.zeros(3, 2), torch.tensor([[0.4, 0.3], [0.0, 0.0], [0.0, 0.1]]), torch.tensor([0.0, 20.0, 90.0])
+    now, goal, elapsed = (
+        torch.zeros(3, 2),
+        torch.tensor([[0.4, 0.3], [0.0, 0.0], [0.0, 0.1]]),
+        torch.tensor([0.0, 20.0, 90.0]),
+    )
     network = Straight()
     assert isinstance(Amortised(), Proposing)
     Amortised(network, Steps()).propose(now, goal, elapsed, 5)
-    torch.testing.assert_close(network.told[-1], torch.tensor([50.0, 1.0, 10.0]))  # never less than a step
+    # never less than a step
+    torch.testing.assert_close(network.told[-1], torch.tensor([50.0, 1.0, 10.0]))
     blocks = Amortised(network, Steps(), countdown=50).propose(now, goal, elapsed, 5)
     torch.testing.assert_close(network.told[-1], torch.tensor([50.0, 30.0, 1.0]))
     assert blocks.shape == (3, 5, 10)
@@ -162,7 +180,13 @@ def drive(solver, steps, receding=2, seeds=range(4)):
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"search": CEM(32, 6, 3)}, {"search": CEM(64, 8, 5), "guarded": True}, {"countdown": 40, "distance": None}]
+    "how",
+    [
+        {},
+        {"search": CEM(32, 6, 3)},
+        {"search": CEM(64, 8, 5), "guarded": True},
+        {"countdown": 40, "distance": None},
+    ],
 )
 def test_reaches_its_goals(how):
     solver = Amortised(**{"network": Straight(), "distance": Steps(), **how})
@@ -172,15 +196,18 @@ def test_reaches_its_goals(how):
 
 
 def test_a_time_that_is_counted_down_is_kept():
-    """Told 40, 30, 20 and 10 steps it arrives after 40; told 40 again and again it would have come two thirds of the way."""
+    """Told 40, 30, 20 and 10 steps it arrives after 40; told 40 again and again it would have come
+    two thirds of the way."""
     states, _ = drive(Amortised(Straight(), countdown=40), steps=40)
     np.testing.assert_allclose(states, GOALS, atol=1e-3)
 
 
-# ----------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("solver", [Amortised(), Amortised(Straight()), Amortised(None, Steps()), Amortised(countdown=9)])
+@pytest.mark.parametrize(
+    "solver", [Amortised(), Amortised(Straight()), Amortised(None, Steps()), Amortised(countdown=9)]
+)
 def test_without_heads_the_command_that_makes_them_is_named(solver):
     with pytest.raises(ValueError, match="lewm fit RUN amortised temporal"):
         drive(solver, steps=1)

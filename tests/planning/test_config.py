@@ -14,7 +14,9 @@ from lewm.planning.solvers.cem import CEM
 from lewm.planning.solvers.gradient import Gradient
 
 WAYS = {name: recipes.load(name).planning for name in recipes.RECIPES}
-WAYS["nested"] = PlanningConfig(Temporal(intermediate=0.5), Amortised(search=CEM(64, 8, 3), guarded=True), 7, 2, True)
+WAYS["nested"] = PlanningConfig(
+    Temporal(intermediate=0.5), Amortised(search=CEM(64, 8, 3), guarded=True), 7, 2, True
+)
 WAYS["gradient"] = PlanningConfig(L2(), Gradient(4, 3), initial_std=0.5, precision="bfloat16")
 
 

@@ -1,4 +1,5 @@
-"""What a solver is told of its candidates: ranks that float32 corrects, and a deadline that no solver has to know of."""
+"""What a solver is told of its candidates: ranks that float32 corrects, and a deadline that no
+solver has to know of."""
 
 import dataclasses
 
@@ -13,7 +14,7 @@ from lewm.planning.objectives.l2 import L2
 from tests.support.control import GOALS, SMALL, SPEC, STARTS, Proposer, control
 from tests.support.point_world import STATISTICS, PointModel
 
-# ------------------------------------------------------------------------------------------------------ low precision
+# ------------------------------------------------------------------------------------ low precision
 
 NOW = Situation(torch.zeros(2, 1, 1), torch.zeros(2, 0, 1), torch.zeros(2, 1))
 
@@ -29,7 +30,8 @@ def rough(context, past_actions, actions):
 
 
 def score(values, ranking=rough, rollout=exact):
-    """Costs of the same positive single-number candidates in two environments, and how many sequences it took."""
+    """Costs of the same positive single-number candidates in two environments, and how many
+    sequences it took."""
     blocks = torch.tensor([values, values])[..., None, None]
     costs, ends, sequences = Scorer(rollout, L2(), ranking).score(NOW, blocks)
     assert torch.equal(costs[0].nan_to_num(-1), costs[1].nan_to_num(-1))
@@ -37,17 +39,20 @@ def score(values, ranking=rough, rollout=exact):
 
 
 def test_the_cheapest_and_the_incumbent_are_scored_again():
-    values = [9.0, *(float(v) for v in (5, 3, 8, 1, 7, 2, 6, 4, 10, 11, 12, 13, 14, 15, 16))]  # 16: two and the first
+    # 16: two and the first
+    values = [9.0, *(float(v) for v in (5, 3, 8, 1, 7, 2, 6, 4, 10, 11, 12, 13, 14, 15, 16))]
     costs, ends, sequences = score(values)
     assert sequences == 2 * (16 + 3)
     again = torch.tensor([v in (9, 1, 2) for v in values])
     squares = torch.tensor(values) ** 2
     assert torch.equal(costs[again], squares[again])
     assert torch.equal(ends[again], torch.tensor(values)[again])
-    assert (costs[~again] > 4).all()  # behind the dearest of the two, however cheap they were ranked
+    # behind the dearest of the two, however cheap they were ranked
+    assert (costs[~again] > 4).all()
     others = torch.tensor(values)[~again]
     assert torch.equal(costs[~again].argsort(), others.argsort())  # and in their order
-    torch.testing.assert_close(costs[~again] - 4, (1 + others / 2) ** 2 - (1 + 2 / 2) ** 2)  # at their distances
+    # at their distances
+    torch.testing.assert_close(costs[~again] - 4, (1 + others / 2) ** 2 - (1 + 2 / 2) ** 2)
 
 
 def test_a_tie_is_never_won_by_a_rank():
@@ -86,7 +91,7 @@ def test_gradients_are_those_of_float32():
     assert torch.equal(blocks.grad, torch.full_like(blocks, 2.0))
 
 
-# ---------------------------------------------------------------------------------------------------------- deadlines
+# ---------------------------------------------------------------------------------------- deadlines
 
 
 class SlowModel(PointModel):
@@ -110,7 +115,9 @@ def plan_within(deadline_s, solver=SMALL.solver, seeds=range(5), **changes):
     return actions, agent
 
 
-@pytest.mark.parametrize("solver", [SMALL.solver, Proposer(torch.linspace(-2, 2, 50).reshape(5, 10))])
+@pytest.mark.parametrize(
+    "solver", [SMALL.solver, Proposer(torch.linspace(-2, 2, 50).reshape(5, 10))]
+)
 def test_a_late_deadline_changes_nothing(solver):
     free, agent = plan_within(None, solver)
     late, timed = plan_within(0.086, solver)  # seven rounds of 10 ms, and half a one in hand
@@ -122,7 +129,9 @@ def test_a_late_deadline_changes_nothing(solver):
 @pytest.mark.parametrize("deadline_s", [0.0, -1.0])
 def test_without_any_time_the_plan_is_where_the_search_would_start(deadline_s):
     actions, agent = plan_within(deadline_s)
-    np.testing.assert_allclose(actions, np.broadcast_to(STATISTICS.action_mean, actions.shape), atol=1e-6)
+    np.testing.assert_allclose(
+        actions, np.broadcast_to(STATISTICS.action_mean, actions.shape), atol=1e-6
+    )
     assert (agent.effort.predictor_calls, agent.effort.cut_short, agent.effort.plans) == (0, 10, 10)
     assert agent.trace[0].cut_short
     assert agent.trace[0].of(2).cut_short
@@ -135,13 +144,16 @@ def test_without_any_time_the_plan_is_where_the_search_would_start(deadline_s):
 
     proposal = torch.linspace(-9, 9, 50).reshape(5, 10)
     actions, _ = plan_within(deadline_s, Searching(proposal))
-    proposed = (proposal.reshape(25, 2).numpy() * STATISTICS.action_std + STATISTICS.action_mean).clip(-1, 1)[:10]
+    proposed = (
+        proposal.reshape(25, 2).numpy() * STATISTICS.action_std + STATISTICS.action_mean
+    ).clip(-1, 1)[:10]
     np.testing.assert_allclose(actions[:10, 3], proposed, atol=1e-6)
 
 
 @pytest.mark.parametrize(("deadline_s", "rounds"), [(0.001, 1), (0.024, 1), (0.026, 2), (0.059, 5)])
 def test_a_search_cut_short_gives_the_cheapest_of_what_it_scored(deadline_s, rounds):
-    """A round begins where one and a half times the longest so far fit into what is left; the first one always."""
+    """A round begins where one and a half times the longest so far fit into what is left; the first
+    one always."""
     actions, agent = plan_within(deadline_s)
     first = agent.trace[0]
     assert [scored.costs.shape for scored in first.rounds] == [(5, 64)] * rounds
@@ -156,7 +168,9 @@ def test_a_plan_cut_short_is_what_the_next_one_starts_from():
     _, agent = plan_within(0.015, warm_start=True)
     left = torch.from_numpy(agent.trace[0].plan)[:, 2:]
     incumbents = torch.cat([left, torch.zeros(5, 2, 10)], dim=1)[:, None]
-    latents = PointModel().rollout(torch.from_numpy(agent.trace[1].now)[:, None], torch.zeros(5, 0, 10), incumbents)
+    latents = PointModel().rollout(
+        torch.from_numpy(agent.trace[1].now)[:, None], torch.zeros(5, 0, 10), incumbents
+    )
     expected = L2().cost(latents, torch.from_numpy(agent.trace[1].goal))[:, 0]
     np.testing.assert_allclose(agent.trace[1].rounds[0].costs[:, 0], expected, atol=1e-6)
 
@@ -171,8 +185,12 @@ def test_where_everything_diverged_the_start_is_what_is_left():
     def left_diverges(context, past_actions, actions):
         return torch.where(context[:, None] < 0, torch.nan, actions)
 
-    situation = Situation(torch.tensor([-1.0, 1.0])[:, None, None], torch.zeros(2, 0, 1), torch.zeros(2, 1))
-    cost = PlanCost(Scorer(left_diverges, L2()), situation, lambda actions: actions, False, 1.0, lambda: 0.0)
+    situation = Situation(
+        torch.tensor([-1.0, 1.0])[:, None, None], torch.zeros(2, 0, 1), torch.zeros(2, 1)
+    )
+    cost = PlanCost(
+        Scorer(left_diverges, L2()), situation, lambda actions: actions, False, 1.0, lambda: 0.0
+    )
     start = Plan(torch.full((2, 1, 1), 9.0), torch.ones(2, 1, 1))
     assert cost.best(start) == start
     cost(torch.tensor([[5.0, 3.0, 4.0]] * 2)[..., None, None])

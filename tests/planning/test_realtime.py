@@ -1,4 +1,5 @@
-"""A fixed rate, with a clock that only moves when somebody works or sleeps: every time below can be added up by hand."""
+"""A fixed rate, with a clock that only moves when somebody works or sleeps: every time below can be
+added up by hand."""
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ from lewm.planning.solvers.cem import CEM
 from tests.support.point_world import FRAMESKIP, PointModel, PointWorld, draw
 
 ROUNDS = 6
-CONFIG = PlanningConfig(L2(), CEM(num_candidates=64, num_elites=8, num_iterations=ROUNDS), receding=2, hold_actions=True)
+CONFIG = PlanningConfig(
+    L2(), CEM(num_candidates=64, num_elites=8, num_iterations=ROUNDS), receding=2, hold_actions=True
+)
 PERIOD = 0.050
 
 
 class Stage:
-    """A clock, and a model and a world that take time by it: encoding, rolling out, drawing and stepping, in seconds."""
+    """A clock, and a model and a world that take time by it: encoding, rolling out, drawing and
+    stepping, in seconds."""
 
     def __init__(self, encode=0.001, rollout=0.001, render=0.002, step=0.003, oversleep=0.0):
         self.now, self.slept, self.oversleep = 1000.0, [], oversleep
@@ -47,7 +51,9 @@ class Stage:
     def drive(self, start=(0.2, 0.2), goal=(0.9, 0.2), rate_hz=1 / PERIOD, budget=20):
         self.world.set_states(np.array([start]))
         self.world.set_goals(np.array([goal]))
-        return drive(self.agent, self.world, draw(np.array([goal])), rate_hz, budget, self.clock, self.sleep)
+        return drive(
+            self.agent, self.world, draw(np.array([goal])), rate_hz, budget, self.clock, self.sleep
+        )
 
 
 def test_a_search_that_fits_into_the_period():
@@ -56,7 +62,8 @@ def test_a_search_that_fits_into_the_period():
     assert found.success_step is None
     assert (found.cut_short, found.plans, found.missed.sum()) == (0, 2, 0)
     np.testing.assert_array_equal(np.flatnonzero(found.replanned), [0, 2 * FRAMESKIP])
-    # Drawing; then the observation and, once, the goal are encoded; six rounds, the mean, and one more for the trace.
+    # Drawing; then the observation and, once, the goal are encoded; six rounds, the mean, and one
+    # more for the trace.
     expected = np.zeros(20)
     expected[[5, 15]] = 0.002
     expected[[0, 10]] = 0.002 + np.array([0.002, 0.001]) + (ROUNDS + 2) * 0.001
@@ -83,8 +90,9 @@ def test_a_search_that_does_not_fit_is_cut_short_and_in_time():
     found = Stage(rollout=0.010).drive()
     assert found.cut_short == found.plans == 2
     assert not found.missed.any()
-    # 45 ms to plan in (less 3 for the world's step, once that is known), 4 of which go to pictures; a round needs 15 in hand:
-    # begun at 4, 14 and 24; the second time at 3, 13 and 23. Then one more for the trace.
+    # 45 ms to plan in (less 3 for the world's step, once that is known), 4 of which go to pictures;
+    # a round needs 15 in hand: begun at 4, 14 and 24; the second time at 3, 13 and 23. Then one
+    # more for the trace.
     np.testing.assert_allclose(found.latency_s[[0, 10]], [0.044, 0.043], atol=1e-9)
 
 
@@ -123,27 +131,57 @@ def test_it_ends_with_the_first_success():
     found = Stage().drive(goal=(0.3, 0.2), budget=50)
     assert 2 < found.success_step < 50
     assert len(found.actions) == len(found.latency_s) == len(found.states) - 1 == found.success_step
-    assert np.linalg.norm(found.states[-1] - (0.3, 0.2)) < 0.03 <= np.linalg.norm(found.states[-2] - (0.3, 0.2))
+    assert (
+        np.linalg.norm(found.states[-1] - (0.3, 0.2))
+        < 0.03
+        <= np.linalg.norm(found.states[-2] - (0.3, 0.2))
+    )
     solved = Stage().drive(goal=(0.2, 0.2))
-    assert (solved.success_step, len(solved.latency_s), solved.actions.shape, solved.plans) == (0, 0, (0, 2), 0)
+    assert (solved.success_step, len(solved.latency_s), solved.actions.shape, solved.plans) == (
+        0,
+        0,
+        (0, 2),
+        0,
+    )
 
 
-# -------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------- report
 
 
 def driven(milliseconds, replanned):
     n = len(milliseconds)
     latency = np.array(milliseconds) / 1e3
-    return Drive(20.0, latency, np.array(replanned, bool), 1, 1.0, np.zeros((n + 1, 2)), np.zeros((n, 2)), None)
+    return Drive(
+        20.0,
+        latency,
+        np.array(replanned, bool),
+        1,
+        1.0,
+        np.zeros((n + 1, 2)),
+        np.zeros((n, 2)),
+        None,
+    )
 
 
 def test_percentiles_of_all_steps_and_of_those_that_replan():
-    drives = [driven(range(1, 52), [False] * 50 + [True]), driven(range(52, 102), [True] + [False] * 49)]
+    drives = [
+        driven(range(1, 52), [False] * 50 + [True]),
+        driven(range(52, 102), [True] + [False] * 49),
+    ]
     found = latencies(drives)
     ms = pytest.approx
     assert found["all"] == Latency(101, 51, ms(51.0), ms(91.0), ms(100.0), ms(101.0))
     assert found["replanning"] == Latency(2, 2, ms(51.5), ms(51.9), ms(51.99), ms(52.0))
-    assert found["all"].row("all") == ("all", "101", "51", "50.5%", "51.00", "91.00", "100.00", "101.00")
+    assert found["all"].row("all") == (
+        "all",
+        "101",
+        "51",
+        "50.5%",
+        "51.00",
+        "91.00",
+        "100.00",
+        "101.00",
+    )
     assert len(COLUMNS) == len(found["all"].row("all"))
 
 
@@ -161,5 +199,7 @@ def test_a_rate_that_is_none_is_refused(rate_hz):
 
 def test_several_environments_are_refused():
     agent = Agent(PointModel(), CONFIG, PointWorld(1).spec, range(2))
-    with pytest.raises(ValueError, match="one environment at a time, got 2 of the world and 2 of the agent"):
+    with pytest.raises(
+        ValueError, match="one environment at a time, got 2 of the world and 2 of the agent"
+    ):
         drive(agent, PointWorld(2), draw(np.zeros((2, 2))), 20, 10)

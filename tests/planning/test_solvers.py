@@ -1,4 +1,5 @@
-"""Known answers: each solver against its method written out plainly, and against what can be worked out by hand."""
+"""Known answers: each solver against its method written out plainly, and against what can be worked
+out by hand."""
 
 import pytest
 import torch
@@ -21,15 +22,17 @@ def half_diverges(cost):
 
 @pytest.mark.parametrize("solver", [ICEM(), MPPI(), Gradient(), PredictiveSampling()])
 def test_all_but_cem_find_one_side_of_the_walls(solver):
-    """CEM may return the average of both sides where its elites never decide; that is the paper's, and stays."""
+    """CEM may return the average of both sides where its elites never decide; that is the paper's,
+    and stays."""
     assert walls(solver.solve(walls, start(), BOX, generators(range(B))).mean[:, None]).max() < 0.01
 
 
-# ------------------------------------------------------------------------------------------------------------- CEM
+# ---------------------------------------------------------------------------------------------- CEM
 
 
 def plain_cem(solver, cost, plan, seeds):
-    """The method written out for one environment after the other, candidates sorted, without any guard."""
+    """The method written out for one environment after the other, candidates sorted, without any
+    guard."""
     means, stds = [], []
     for b, generator in enumerate(generators(seeds)):
         mean, std = plan.mean[b], plan.std[b]
@@ -37,7 +40,9 @@ def plain_cem(solver, cost, plan, seeds):
             noise = torch.randn(solver.num_candidates, H, A, generator=generator)
             candidates = [BOX.clamp(mean + std * sample) for sample in noise]
             candidates[0] = mean
-            elites = sorted(candidates, key=lambda c: float(cost(c[None, None])))[: solver.num_elites]
+            elites = sorted(candidates, key=lambda c: float(cost(c[None, None])))[
+                : solver.num_elites
+            ]
             mean, std = torch.stack(elites).mean(0), torch.stack(elites).std(0)
         means.append(mean)
         stds.append(std)
@@ -45,12 +50,15 @@ def plain_cem(solver, cost, plan, seeds):
 
 
 def first_cem(solver, cost, plan, seeds):
-    """CEM as it was before solvers shared any code, kept as the record of its behaviour to the last bit."""
+    """CEM as it was before solvers shared any code, kept as the record of its behaviour to the last
+    bit."""
     whole, every = (lambda flags: flags[:, None, None]), generators(seeds)
     mean, std = BOX.clamp(plan.mean), plan.std
     best, best_cost, start_cost = mean, mean.new_full(mean.shape[:1], torch.inf), None
     for _ in range(solver.num_iterations):
-        noise = torch.stack([torch.randn(solver.num_candidates, *mean.shape[1:], generator=g) for g in every])
+        noise = torch.stack(
+            [torch.randn(solver.num_candidates, *mean.shape[1:], generator=g) for g in every]
+        )
         candidates = BOX.clamp(mean[:, None] + std[:, None] * noise)
         candidates[:, 0] = mean
         costs = cost(candidates)
@@ -70,7 +78,9 @@ def first_cem(solver, cost, plan, seeds):
 
 
 @pytest.mark.parametrize("sizes", [(300, 30, 10), (40, 6, 4)])
-@pytest.mark.parametrize("cost", [BOWL, walls, ripples, half_diverges(walls), lambda a: a.sum((-1, -2)).round()])
+@pytest.mark.parametrize(
+    "cost", [BOWL, walls, ripples, half_diverges(walls), lambda a: a.sum((-1, -2)).round()]
+)
 def test_cem_is_what_it_was_to_the_last_bit(cost, sizes):
     begin = start(mean=0.3)
     plan = CEM(*sizes).solve(cost, begin, BOX, generators(range(B)))
@@ -101,7 +111,8 @@ def test_cem_lets_the_incumbent_compete_as_candidate_0():
 
 
 def test_cem_returns_the_best_candidate_where_the_elite_mean_is_worse_than_the_start():
-    def cost(actions):  # 0 at both -1 and 1, with the start in reach of both; the elites of both sides average to 0
+    # 0 at both -1 and 1, with the start in reach of both; the elites of both sides average to 0
+    def cost(actions):
         return (actions[..., 0, 0].abs() - 1).square()
 
     solver, begin = CEM(400, 40, 1), start(mean=0.4)
@@ -133,18 +144,22 @@ def test_elites_must_fit_the_candidates(solver, sizes):
         solver(*sizes)
 
 
-# ------------------------------------------------------------------------------------------------------------ iCEM
+# --------------------------------------------------------------------------------------------- iCEM
 
 
 @pytest.mark.parametrize("length", [2, 5, 8])
 @pytest.mark.parametrize("exponent", [-1.0, 0.0, 1.0, 2.5])
 def test_noise_has_the_declared_spectrum_and_a_std_of_1(length, exponent):
-    noise = coloured(torch.randn(40_000, length, 2, generator=torch.Generator().manual_seed(0)), exponent)
+    noise = coloured(
+        torch.randn(40_000, length, 2, generator=torch.Generator().manual_seed(0)), exponent
+    )
     torch.testing.assert_close(noise.std(dim=0), torch.ones(length, 2), atol=0.02, rtol=0)
     power = torch.fft.rfft(noise, dim=1).abs().square().mean(dim=(0, 2))
     frequency = torch.arange(length // 2 + 1) / length
     frequency[0] = frequency[1]
-    torch.testing.assert_close(power / power[1], (frequency / frequency[1]) ** -exponent, atol=0, rtol=0.05)
+    torch.testing.assert_close(
+        power / power[1], (frequency / frequency[1]) ** -exponent, atol=0, rtol=0.05
+    )
 
 
 def test_noise_of_one_block_or_exponent_0_is_white():
@@ -170,17 +185,29 @@ def test_icem_begins_with_coloured_noise_around_the_start():
 
 
 def test_icem_without_its_improvements_is_cem():
-    """In two iterations, in both of which the mean competes: the second refit must come from the same elites."""
+    """In two iterations, in both of which the mean competes: the second refit must come from the
+    same elites."""
     plain = ICEM(40, 6, 2, noise_exponent=0.0, keep_fraction=0.0, momentum=0.0)
-    plan, cem = (solver.solve(BOWL, start(), BOX, generators(range(B))) for solver in (plain, CEM(40, 6, 2)))
+    plan, cem = (
+        solver.solve(BOWL, start(), BOX, generators(range(B))) for solver in (plain, CEM(40, 6, 2))
+    )
     assert torch.equal(plan.std, cem.std)
 
 
 def plain_icem(solver, cost, plan, seed):
     """One environment, sorted lists of (cost, sequence)."""
-    generator, mean, std, elites, ever = torch.Generator().manual_seed(seed), plan.mean[0], plan.std[0], [], []
+    generator, mean, std, elites, ever = (
+        torch.Generator().manual_seed(seed),
+        plan.mean[0],
+        plan.std[0],
+        [],
+        [],
+    )
     for iteration, number in enumerate(solver.populations):
-        new = [BOX.clamp(mean + std * noise) for noise in coloured(torch.randn(number, H, A, generator=generator), 2.0)]
+        new = [
+            BOX.clamp(mean + std * noise)
+            for noise in coloured(torch.randn(number, H, A, generator=generator), 2.0)
+        ]
         if iteration in (0, solver.num_iterations - 1):
             new[0] = mean
         scored = [(float(cost(sequence[None, None])), sequence) for sequence in new]
@@ -216,11 +243,12 @@ def test_icem_refuses_settings_without_meaning(setting):
         ICEM(**setting)
 
 
-# ------------------------------------------------------------------------------------------------------------ MPPI
+# --------------------------------------------------------------------------------------------- MPPI
 
 
 def test_mppi_weighs_three_candidates_as_by_hand():
-    """Costs 0, 3 and 6 have a std of sqrt(6), so at temperature sqrt(6)/2 they are 0, 1 and 2 of e's powers apart."""
+    """Costs 0, 3 and 6 have a std of sqrt(6), so at temperature sqrt(6)/2 they are 0, 1 and 2 of
+    e's powers apart."""
     weights = softmin(torch.tensor([[3.0, 0.0, 6.0]]), temperature=3 / 6**0.5)
     e = torch.tensor([-1.0, 0.0, -2.0]).exp()
     torch.testing.assert_close(weights[0], e / e.sum())
@@ -244,7 +272,9 @@ def test_mppi_weights_are_alike_where_nothing_is_better(costs):
 
 
 def test_mppi_weights_the_best_alone_as_the_temperature_falls():
-    torch.testing.assert_close(softmin(torch.tensor([[3.0, 1.0, 2.0]]), 1e-30), torch.tensor([[0.0, 1.0, 0.0]]))
+    torch.testing.assert_close(
+        softmin(torch.tensor([[3.0, 1.0, 2.0]]), 1e-30), torch.tensor([[0.0, 1.0, 0.0]])
+    )
 
 
 def test_mppi_at_infinite_temperature_is_cem():
@@ -264,7 +294,9 @@ def test_mppi_moves_to_the_weighted_mean():
     plan = MPPI(3, 3, 1, temperature=0.7).solve(cost, start(1), BOX, generators([0]))
     candidates, costs = seen[0][0], quadratic(0.3)(seen[0][0])
     weights = (-(costs - costs.min()) / (0.7 * costs.std(correction=0))).exp()
-    torch.testing.assert_close(seen[1][0, 0], (weights[:, None, None] * candidates).sum(0) / weights.sum())
+    torch.testing.assert_close(
+        seen[1][0, 0], (weights[:, None, None] * candidates).sum(0) / weights.sum()
+    )
     assert plan.std.isfinite().all()
 
 
@@ -273,27 +305,32 @@ def test_mppi_refuses_temperature_0():
         MPPI(temperature=0.0)
 
 
-# -------------------------------------------------------------------------------------------------------- gradient
+# ----------------------------------------------------------------------------------------- gradient
 
 TORCH = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD}
 
 
 def test_gradient_reaches_the_minimum_of_a_bowl():
     target = torch.tensor([[0.9, -0.3], [0.1, 0.2]])
-    plan = Gradient(4, 400, learning_rate=0.1).solve(quadratic(target), start(), BOX, generators(range(B)))
+    plan = Gradient(4, 400, learning_rate=0.1).solve(
+        quadratic(target), start(), BOX, generators(range(B))
+    )
     assert (plan.mean - target).abs().max() < 1e-4
     assert torch.equal(plan.std, start().std)
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "rmsprop", "sgd"])
 def test_gradient_equals_torchs_optimiser(optimiser):
-    """One environment and one sequence, which is the start; a cost that falls at every step, so that the last is the best."""
+    """One environment and one sequence, which is the start; a cost that falls at every step, so
+    that the last is the best."""
 
     def cost(actions):
         return (actions - 1.2).square().square().sum((-1, -2)) + actions[..., 0].prod(-1)
 
     begin = Plan(mean=torch.tensor([[[0.5, -0.9], [0.3, 0.2]]]), std=torch.ones(1, H, A))
-    plan = Gradient(1, 12, learning_rate=0.02, optimiser=optimiser).solve(cost, begin, BOX, generators([0]))
+    plan = Gradient(1, 12, learning_rate=0.02, optimiser=optimiser).solve(
+        cost, begin, BOX, generators([0])
+    )
     actions = begin.mean.clone().requires_grad_()
     descent = TORCH[optimiser]([actions], lr=0.02)
     for _ in range(12):
@@ -308,9 +345,13 @@ def test_gradient_equals_torchs_optimiser(optimiser):
 def test_gradient_leaves_a_local_minimum_by_its_other_starts():
     def cost(actions):  # a shallow valley at -1, where the search begins, and a deep one at 1
         x = actions[..., 0, 0]
-        return torch.minimum((x + 1).square(), (x - 1).square() - 1) + actions[..., 1].square().sum(-1)
+        return torch.minimum((x + 1).square(), (x - 1).square() - 1) + actions[..., 1].square().sum(
+            -1
+        )
 
-    alone, several = (Gradient(n, 100).solve(cost, start(mean=-1.0), BOX, generators(range(B))) for n in (1, 30))
+    alone, several = (
+        Gradient(n, 100).solve(cost, start(mean=-1.0), BOX, generators(range(B))) for n in (1, 30)
+    )
     assert (alone.mean[:, 0, 0] + 1).abs().max() < 0.01
     assert (several.mean[:, 0, 0] - 1).abs().max() < 0.01
 
@@ -330,7 +371,9 @@ def test_gradient_leaves_a_diverged_sequence_where_it_is():
 
 def test_gradient_wants_a_differentiable_cost():
     with pytest.raises(ValueError, match="expected a cost that can be differentiated"):
-        Gradient(4, 2).solve(lambda actions: quadratic(0.0)(actions.detach()), start(), BOX, generators(range(B)))
+        Gradient(4, 2).solve(
+            lambda actions: quadratic(0.0)(actions.detach()), start(), BOX, generators(range(B))
+        )
 
 
 @pytest.mark.parametrize("setting", [{"learning_rate": 0.0}, {"optimiser": "newton"}])
@@ -339,11 +382,13 @@ def test_gradient_refuses_settings_without_meaning(setting):
         Gradient(**setting)
 
 
-# --------------------------------------------------------------------------------------------- predictive sampling
+# ------------------------------------------------------------------------------ predictive sampling
 
 
 def test_predictive_sampling_picks_the_argmin():
-    plan = PredictiveSampling(50, num_iterations=1).solve(ripples, start(mean=0.2), BOX, generators(range(B)))
+    plan = PredictiveSampling(50, num_iterations=1).solve(
+        ripples, start(mean=0.2), BOX, generators(range(B))
+    )
     for b, generator in enumerate(generators(range(B))):
         tried = BOX.clamp(0.2 + torch.randn(50, H, A, generator=generator))
         tried[0] = 0.2

@@ -1,4 +1,5 @@
-"""Verdicts follow from numbers: numbers that speak for a claim, numbers that speak against it, and none at all."""
+"""Verdicts follow from numbers: numbers that speak for a claim, numbers that speak against it, and
+none at all."""
 
 import json
 from pathlib import Path
@@ -15,18 +16,39 @@ BY_NUMBER = {claim.number: claim for claim in CLAIMS}
 
 def row(variant, seed=0, rate=0.98, std=0.9, prediction=0.02):
     score = {"rate": rate, "low": rate - 0.02, "high": min(1, rate + 0.02), "pairs": 200}
-    return {"variant": variant, "seed": seed, "success": score, "far": score, "latent_std": std, "prediction": prediction}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "success": score,
+        "far": score,
+        "latent_std": std,
+        "prediction": prediction,
+    }
 
 
 def edit(kind, p, difference=1.0):
-    return {"kind": kind, "t_p": p, "mean_difference": difference, "effect_size": 2.0, "auc": 0.9, "n": 120}
+    return {
+        "kind": kind,
+        "t_p": p,
+        "mean_difference": difference,
+        "effect_size": 2.0,
+        "auc": 0.9,
+        "n": 120,
+    }
 
 
 def run(world="two-room", **analyses):
     answers = {name: Answer(Result(name, values)) for name, values in analyses.items()}
     score = {"rate": 0.5, "low": 0.4, "high": 0.6, "episodes": 200}
     outcome = Outcome("goals 25 steps ahead, 50 allowed", {"strict": {"agent": score}})
-    return Record(Path("run"), {"world": world, "recipe": f"{world}-tiny"}, [], answers, [outcome], label="seed 0")
+    return Record(
+        Path("run"),
+        {"world": world, "recipe": f"{world}-tiny"},
+        [],
+        answers,
+        [outcome],
+        label="seed 0",
+    )
 
 
 def verdict(number, **evidence):
@@ -35,7 +57,9 @@ def verdict(number, **evidence):
 
 def test_every_claim_has_a_row_and_without_evidence_nothing_is_said_to_hold_but_what_needs_none():
     assert sorted(BY_NUMBER) == list(range(1, 21))
-    held = {number for number, claim in BY_NUMBER.items() if claim.found(Evidence()).verdict != UNTESTED}
+    held = {
+        number for number, claim in BY_NUMBER.items() if claim.found(Evidence()).verdict != UNTESTED
+    }
     assert held == {5, 20}, "parameters are counted, and scope is no test"
 
 
@@ -51,13 +75,29 @@ def test_a_collapse_without_sigreg_speaks_for_it(std, said):
 
 
 def test_variants_count_only_beside_their_twin():
-    assert verdict(1, ablations=[row("base", seed=1), row("lambda-0", seed=2, std=0.004)]) == UNTESTED
+    assert (
+        verdict(1, ablations=[row("base", seed=1), row("lambda-0", seed=2, std=0.004)]) == UNTESTED
+    )
 
 
-@pytest.mark.parametrize(("slices", "weak", "said"), [(0.97, 0.9, HOLDS), (0.6, 0.9, FAILS), (0.97, 0.5, PARTLY)])
+@pytest.mark.parametrize(
+    ("slices", "weak", "said"), [(0.97, 0.9, HOLDS), (0.6, 0.9, FAILS), (0.97, 0.5, PARTLY)]
+)
 def test_knobs_must_be_flat_and_lambda_wide(slices, weak, said):
-    rates = {"slices-64": slices, "slices-256": 0.98, "knots-5": 0.98, "knots-33": 0.98, "lambda-0.001": 0.3}
-    rates |= {"lambda-0.01": weak, "lambda-0.2": 0.95, "lambda-0.5": 0.7, "lambda-2": 0.4, "base": 0.98}
+    rates = {
+        "slices-64": slices,
+        "slices-256": 0.98,
+        "knots-5": 0.98,
+        "knots-33": 0.98,
+        "lambda-0.001": 0.3,
+    }
+    rates |= {
+        "lambda-0.01": weak,
+        "lambda-0.2": 0.95,
+        "lambda-0.5": 0.7,
+        "lambda-2": 0.4,
+        "base": 0.98,
+    }
     assert verdict(3, ablations=[row(name, rate=rate) for name, rate in rates.items()]) == said
 
 
@@ -67,32 +107,64 @@ def test_an_ingredient_that_can_be_left_out_is_not_necessary(number, variant):
     assert verdict(number, ablations=[row("base"), row(variant, rate=0.2, std=0.001)]) == HOLDS
 
 
-@pytest.mark.parametrize(("slow", "steep", "said"), [(20, 0.01, PARTLY), (90, 0.01, FAILS), (20, 5.0, FAILS)])
+@pytest.mark.parametrize(
+    ("slow", "steep", "said"), [(20, 0.01, PARTLY), (90, 0.01, FAILS), (20, 5.0, FAILS)]
+)
 def test_sigreg_must_be_linear_and_its_gradient_bounded(slow, steep, said):
-    rows = [{"case": f"B={b} T=4 D=192 M=1024: time per frame", "ours": us} for b, us in ((32, 22.0), (512, slow))]
+    rows = [
+        {"case": f"B={b} T=4 D=192 M=1024: time per frame", "ours": us}
+        for b, us in ((32, 22.0), (512, slow))
+    ]
     norms = (("1", 0.01), ("10", 0.012), ("100", steep))
-    rows += [{"case": f"B=128 ...: largest gradient of a latent, latents x {x}", "ours": value} for x, value in norms]
+    rows += [
+        {"case": f"B=128 ...: largest gradient of a latent, latents x {x}", "ours": value}
+        for x, value in norms
+    ]
     assert verdict(2, benchmarks={"sigreg": {"rows": rows}}) == said
 
 
 @pytest.mark.parametrize(("best", "said"), [(0.91, FAILS), (0.62, HOLDS)])
-def test_if_another_planner_reaches_what_the_search_missed_the_latents_were_not_to_blame(best, said):
+def test_if_another_planner_reaches_what_the_search_missed_the_latents_were_not_to_blame(
+    best, said
+):
     rows = [
-        {"planner": planner, "task": "other room", "rate": rate, "low": rate - 0.05, "high": rate + 0.05}
+        {
+            "planner": planner,
+            "task": "other room",
+            "rate": rate,
+            "low": rate - 0.05,
+            "high": rate + 0.05,
+        }
         for planner, rate in (("paper's CEM 300 x 30, L2", 0.6), ("amortised", best))
     ]
-    assert verdict(12, benchmarks={"plan": {"results": [{"world": "two-room", "rows": rows}]}}) == said
+    assert (
+        verdict(12, benchmarks={"plan": {"results": [{"world": "two-room", "rows": rows}]}}) == said
+    )
 
 
-@pytest.mark.parametrize(("teleport", "colour", "said"), [(1e-9, 0.4, HOLDS), (1e-9, 1e-5, PARTLY), (0.2, 0.4, FAILS)])
+@pytest.mark.parametrize(
+    ("teleport", "colour", "said"), [(1e-9, 0.4, HOLDS), (1e-9, 1e-5, PARTLY), (0.2, 0.4, FAILS)]
+)
 def test_surprise_must_spike_at_teleports_in_every_world_and_not_at_colours(teleport, colour, said):
-    quiet = {"edits": {"teleport of the agent": edit("teleport", 1e-9), "colour": edit("colour", 0.4)}}
-    other = {"edits": {"teleport of the agent": edit("teleport", teleport), "colour": edit("colour", colour)}}
+    quiet = {
+        "edits": {"teleport of the agent": edit("teleport", 1e-9), "colour": edit("colour", 0.4)}
+    }
+    other = {
+        "edits": {
+            "teleport of the agent": edit("teleport", teleport),
+            "colour": edit("colour", colour),
+        }
+    }
     assert verdict(16, runs=[run(surprise=quiet), run("push-t", surprise=other)]) == said
 
 
 def test_a_fall_of_surprise_is_no_spike():
-    values = {"edits": {"teleport": edit("teleport", 1e-9, difference=-1.0), "colour": edit("colour", 0.5)}}
+    values = {
+        "edits": {
+            "teleport": edit("teleport", 1e-9, difference=-1.0),
+            "colour": edit("colour", 0.5),
+        }
+    }
     assert verdict(16, runs=[run(surprise=values)]) == FAILS
 
 
@@ -107,7 +179,13 @@ def test_one_variable_that_no_probe_reads_is_enough(r, said):
 
 def test_straightening_is_read_from_the_curve():
     def values(first, last):
-        return {"straightness": {"value": last, "interval": [last - 0.1, last + 0.1], "curve": [[10, first], [20, last]]}}
+        return {
+            "straightness": {
+                "value": last,
+                "interval": [last - 0.1, last + 0.1],
+                "curve": [[10, first], [20, last]],
+            }
+        }
 
     assert verdict(15, runs=[run(geometry=values(0.1, 0.6))]) == PARTLY
     assert verdict(15, runs=[run(geometry=values(0.6, 0.1))]) == FAILS
@@ -134,10 +212,18 @@ def test_the_page_is_a_table_of_all_claims_with_their_commands():
 def test_the_command_reads_files_and_refuses_others(tmp_path, capsys):
     from lewm.cli.main import main
 
-    (tmp_path / "ablations.json").write_text(json.dumps({"rows": [row("base"), row("lambda-0", std=0.004)]}))
+    (tmp_path / "ablations.json").write_text(
+        json.dumps({"rows": [row("base"), row("lambda-0", std=0.004)]})
+    )
     sigreg = {"name": "sigreg", "rows": []}
     (tmp_path / "bench.json").write_text(json.dumps({"benchmarks": [sigreg]}))
-    words = ["claims", "--ablations", str(tmp_path / "ablations.json"), "--out", str(tmp_path / "claims.md")]
+    words = [
+        "claims",
+        "--ablations",
+        str(tmp_path / "ablations.json"),
+        "--out",
+        str(tmp_path / "claims.md"),
+    ]
     assert main([*words, "--benchmarks", str(tmp_path / "bench.json")]) == 0
     assert "latent std 0.004 without, 0.9 with" in (tmp_path / "claims.md").read_text()
     assert "AdaLN" in capsys.readouterr().out

@@ -1,4 +1,5 @@
-"""One file that loads nothing, says what was measured and no more, and names commands that exist."""
+"""One file that loads nothing, says what was measured and no more, and names commands that
+exist."""
 
 import copy
 import html
@@ -30,14 +31,24 @@ def score(rate, episodes=200):
 RESULT = {
     "success": {**score(0.955), "episode_low": 0.915, "episode_high": 0.985},
     "strict": {**score(0.945), "episode_low": 0.905, "episode_high": 0.975},
-    "floors": {name: {**score(0.2), "strict": score(0.1)} for name in ("random", "do_nothing", "straight_line")},
+    "floors": {
+        name: {**score(0.2), "strict": score(0.1)}
+        for name in ("random", "do_nothing", "straight_line")
+    },
     "through_door": {"agent": score(0.84, 40), "straight_line": score(0.6, 40)},
     "other_room": {
         "agent": score(0.62, 100),
-        "floors": {name: score(rate, 100) for name, rate in (("random", 0.09), ("do_nothing", 0.03), ("straight_line", 0.64))},
+        "floors": {
+            name: score(rate, 100)
+            for name, rate in (("random", 0.09), ("do_nothing", 0.03), ("straight_line", 0.64))
+        },
         "protocol": {"offset": 25, "budget": 100, "episodes": 100, "seed": 0, "across": True},
     },
-    "published": {"recipe": "two-room-paper", "result": "success 87% (offset 25)", "source": "the paper, table 1"},
+    "published": {
+        "recipe": "two-room-paper",
+        "result": "success 87% (offset 25)",
+        "source": "the paper, table 1",
+    },
     "solved_at_start": 0.05,
     "median_steps": 14.0,
     "seconds_per_plan": 0.0123,
@@ -51,7 +62,11 @@ RESULT = {
         "image_size": 64,
         "model": {"latent_dim": 192},
         "training": {"updates": 400, "frameskip": 5},
-        "planning": {"horizon": 5, "receding": 5, "solver": {"num_candidates": 100, "num_elites": 10, "num_iterations": 4}},
+        "planning": {
+            "horizon": 5,
+            "receding": 5,
+            "solver": {"num_candidates": 100, "num_elites": 10, "num_iterations": 4},
+        },
     },
     "data": {"episodes": 360, "heldout_episodes": 72, "frames": 36360},
     "parameters": 555950,
@@ -62,7 +77,14 @@ RESULT = {
     "short": False,
     "resumed": False,
     "command": "lewm quickstart --out 'my run' --seed 7",
-    "seconds": {"collect": 4.2, "train": 94.4, "evaluate": 12.0, "probe": 3.0, "report": 6.4, "total": 120.0},
+    "seconds": {
+        "collect": 4.2,
+        "train": 94.4,
+        "evaluate": 12.0,
+        "probe": 3.0,
+        "report": 6.4,
+        "total": 120.0,
+    },
 }
 SCORES = {"unit": "px", "r": 0.9987, "r2": 0.997, "rmse": 1.5, "strength": 1e-6} | {
     f"{name}_interval": [0.9, 0.999] for name in ("r", "r2", "rmse")
@@ -72,26 +94,47 @@ SCORES = {"unit": "px", "r": 0.9987, "r2": 0.997, "rmse": 1.5, "strength": 1e-6}
 @pytest.fixture(scope="module")
 def probed():
     found = probing()
-    found.values.update(variables={"x": SCORES, "y": SCORES}, plane_variance=0.8, fit_episodes=288, test_episodes=72)
+    found.values.update(
+        variables={"x": SCORES, "y": SCORES}, plane_variance=0.8, fit_episodes=288, test_episodes=72
+    )
     found.values.update(test_frames=len(found.arrays["states"]))
     found.arrays["episodes"] = [3] * len(found.arrays["states"])
-    return replace(found, tables={"What probes read of 50 pictures.": [{"variable": "x", "r": 0.9987}]})
+    return replace(
+        found, tables={"What probes read of 50 pictures.": [{"variable": "x", "r": 0.9987}]}
+    )
 
 
 def planned(ends=("reached", "missed")):
-    """As `Planning.run` gives it, of attempts that end so: each with two plans, searched for in two rounds."""
+    """As `Planning.run` gives it, of attempts that end so: each with two plans, searched for in two
+    rounds."""
     arrays = {"costs": np.array([[[0.8, 1.0, 1.3], [0.4, 0.5, 0.6]]])}
-    arrays |= {"imagined": np.full((1, 3, 2), 30.0, np.float32), "real": np.full((1, 11, 2), 31.0, np.float32)}
+    arrays |= {
+        "imagined": np.full((1, 3, 2), 30.0, np.float32),
+        "real": np.full((1, 11, 2), 31.0, np.float32),
+    }
     for number, end in enumerate(ends):
-        of = arrays_of(recording(success=end == "reached"), lambda latents: 10 * np.asarray(latents))
+        of = arrays_of(
+            recording(success=end == "reached"), lambda latents: 10 * np.asarray(latents)
+        )
         arrays |= {f"attempt {number} {name}": array for name, array in of.items()}
     rows = [
         {"steps": 5 * h, "error": 1.0, "copy": 4.0, "ratio": 0.25, "ratio_interval": [0.2, 0.31]}
         | {"place_error": 3.5, "place_error_interval": [3.1, 4.2]}
         for h in (1, 2)
     ]
-    attempts = [{"reached": end == "reached", "steps": 10, "plans": 2, "other_region": not k} for k, end in enumerate(ends)]
-    values = {"pairs": 24, "episodes": 20, "offset": 25, "budget": 50, "rounds": 2, "picture_extent": 100.0, "tolerance": 6.0}
+    attempts = [
+        {"reached": end == "reached", "steps": 10, "plans": 2, "other_region": not k}
+        for k, end in enumerate(ends)
+    ]
+    values = {
+        "pairs": 24,
+        "episodes": 20,
+        "offset": 25,
+        "budget": 50,
+        "rounds": 2,
+        "picture_extent": 100.0,
+        "tolerance": 6.0,
+    }
     values |= {"unit": "px", "horizon": rows, "attempts": attempts}
     return Result("planning", values, arrays, planning._tables(values))
 
@@ -111,7 +154,9 @@ NOTHING = Answer(why="Not asked yet.")
 def record(probed):
     answers = dict.fromkeys(registry.names("analyses"), NOTHING)
     answers |= {"probing": Answer(probed), "planning": Answer(planned())}
-    return Record(Path("my run/run"), EXPERIMENT, ROWS, answers, _outcomes_of_story(RESULT), RESULT, "my run")
+    return Record(
+        Path("my run/run"), EXPERIMENT, ROWS, answers, _outcomes_of_story(RESULT), RESULT, "my run"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +164,10 @@ def page(record):
     def write(alarm="", command=RESULT["command"], **changes):
         story = copy.deepcopy(RESULT) | changes
         metrics = [*ROWS[:-1], {**ROWS[-1], **({"alarm": alarm} if alarm else {})}]
-        return render([replace(record, metrics=metrics, story=story, outcomes=_outcomes_of_story(story))], command)
+        return render(
+            [replace(record, metrics=metrics, story=story, outcomes=_outcomes_of_story(story))],
+            command,
+        )
 
     return write
 
@@ -166,7 +214,8 @@ def test_what_was_measured_is_shown_with_its_interval(page):
         "94.5% (91.5% to 96.5%)",
         "Of the 40 pairs whose goal lies behind the door the agent reaches 84%",
         "x with r = 0.9987 (typical error 1.5 px)",
-        "After 10 steps the imagined latent was off by 25% of how far the latent had moved (95% interval 20% to 31%)",
+        "After 10 steps the imagined latent was off by 25% of how far the latent had moved (95% "
+        "interval 20% to 31%)",
         "or by 3.5 px in the world (95% interval 3.1 to 4.2 px)",
         "36,360 pictures",
         "come from the 72 episodes that were set aside",
@@ -178,7 +227,8 @@ def test_what_was_measured_is_shown_with_its_interval(page):
         "success 87% (offset 25). Source: the paper, table 1.",
         "walking straight at the goal does less well than the agent : 20% against 95.5%",
         "91.5% to 98.5% by the paper's protocol and 90.5% to 97.5% by the strict count",
-        "there are 100 steps. The agent reaches 62% (59% to 64%) of 100, the straight line 64% (61% to 66%)",
+        "there are 100 steps. The agent reaches 62% (59% to 64%) of 100, the straight line 64% "
+        "(61% to 66%)",
         "do nothing 3% 0% to 5% 100",
         "seed 7",
         "do nothing 20% 17% to 22% 200 10% 7% to 12% 200",  # paper's protocol, then strict
@@ -215,7 +265,13 @@ def test_what_is_missing_is_one_line_with_its_command(page, record):
 
 
 def test_runs_stand_side_by_side(record):
-    second = replace(record, label="other", path=Path("other/run"), outcomes=record.outcomes[:1], answers={**record.answers})
+    second = replace(
+        record,
+        label="other",
+        path=Path("other/run"),
+        outcomes=record.outcomes[:1],
+        answers={**record.answers},
+    )
     second.answers["planning"] = NOTHING
     written = render([record, second], "lewm report a b")
     assert not Reader(written).open
@@ -231,15 +287,26 @@ def test_runs_stand_side_by_side(record):
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(record):
-    shown = text_of(render([record, replace(record, path=Path("elsewhere/run"))], "lewm report a b"))
+    shown = text_of(
+        render([record, replace(record, path=Path("elsewhere/run"))], "lewm report a b")
+    )
     assert "elsewhere/run: the same questions" in shown
 
 
 def test_panels_of_one_kind_share_a_row_whatever_numbers_their_titles_hold(record):
-    first = [Panel("16 plans", "a"), Panel("episode 3 from step 5", "b"), Panel("episode 4 from step 6", "c")]
+    first = [
+        Panel("16 plans", "a"),
+        Panel("episode 3 from step 5", "b"),
+        Panel("episode 4 from step 6", "c"),
+    ]
     second = [Panel("12 plans", "d"), Panel("episode 9 from step 1", "e"), Panel("only here", "f")]
     rows = _rows([first, second], [record, record])
-    assert [[panel and panel.svg for _, panel in row] for row in rows] == [["a", "d"], ["b", "e"], ["c", None], [None, "f"]]
+    assert [[panel and panel.svg for _, panel in row] for row in rows] == [
+        ["a", "d"],
+        ["b", "e"],
+        ["c", None],
+        [None, "f"],
+    ]
 
 
 def test_clips_show_what_was_recorded():
@@ -250,7 +317,11 @@ def test_clips_show_what_was_recorded():
         "within one room, 10 steps were not enough",
     ]
     assert [clip.solved for clip in clips] == [True, False, False]
-    assert [clip.solved for clip in clips_of(planned(("missed", "reached", "reached")), 2)] == [False, True]  # evenly spaced
+    # evenly spaced
+    assert [clip.solved for clip in clips_of(planned(("missed", "reached", "reached")), 2)] == [
+        False,
+        True,
+    ]
     again = recordings_of(planned())[0]
     original = recording()
     np.testing.assert_array_equal(again.pixels, original.pixels)
@@ -272,7 +343,9 @@ def test_everything_that_is_drawn_has_a_name_for_a_file():
 
 
 def test_misses_are_called_misses(page):
-    assert re.search(r'class="solved">reached</span> &middot; into the other room, 10 steps', page())
+    assert re.search(
+        r'class="solved">reached</span> &middot; into the other room, 10 steps', page()
+    )
     assert re.search(r'class="missed">missed</span> &middot; within one room, 10 steps', page())
 
 
@@ -290,19 +363,25 @@ def test_short_runs_collapses_and_interruptions_are_said(page):
     assert "64%" not in unplayed
 
 
-@pytest.mark.parametrize(("rate", "words"), [(0.99, "as well as the agent"), (0.5, "less well than"), (1.0, "better than")])
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(0.99, "as well as the agent"), (0.5, "less well than"), (1.0, "better than")],
+)
 def test_the_straight_line_is_called_what_it_is(page, rate, words):
     """With intervals of 3 and 2 points, as `score` makes them, around the agent's 97%."""
     line = {**score(rate), "low": rate - 0.025, "strict": score(rate)}
     floors = {**RESULT["floors"], "straight_line": line}
     agent = {**RESULT["success"], **score(0.97)}
-    assert f"walking straight at the goal does {words}" in text_of(page(floors=floors, success=agent))
+    assert f"walking straight at the goal does {words}" in text_of(
+        page(floors=floors, success=agent)
+    )
 
 
 def test_a_rival_is_as_good_unless_both_intervals_say_otherwise():
     agent = {"rate": 0.95, "low": 0.91, "high": 0.97}
     for rival, words in (
-        ((0.98, 0.94, 0.99), "as well"),  # above the agent's interval, but its own holds the agent's rate
+        # above the agent's interval, but its own holds the agent's rate
+        ((0.98, 0.94, 0.99), "as well"),
         ((0.96, 0.952, 0.965), "as well"),
         ((0.99, 0.96, 1.0), "better"),
         ((0.80, 0.74, 0.85), "less well"),
@@ -321,11 +400,15 @@ def test_words_from_outside_cannot_become_markup(page):
 def test_a_strangers_run_cannot_put_markup_into_the_page(record, probed):
     evil = "<script>alert(1)</script>"
     variables = {evil: SCORES, "y": SCORES}
-    told = replace(probed, values={**probed.values, "variables": variables}, tables={evil: [{evil: evil}]})
+    told = replace(
+        probed, values={**probed.values, "variables": variables}, tables={evil: [{evil: evil}]}
+    )
     outcomes = [Outcome(evil, record.outcomes[0].counts)]
     hostile = {**record.answers, "probing": Answer(told), "surprise": Answer(why=evil)}
     experiment = {**EXPERIMENT, "recipe": evil}
-    made = replace(record, answers=hostile, outcomes=outcomes, label=evil, experiment=experiment, story=None)
+    made = replace(
+        record, answers=hostile, outcomes=outcomes, label=evil, experiment=experiment, story=None
+    )
     for page in (render([made], evil), render([made, record], evil)):
         assert "<script" not in page
         assert not Reader(page).open
@@ -334,7 +417,9 @@ def test_a_strangers_run_cannot_put_markup_into_the_page(record, probed):
 def test_the_commands_on_the_page_exist_with_their_options(page, capsys):
     commands = re.findall(r"<pre><code>(lewm [^<]*)</code>", page().replace("&#39;", "'"))
     assert RESULT["command"] in commands
-    assert {"analyse", "report", "plan", "evaluate", "collect", "train", "fit"} <= {shlex.split(c)[1] for c in commands}
+    assert {"analyse", "report", "plan", "evaluate", "collect", "train", "fit"} <= {
+        shlex.split(c)[1] for c in commands
+    }
     for command in commands:
         words = shlex.split(command)[1:]
         name = words[: 2 if words[0] == "train" else 1]

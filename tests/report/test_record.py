@@ -61,11 +61,18 @@ def test_success_is_found_in_the_run_or_beside_it(run):
     write_json(run.parent / "result.json", {"recipe": recipe, "evaluation": evaluated()})
     (outcome,) = record_of(run).outcomes
     assert outcome.task == "goals 25 steps ahead, 50 allowed"
-    assert list(outcome.counts) == ["paper's protocol", "strict", "block pose, paper's protocol", "block pose, strict"]
+    assert list(outcome.counts) == [
+        "paper's protocol",
+        "strict",
+        "block pose, paper's protocol",
+        "block pose, strict",
+    ]
     assert list(outcome.counts["strict"]) == ["agent", "random", "do nothing"]
     across = evaluated(protocol={"offset": 25, "budget": 100, "across": True})
     write_json(run / "evaluation.json", {"tasks": [evaluated(), across]})
-    assert [outcome.task for outcome in record_of(run).outcomes][1] == "goals in another room, 100 allowed"
+    assert [outcome.task for outcome in record_of(run).outcomes][
+        1
+    ] == "goals in another room, 100 allowed"
 
 
 def test_the_result_of_something_else_is_left_alone(run):

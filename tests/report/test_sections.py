@@ -1,4 +1,5 @@
-"""Panels that a page can hold, bars as long as their rates, and animations in which things are where they should be."""
+"""Panels that a page can hold, bars as long as their rates, and animations in which things are
+where they should be."""
 
 import re
 import subprocess
@@ -26,15 +27,23 @@ from lewm.report.charts import loss_panels, success_panel
 from lewm.report.sections.probing import latent_panels, probe_panels
 from tests.support.results import ROWS, probing, recording
 
-# ------------------------------------------------------------------------------------------------------------ panels
+# ------------------------------------------------------------------------------------------- panels
 
 
-SCORES = {"agent": {"rate": 0.9, "low": 0.85, "high": 0.93}, "random": {"rate": 0.3, "low": 0.2, "high": 0.4}}
+SCORES = {
+    "agent": {"rate": 0.9, "low": 0.85, "high": 0.93},
+    "random": {"rate": 0.3, "low": 0.2, "high": 0.4},
+}
 
 
 @pytest.fixture(scope="module")
 def panels():
-    drawn = [*loss_panels(ROWS), success_panel("strict", SCORES), *latent_panels(probing()), *probe_panels(probing())]
+    drawn = [
+        *loss_panels(ROWS),
+        success_panel("strict", SCORES),
+        *latent_panels(probing()),
+        *probe_panels(probing()),
+    ]
     return [panel.svg for panel in drawn]
 
 
@@ -45,7 +54,10 @@ def test_panels_are_whole_svg_without_anything_from_outside(panels):
         assert root.attrib["viewBox"]
         assert root.attrib["aria-label"]
         assert "width" not in root.attrib
-        assert all(address.startswith(("#", "data:image/png")) for address in re.findall(r'href="([^"]*)"', panel))
+        assert all(
+            address.startswith(("#", "data:image/png"))
+            for address in re.findall(r'href="([^"]*)"', panel)
+        )
         assert "<!--" not in panel
         assert "<metadata" not in panel
 
@@ -58,7 +70,9 @@ def test_no_name_is_used_by_two_panels_of_a_page(panels):
 def test_the_page_decides_about_colours(panels):
     for panel in panels:
         for colour in THEME.values():
-            assert panel.count(colour) == panel.count(f", {colour})"), "a colour that CSS cannot change"
+            assert panel.count(colour) == panel.count(f", {colour})"), (
+                "a colour that CSS cannot change"
+            )
     assert len(set(THEME.values())) == len(THEME)
     assert all("var(--ink" in panel and "<text" in panel for panel in panels)
 
@@ -66,8 +80,15 @@ def test_the_page_decides_about_colours(panels):
 def test_names_from_data_files_stay_text():
     evil = """x" onload='y'><script>&amp;$\\frac$"""
     found = probing()
-    found.values["variables"] = {evil: found.values["variables"]["x"], "y": found.values["variables"]["y"]}
-    for drawn in (success_panel(evil, {evil: SCORES["agent"]}), latent_panels(found)[2], probe_panels(found)[0]):
+    found.values["variables"] = {
+        evil: found.values["variables"]["x"],
+        "y": found.values["variables"]["y"],
+    }
+    for drawn in (
+        success_panel(evil, {evil: SCORES["agent"]}),
+        latent_panels(found)[2],
+        probe_panels(found)[0],
+    ):
         panel = drawn.svg
         root = ElementTree.fromstring(panel)
         assert evil in root.attrib["aria-label"]
@@ -85,7 +106,13 @@ def test_bars_are_as_long_as_their_rates():
     def lengths(panel, colour):
         paths = [p for p in re.findall(r"<path [^>]*>", panel) if f"fill: var(--{colour}" in p]
         across = [
-            [float(x) for x in re.findall(r"[ML] ([-\d.]+) ", re.search(r'd="([^"]*)"', p.replace("\n", ""))[1])] for p in paths
+            [
+                float(x)
+                for x in re.findall(
+                    r"[ML] ([-\d.]+) ", re.search(r'd="([^"]*)"', p.replace("\n", ""))[1]
+                )
+            ]
+            for p in paths
         ]
         return [max(x) - min(x) for x in across]
 
@@ -114,7 +141,7 @@ assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# -------------------------------------------------------------------------------------------------------- animations
+# --------------------------------------------------------------------------------------- animations
 
 VIEW = View(read=lambda latents: np.asarray(latents) * 10, extent=100, tolerance=8)
 
@@ -122,13 +149,20 @@ VIEW = View(read=lambda latents: np.asarray(latents) * 10, extent=100, tolerance
 def at(frame, place, radius=0):
     """Mean colour of a frame around a state."""
     x, y = (round((v + 0.5) / VIEW.extent * SCENE_PX) + MARGIN_PX for v in place)
-    return frame.pixels[y - radius : y + radius + 1, x - radius : x + radius + 1].reshape(-1, 3).mean(axis=0)
+    return (
+        frame.pixels[y - radius : y + radius + 1, x - radius : x + radius + 1]
+        .reshape(-1, 3)
+        .mean(axis=0)
+    )
 
 
 def test_an_episode_is_its_searches_its_plans_and_its_steps():
     frames = draw_episode(recording(), budget=50, view=VIEW)
-    assert len(frames) == 2 * (2 + 1) + 10 + 1  # two replans of two rounds (the scored mean is none) and a plan; steps; the end
-    assert {frame.pixels.shape for frame in frames} == {(SCENE_PX + 2 * MARGIN_PX, SCENE_PX + GOAL_PX + 3 * MARGIN_PX, 3)}
+    # two replans of two rounds (the scored mean is none) and a plan; steps; the end
+    assert len(frames) == 2 * (2 + 1) + 10 + 1
+    assert {frame.pixels.shape for frame in frames} == {
+        (SCENE_PX + 2 * MARGIN_PX, SCENE_PX + GOAL_PX + 3 * MARGIN_PX, 3)
+    }
     assert frames[-1].milliseconds == max(frame.milliseconds for frame in frames)
 
 
@@ -137,7 +171,8 @@ def test_marks_lie_where_states_and_read_latents_say():
     first_round, plan, end = frames[0], frames[2], frames[-1]
     np.testing.assert_allclose(at(first_round, (70, 80), 1), IMAGINED, atol=45)
     np.testing.assert_allclose(at(first_round, (50, 80)), 255)
-    np.testing.assert_allclose(at(plan, (50, 80)), IMAGINED, atol=10)  # between the two imagined places
+    # between the two imagined places
+    np.testing.assert_allclose(at(plan, (50, 80)), IMAGINED, atol=10)
     np.testing.assert_allclose(at(plan, (70, 80)), 255)
     np.testing.assert_allclose(at(end, (60 + VIEW.tolerance - 0.3, 50)), GOAL, atol=60)
     red, green, blue = at(end, (22, 20))
@@ -148,7 +183,9 @@ def test_marks_lie_where_states_and_read_latents_say():
 def test_without_a_view_only_pictures_and_captions_are_drawn():
     frames = draw_episode(recording(), budget=50)
     np.testing.assert_allclose(at(frames[-1], (60, 50), 30), 255)
-    reached, missed = (draw_episode(recording(success=s), budget=50)[-1].pixels for s in (True, False))
+    reached, missed = (
+        draw_episode(recording(success=s), budget=50)[-1].pixels for s in (True, False)
+    )
     assert (reached != missed).any()
 
 
@@ -161,7 +198,10 @@ def test_small_pictures_stay_crisp():
     assert set(np.unique(scene)) == {0, 255}
 
 
-FRAMES = [Frame(np.full((40, 61, 3), level, np.uint8), ms) for level, ms in ((0, 90), (120, 450), (255, 900))]
+FRAMES = [
+    Frame(np.full((40, 61, 3), level, np.uint8), ms)
+    for level, ms in ((0, 90), (120, 450), (255, 900))
+]
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
@@ -181,7 +221,9 @@ def test_mp4_reads_back(tmp_path):
         pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(pictures) == 1 + 5 + 10
     assert pictures[0].shape == (40, 60, 3)
-    assert [abs(pictures[i].mean() - level) < 6 for i, level in ((0, 0), (3, 120), (-1, 255))] == [True] * 3
+    assert [abs(pictures[i].mean() - level) < 6 for i, level in ((0, 0), (3, 120), (-1, 255))] == [
+        True
+    ] * 3
 
 
 def test_mp4_without_pyav_names_the_extra(monkeypatch, tmp_path):

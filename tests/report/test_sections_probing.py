@@ -1,4 +1,5 @@
-"""Every panel of what probes found: whole, themed, names from data files as text, and no more panels than anybody looks at."""
+"""Every panel of what probes found: whole, themed, names from data files as text, and no more
+panels than anybody looks at."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -9,7 +10,14 @@ import pytest
 from lewm.contracts import Result
 from lewm.report import sections
 from lewm.report.canvas import THEME
-from lewm.report.sections.probing import MOST_LINES, MOST_SCATTERS, control_panels, latent_panels, probe_panels, rollout_panels
+from lewm.report.sections.probing import (
+    MOST_LINES,
+    MOST_SCATTERS,
+    control_panels,
+    latent_panels,
+    probe_panels,
+    rollout_panels,
+)
 
 EVIL = """x" onload='y'><script>&amp;$\\frac$"""
 
@@ -39,17 +47,25 @@ def found(readable, unreadable=0, controls=True, rollout=True):
         "encoded_rmse": [0.05, 0.05],
         "copy_rmse": [0.2, 0.6],
     }
-    of_unit = {unit: {"unit": unit, "variables": names[:3], **curve} for unit in ("m", "degrees", "1")}
+    of_unit = {
+        unit: {"unit": unit, "variables": names[:3], **curve} for unit in ("m", "degrees", "1")
+    }
     states = generator.uniform(20, 200, (40, len(names)))
     return Result(
         "probing",
-        {"variables": variables, "rollout": {"steps": [5, 10], "units": of_unit if rollout else {}}, "place": [0, 1]},
+        {
+            "variables": variables,
+            "rollout": {"steps": [5, 10], "units": of_unit if rollout else {}},
+            "place": [0, 1],
+        },
         {"states": states, "predictions": states + 1, "plane": generator.normal(size=(40, 2))},
     )
 
 
 @pytest.mark.parametrize(
-    "result", [found(2), found(9, 30), found(2, controls=False, rollout=False)], ids=["few", "many", "plain"]
+    "result",
+    [found(2), found(9, 30), found(2, controls=False, rollout=False)],
+    ids=["few", "many", "plain"],
 )
 def test_panels_are_whole_and_the_page_decides_about_colours(result):
     panels = sections.draw(result)
@@ -68,8 +84,12 @@ def test_panels_are_whole_and_the_page_decides_about_colours(result):
 
 def test_there_are_no_more_panels_than_can_be_looked_at():
     few, many = found(2), found(MOST_LINES + 4, 30)
-    assert [len(part(few)) for part in (control_panels, rollout_panels, latent_panels, probe_panels)] == [1, 3, 4, 2]
-    assert [len(part(many)) for part in (control_panels, rollout_panels, latent_panels, probe_panels)] == [
+    assert [
+        len(part(few)) for part in (control_panels, rollout_panels, latent_panels, probe_panels)
+    ] == [1, 3, 4, 2]
+    assert [
+        len(part(many)) for part in (control_panels, rollout_panels, latent_panels, probe_panels)
+    ] == [
         2,
         3,
         4,
@@ -85,8 +105,13 @@ def test_there_are_no_more_panels_than_can_be_looked_at():
 
 def test_names_of_data_files_stay_text():
     result = found(2)
-    result.values["variables"] = {EVIL: result.values["variables"]["part 0"], "y": result.values["variables"]["part 1"]}
-    result.values["rollout"]["units"] = {EVIL: {**result.values["rollout"]["units"]["m"], "unit": EVIL, "variables": [EVIL]}}
+    result.values["variables"] = {
+        EVIL: result.values["variables"]["part 0"],
+        "y": result.values["variables"]["part 1"],
+    }
+    result.values["rollout"]["units"] = {
+        EVIL: {**result.values["rollout"]["units"]["m"], "unit": EVIL, "variables": [EVIL]}
+    }
     for panel in sections.draw(result):
         root = ElementTree.fromstring(panel.svg)
         assert "onload" not in root.attrib

@@ -17,9 +17,11 @@ BAND = {"value": 0.13, "interval": [0.08, 0.18]}
 VALUES = {
     "probing": {
         "fit_episodes": 288, "test_episodes": 72, "test_frames": 1024,
-        "variables": {"x": {**SCORE, "controls": RIVALS}, "y": {**SCORE, "r": 0.5, "controls": RIVALS}},
+        "variables": {"x": {**SCORE, "controls": RIVALS}, "y": {**SCORE, "r": 0.5,
+        "controls": RIVALS}},
         "angles": {"block angle": 12.4},
-        "rollout": {"steps": [5, 10], "units": {"px": {"rmse": [2.0, 4.0], "encoded_rmse": [1.0, 1.5]}}},
+        "rollout": {"steps": [5, 10], "units": {"px": {"rmse": [2.0, 4.0], "encoded_rmse": [1.0,
+        1.5]}}},
     },
     "surprise": {
         "episodes": 100, "warning": "", "edits": {"teleport of agent": EDIT},
@@ -27,12 +29,14 @@ VALUES = {
     },
     "geometry": {
         "straightness": {
-            **BAND, "random_encoder": {"value": -0.4}, "pixels": None, "states": None, "curve": [[10, -0.3], [400, 0.1]],
+            **BAND, "random_encoder": {"value": -0.4}, "pixels": None, "states": None,
+            "curve": [[10, -0.3], [400, 0.1]],
         },
         "isotropy": {"statistic": 4.4, "null_low": 0.94, "null_high": 1.19},
         "effective_rank": 4.9, "dims_99": 7, "latent_dim": 192,
         "saturation": {"l2": {"offset": 40, "linear": 85}},
-        "open_loop": {"1": {"error": 0.1, "copy": 1.0}, "2": {"error": 0.5, "copy": 1.0}}, "open_loop_not_better_from": 2,
+        "open_loop": {"1": {"error": 0.1, "copy": 1.0}, "2": {"error": 0.5, "copy": 1.0}},
+        "open_loop_not_better_from": 2,
     },
     "decoding": {
         "test_frames": 512, "horizon": 12, "frameskip": 5,
@@ -41,18 +45,21 @@ VALUES = {
             "other latents": {"share": 1.7},
         },
         "imagination": {
-            name: {"share": [0.0, share]} for name, share in (("imagined", 0.4), ("copy", 1.6), ("encoded", 0.02))
+            name: {"share": [0.0, share]} for name, share in (("imagined", 0.4), ("copy", 1.6),
+            ("encoded", 0.02))
         },
     },
     "economy": {
         "tokens_per_frame": 1, "latent_numbers": 192, "bytes_per_frame": {"latent": 768},
         "flops": {"encode": 15.1e6, "predict": 0.5e6},
-        "hardware": "a CPU", "plans": {"CEM": {"seconds": 2.88, "plans": 2, "predictor_calls": 45000}}, "published": [{}],
+        "hardware": "a CPU", "plans": {"CEM": {"seconds": 2.88, "plans": 2,
+        "predictor_calls": 45000}}, "published": [{}],
     },
     "planning": {
         "pairs": 24, "unit": "px",
         "horizon": [
-            {"steps": 25, "ratio": 0.13, "ratio_interval": [0.1, 0.16], "place_error": 9.8, "place_error_interval": [8.0, 11.4]}
+            {"steps": 25, "ratio": 0.13, "ratio_interval": [0.1, 0.16], "place_error": 9.8,
+            "place_error_interval": [8.0, 11.4]}
         ],
     },
 }  # fmt: skip
@@ -111,7 +118,10 @@ def test_numbers_are_said(name):
 def test_what_is_missing_or_not_a_number_silences_its_own_sentence_only(name):
     whole = tell(Result(name, VALUES[name]))
     for key in VALUES[name]:
-        for change in (lambda values, key=key: values.pop(key), lambda values, key=key: values.update({key: None})):
+        for change in (
+            lambda values, key=key: values.pop(key),
+            lambda values, key=key: values.update({key: None}),
+        ):
             values = copy.deepcopy(VALUES[name])
             change(values)
             said = tell(Result(name, values))
@@ -122,7 +132,9 @@ def test_what_is_missing_or_not_a_number_silences_its_own_sentence_only(name):
 
 
 def test_of_many_variables_the_best_and_the_worst_are_named():
-    variables = {f"v{k}": {**SCORE, "r": k / 10} for k in range(9)} | {"constant": {**SCORE, "r": None}}
+    variables = {f"v{k}": {**SCORE, "r": k / 10} for k in range(9)} | {
+        "constant": {**SCORE, "r": None}
+    }
     said = tell(Result("probing", {**VALUES["probing"], "variables": variables}))
     assert "Of 10 variables it reads v8 best, with r = 0.80, and v0 worst, with r = 0.00" in said
 

@@ -1,4 +1,5 @@
-"""Answers that are kept while they hold, asked again when they do not; refusals that leave the other analyses alone."""
+"""Answers that are kept while they hold, asked again when they do not; refusals that leave the
+other analyses alone."""
 
 import dataclasses
 import json
@@ -33,7 +34,12 @@ class Counting:
         asked.append(self)
         progress(1, 1, "all of them")
         rows = [{"episodes": len(run.episodes), "size": self.size}]
-        return Result(self.name, {"size": self.size}, {"counts": np.arange(self.size)}, {"what was counted": rows})
+        return Result(
+            self.name,
+            {"size": self.size},
+            {"counts": np.arange(self.size)},
+            {"what was counted": rows},
+        )
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,12 @@ def plugged(monkeypatch):
     """In place of the real analyses."""
     kinds = {kind.name: kind for kind in (Counting, Lacking, Refusing)}
     names, load = registry.names, registry.load
-    monkeypatch.setattr(registry, "names", lambda kind: sorted(kinds) if kind == "analyses" else names(kind))
-    monkeypatch.setattr(registry, "load", lambda kind, name: kinds[name] if kind == "analyses" else load(kind, name))
+    monkeypatch.setattr(
+        registry, "names", lambda kind: sorted(kinds) if kind == "analyses" else names(kind)
+    )
+    monkeypatch.setattr(
+        registry, "load", lambda kind, name: kinds[name] if kind == "analyses" else load(kind, name)
+    )
     asked.clear()
 
 
@@ -101,9 +111,12 @@ def test_an_answer_is_kept_while_it_holds(plugged, run, opened):
 def test_it_is_asked_again_after_another_fit_and_for_another_way_to_plan(plugged, run, opened):
     model = opened.model
     for count in (1, 2):
-        head = registry.load("heads", "temporal")().build(model.latent_dim, model.spec.block_dim)  # other random weights
+        # other random weights
+        head = registry.load("heads", "temporal")().build(model.latent_dim, model.spec.block_dim)
         checkpoints.save_head(run, "temporal", head, {})
-        opened = dataclasses.replace(opened, heads={"temporal": checkpoints.load_head(run, "temporal", model)})
+        opened = dataclasses.replace(
+            opened, heads={"temporal": checkpoints.load_head(run, "temporal", model)}
+        )
         for _ in range(2):
             analyse(opened, ["counting"])
         assert len(asked) == count
@@ -112,7 +125,9 @@ def test_it_is_asked_again_after_another_fit_and_for_another_way_to_plan(plugged
     assert len(asked) == 3
 
 
-def test_it_is_asked_again_for_other_settings_seeds_data_weights_and_on_demand(plugged, run, opened):
+def test_it_is_asked_again_for_other_settings_seeds_data_weights_and_on_demand(
+    plugged, run, opened
+):
     fewer = dataclasses.replace(opened, test_ids=list(opened.test_ids)[:-1])
     changes = [{}, {"settings": {"counting": {"size": 4}}}, {"seed": 5}, {}, {"again": True}]
     for count, change in enumerate(changes, 1):

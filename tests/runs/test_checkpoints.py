@@ -1,4 +1,5 @@
-"""Run folders: what is written comes back, what is broken names itself, and a full disk costs nothing that was there."""
+"""Run folders: what is written comes back, what is broken names itself, and a full disk costs
+nothing that was there."""
 
 import json
 import resource
@@ -69,7 +70,10 @@ def test_only_the_newest_whole_checkpoint_counts(tmp_path):
 def test_a_full_disk_is_an_os_error_and_leaves_the_last_checkpoint_whole(tmp_path):
     own = model()
     checkpoints.save(tmp_path, 1, own)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = (
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1][1]))
     try:
         with pytest.raises(OSError, match=r"weights\.safetensors"):
@@ -82,7 +86,10 @@ def test_a_full_disk_is_an_os_error_and_leaves_the_last_checkpoint_whole(tmp_pat
 
 
 def test_a_run_is_claimed_once_and_differences_are_named(tmp_path):
-    description = {"model": checkpoints.describe_model(model()), "training": {"seed": 0, "updates": 5}}
+    description = {
+        "model": checkpoints.describe_model(model()),
+        "training": {"seed": 0, "updates": 5},
+    }
     checkpoints.claim(tmp_path, description, {"note": "first"})
     checkpoints.save(tmp_path, 1, model())
     checkpoints.claim(tmp_path, description, {"note": "second"})
@@ -98,7 +105,9 @@ def test_the_log_is_cut_back_to_where_training_goes_on(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"update": 4')  # what a kill leaves
     checkpoints.Log(tmp_path, 20).write({"update": 21})
-    lines = [json.loads(line)["update"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)["update"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines == [10, 20, 21]
 
 
@@ -135,7 +144,10 @@ def test_a_head_of_other_weights_does_not_count(tmp_path):
     new = model()
     checkpoints.save(tmp_path, 2, new)
     assert checkpoints.head_names(tmp_path) == []
-    with pytest.raises(ValueError, match=r"expected a head 'temporal' .* got one of other weights. Run: lewm fit .* temporal"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected a head 'temporal' .* got one of other weights. Run: lewm fit .* temporal",
+    ):
         checkpoints.load_head(tmp_path, "temporal", new)
     with pytest.raises(ValueError, match=r"got none\. Run: lewm fit"):
         checkpoints.load_head(tmp_path, "amortised", new)

@@ -27,20 +27,36 @@ def test_pieces_are_small_and_make_the_run_again(small_run, pieces, tmp_path):
     for name, tensor in theirs.items():
         expected = tensor.half().float() if tensor.is_floating_point() else tensor
         assert torch.equal(ours[name], expected), name
-    old, new = (json.loads((each / checkpoints.EXPERIMENT).read_text()) for each in (small_run, run))
+    old, new = (
+        json.loads((each / checkpoints.EXPERIMENT).read_text()) for each in (small_run, run)
+    )
     assert new == {**old, "pieces_of": checkpoints.digest_of_newest(small_run)}
     assert checkpoints.latest(run).name == checkpoints.latest(small_run).name
     assert join_pieces(pieces[0].parent, run) == run, "again is no harm"
 
 
 def test_the_command_line_writes_and_reads_them(small_run, tmp_path, capsys):
-    assert main(["export", str(small_run), "--out", str(tmp_path / "out"), "--format", "pieces"]) == 0
+    assert (
+        main(["export", str(small_run), "--out", str(tmp_path / "out"), "--format", "pieces"]) == 0
+    )
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["weights-1-of-1.safetensors"]
     assert main(["import", str(tmp_path / "out"), "--out", str(tmp_path / "run")]) == 0
     assert "two-room" in capsys.readouterr().out
-    words = ["--episodes=4", "--solver=cem", "--objective=l2", "--candidates=8", "--elites=2", "--iterations=1"]
+    words = [
+        "--episodes=4",
+        "--solver=cem",
+        "--objective=l2",
+        "--candidates=8",
+        "--elites=2",
+        "--iterations=1",
+    ]
     assert main(["evaluate", str(tmp_path / "run"), *words]) == 0
-    assert main(["import", str(tmp_path / "out"), "--out", str(tmp_path / "other"), "--world", "push-t"]) == 2
+    assert (
+        main(
+            ["import", str(tmp_path / "out"), "--out", str(tmp_path / "other"), "--world", "push-t"]
+        )
+        == 2
+    )
     assert "leave --data, --action-* and --world out" in capsys.readouterr().err
 
 
@@ -60,7 +76,10 @@ def test_pieces_of_another_number_replace_the_old_ones(small_run, pieces, tmp_pa
     folder = pieces[0].parent
     (folder / "notes.txt").write_text("mine")
     save_pieces(small_run, folder)
-    assert sorted(file.name for file in folder.iterdir()) == ["notes.txt", "weights-1-of-1.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "notes.txt",
+        "weights-1-of-1.safetensors",
+    ]
 
 
 def test_a_missing_a_foreign_and_a_damaged_piece_are_named(small_run, pieces, tmp_path):

@@ -1,4 +1,5 @@
-"""What is wrong with a published checkpoint is said in one paragraph, and nothing that it brings is executed."""
+"""What is wrong with a published checkpoint is said in one paragraph, and nothing that it brings is
+executed."""
 
 import json
 import os
@@ -24,7 +25,10 @@ def refusal(folder):
 
 def test_missing_and_left_over_tensors_and_shapes_are_named_up_to_ten(tmp_path):
     tensors = weights(CONFIG)
-    del tensors["encoder.encoder.layer.1.attention.attention.key.bias"], tensors["projector.net.1.running_var"]
+    del (
+        tensors["encoder.encoder.layer.1.attention.attention.key.bias"],
+        tensors["projector.net.1.running_var"],
+    )
     tensors["encoder.pooler.dense.weight"] = torch.zeros(3)
     tensors["predictor.transformer.layers.1.mlp.net.4.bias"] = torch.zeros(7)
     tensors["projector.net.3.bias"][2] = torch.nan
@@ -47,17 +51,53 @@ def test_missing_and_left_over_tensors_and_shapes_are_named_up_to_ten(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "field", "tensor"),
     [
-        ({"encoder__patch_size": 16}, "encoder.patch_size 16, against 14", "patch_embeddings.projection.weight"),
+        (
+            {"encoder__patch_size": 16},
+            "encoder.patch_size 16, against 14",
+            "patch_embeddings.projection.weight",
+        ),
         ({"encoder__image_size": 224}, "encoder.image_size 224, against 42", "position_embeddings"),
-        ({"encoder__num_hidden_layers": 12}, "encoder.num_hidden_layers 12, against 2", "encoder.encoder.layer.1."),
-        ({"encoder__hidden_size": None}, "encoder.hidden_size 192, against 24", "encoder.embeddings.cls_token"),
-        ({"encoder__intermediate_size": None}, "encoder.intermediate_size 768, against 96", "intermediate.dense.weight"),
-        ({"predictor__num_frames": 1}, "predictor.num_frames 1, against 3", "(1, 3, 32) of predictor.pos_embedding"),
-        ({"predictor__depth": 6}, "predictor.depth 6, against 2", "predictor.transformer.layers.1."),
+        (
+            {"encoder__num_hidden_layers": 12},
+            "encoder.num_hidden_layers 12, against 2",
+            "encoder.encoder.layer.1.",
+        ),
+        (
+            {"encoder__hidden_size": None},
+            "encoder.hidden_size 192, against 24",
+            "encoder.embeddings.cls_token",
+        ),
+        (
+            {"encoder__intermediate_size": None},
+            "encoder.intermediate_size 768, against 96",
+            "intermediate.dense.weight",
+        ),
+        (
+            {"predictor__num_frames": 1},
+            "predictor.num_frames 1, against 3",
+            "(1, 3, 32) of predictor.pos_embedding",
+        ),
+        (
+            {"predictor__depth": 6},
+            "predictor.depth 6, against 2",
+            "predictor.transformer.layers.1.",
+        ),
         ({"predictor__heads": 8}, "predictor.heads x dim_head 128, against 64", "to_out.0.weight"),
-        ({"predictor__hidden_dim": 64}, "predictor.hidden_dim 64, against 32", "predictor.transformer.norm.weight"),
-        ({"action_encoder__input_dim": 25}, "action_encoder.input_dim 25, against 10", "action_encoder.patch_embed.weight"),
-        ({"pred_proj__hidden_dim": 2048}, "pred_proj.hidden_dim 2048, against 40", "pred_proj.net.0.weight"),
+        (
+            {"predictor__hidden_dim": 64},
+            "predictor.hidden_dim 64, against 32",
+            "predictor.transformer.norm.weight",
+        ),
+        (
+            {"action_encoder__input_dim": 25},
+            "action_encoder.input_dim 25, against 10",
+            "action_encoder.patch_embed.weight",
+        ),
+        (
+            {"pred_proj__hidden_dim": 2048},
+            "pred_proj.hidden_dim 2048, against 40",
+            "pred_proj.net.0.weight",
+        ),
     ],
 )
 def test_a_field_that_disagrees_with_a_tensor_is_named_with_it(edit, field, tensor, tmp_path):
@@ -73,23 +113,40 @@ def test_what_the_tensors_tell_may_be_left_out_and_nothing_else(tmp_path):
     model = build(read_checkpoint(checkpoint(tmp_path / "a", config=bare)), MEAN, STD)
     assert (model.config.predictor_heads, model.spec.image_size) == (4, 42)
     for part in bare:
-        said = refusal(checkpoint(tmp_path / part, config={name: bare[name] for name in bare if name != part}))
-        assert {"encoder": "encoder.num_attention_heads", "predictor": "predictor.heads"}[part] in said
-    with pytest.raises(ValueError, match=r"config.json: unknown encoder.size 'tinny'. Did you mean 'tiny'"):
-        build(read_checkpoint(checkpoint(tmp_path / "size", config=edited(encoder__size="tinny"))), MEAN, STD)
+        said = refusal(
+            checkpoint(tmp_path / part, config={name: bare[name] for name in bare if name != part})
+        )
+        assert {"encoder": "encoder.num_attention_heads", "predictor": "predictor.heads"}[
+            part
+        ] in said
+    with pytest.raises(
+        ValueError, match=r"config.json: unknown encoder.size 'tinny'. Did you mean 'tiny'"
+    ):
+        build(
+            read_checkpoint(checkpoint(tmp_path / "size", config=edited(encoder__size="tinny"))),
+            MEAN,
+            STD,
+        )
     said = refusal(checkpoint(tmp_path / "heads", config=edited(encoder__num_attention_heads=5)))
     assert "heads must divide the encoder's width" in said
 
 
 def test_of_a_third_dialect_and_of_other_models(tmp_path):
-    third = {name.replace("encoder.encoder.layer", "encoder.blocks"): tensor for name, tensor in weights(CONFIG).items()}
+    third = {
+        name.replace("encoder.encoder.layer", "encoder.blocks"): tensor
+        for name, tensor in weights(CONFIG).items()
+    }
     said = refusal(checkpoint(tmp_path / "a", third))
     assert "'encoder.encoder.layer.0...' or 'encoder.layers.0...'" in said
     assert "encoder.blocks.0.attention.attention.query.weight" in said
     assert "and 24 more" in said
     mixed = weights(CONFIG) | weights(CONFIG, "second")
-    assert "encoder.layers.0.layernorm_before.weight is unexpected" in refusal(checkpoint(tmp_path / "b", mixed))
-    assert "the tensors of a LeWorldModel" in refusal(checkpoint(tmp_path / "c", {"fc.weight": torch.zeros(2)}))
+    assert "encoder.layers.0.layernorm_before.weight is unexpected" in refusal(
+        checkpoint(tmp_path / "b", mixed)
+    )
+    assert "the tensors of a LeWorldModel" in refusal(
+        checkpoint(tmp_path / "c", {"fc.weight": torch.zeros(2)})
+    )
 
 
 class Hostile:
@@ -99,13 +156,21 @@ class Hostile:
 
 def test_nothing_is_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "Python objects" in refusal(checkpoint(tmp_path / "a", {**weights(CONFIG), "x": Hostile()}))
+    assert "Python objects" in refusal(
+        checkpoint(tmp_path / "a", {**weights(CONFIG), "x": Hostile()})
+    )
     assert "Python objects" in refusal(checkpoint(tmp_path / "b", torch.nn.Linear(2, 2)))
     assert not (tmp_path / "executed").exists()
     (tmp_path / "evil_target.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     config = edited(encoder___target_="evil_target.build")
-    assert build(read_checkpoint(checkpoint(tmp_path / "c", config={**config, "_target_": "evil_target.Model"})), MEAN, STD)
+    assert build(
+        read_checkpoint(
+            checkpoint(tmp_path / "c", config={**config, "_target_": "evil_target.Model"})
+        ),
+        MEAN,
+        STD,
+    )
     assert "evil_target" not in sys.modules
 
 
@@ -132,7 +197,12 @@ def test_damaged_files_and_other_files(tmp_path):
 
 def test_on_the_command_line_it_is_one_paragraph(tmp_path, capsys):
     config = json.loads(json.dumps(CONFIGS["full"]))
-    words = ["import", str(checkpoint(tmp_path / "c", config=config)), "--out", str(tmp_path / "run")]
+    words = [
+        "import",
+        str(checkpoint(tmp_path / "c", config=config)),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main([*words, "--action-mean=0", "--action-std=1"]) == 2
     said = capsys.readouterr().err
     assert "encoder.hidden_size 192, against 24" in said

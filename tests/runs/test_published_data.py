@@ -1,4 +1,5 @@
-"""A data set in the published layout, as it is: no attributes of ours, columns that mean nothing here, another index name."""
+"""A data set in the published layout, as it is: no attributes of ours, columns that mean nothing
+here, another index name."""
 
 import json
 
@@ -45,16 +46,44 @@ def published(tmp_path):
     path = tmp_path / "pusht_expert_train.h5"
     with h5py.File(path, "w") as file:
         for name, values in columns.items():
-            file.create_dataset(name, data=values, chunks=(1, SIZE, SIZE, 3) if name == "pixels" else None)
+            file.create_dataset(
+                name, data=values, chunks=(1, SIZE, SIZE, 3) if name == "pixels" else None
+            )
     return path
 
 
 def test_it_trains_and_is_evaluated_in_its_world(published, tmp_path, capsys):
     run, result = tmp_path / "run", tmp_path / "result.json"
-    small = ["--image-size", str(SIZE), "--training.updates", "2", "--training.batch-size", "4", "--training.holdout", "0.5"]
-    assert main(["train", "push-t-tiny", "--data", str(published), "--out", str(run), "--world", "push-t", *small]) == 0
+    small = [
+        "--image-size",
+        str(SIZE),
+        "--training.updates",
+        "2",
+        "--training.batch-size",
+        "4",
+        "--training.holdout",
+        "0.5",
+    ]
+    assert (
+        main(
+            [
+                "train",
+                "push-t-tiny",
+                "--data",
+                str(published),
+                "--out",
+                str(run),
+                "--world",
+                "push-t",
+                *small,
+            ]
+        )
+        == 0
+    )
     planning = ["--candidates", "8", "--elites", "2", "--iterations", "1"]
-    assert main(["evaluate", str(run), "--episodes", "5", *planning, "--json", str(result)]) == 0, capsys.readouterr().err
+    assert main(["evaluate", str(run), "--episodes", "5", *planning, "--json", str(result)]) == 0, (
+        capsys.readouterr().err
+    )
     (task,) = json.loads(result.read_text())["tasks"]
     assert task["strict"]["agent"]["episodes"] == 5
     assert task["strict"]["do-nothing"]["rate"] <= 0.4

@@ -1,4 +1,5 @@
-"""A trained run opened for use: what counts as held out, and what may be changed about its planning."""
+"""A trained run opened for use: what counts as held out, and what may be changed about its
+planning."""
 
 import dataclasses
 import shutil
@@ -18,7 +19,9 @@ from lewm.planning.solvers.cem import CEM
 from lewm.runs import checkpoints
 from lewm.runs.run import open_run
 
-PLANNING = PlanningConfig(L2(), CEM(num_candidates=100, num_elites=10, num_iterations=4), hold_actions=True)
+PLANNING = PlanningConfig(
+    L2(), CEM(num_candidates=100, num_elites=10, num_iterations=4), hold_actions=True
+)
 SEARCH = ("--solver=cem", "--objective=l2", "--iterations=1")
 """Which needs no heads."""
 
@@ -44,11 +47,15 @@ def trained(small_run):
 
 
 def test_what_counts_as_held_out(small_run, trained, tmp_path):
-    """Of its own stream, however long the file grew, a run is tested on what it was not trained on; of another, on all."""
+    """Of its own stream, however long the file grew, a run is tested on what it was not trained on;
+    of another, on all."""
     own = open_run(small_run)
     assert set(own.heldout) == set(range(16)) - trained
     for seed, episodes, expected in ((0, 20, set(range(20)) - trained), (1, 4, {0, 1, 2, 3})):
-        opened = open_run(small_run, collected(tmp_path / f"{seed}.h5", f"--episodes={episodes}", f"--seed={seed}"))
+        opened = open_run(
+            small_run,
+            collected(tmp_path / f"{seed}.h5", f"--episodes={episodes}", f"--seed={seed}"),
+        )
         assert (set(opened.heldout), opened.own_data) == (expected, seed == 0)
         fit, test = opened.fit_ids, opened.test_ids
         assert fit
@@ -56,8 +63,12 @@ def test_what_counts_as_held_out(small_run, trained, tmp_path):
         assert not set(fit) & set(test)
 
 
-@pytest.mark.parametrize("look", ["agent_color=#FF0000", "agent_color=ff0000", "agent_color=0000ff", "speed=5"])
-def test_another_look_or_spelling_of_it_does_not_unsee_an_episode(look, small_run, trained, tmp_path):
+@pytest.mark.parametrize(
+    "look", ["agent_color=#FF0000", "agent_color=ff0000", "agent_color=0000ff", "speed=5"]
+)
+def test_another_look_or_spelling_of_it_does_not_unsee_an_episode(
+    look, small_run, trained, tmp_path
+):
     opened = open_run(small_run, collected(tmp_path / "e.h5", "--episodes=16", f"--look={look}"))
     assert opened.own_data is True
     assert set(opened.heldout) == set(range(16)) - trained
@@ -73,13 +84,17 @@ def test_episodes_of_another_world_are_refused(small_run, small_data, tmp_path):
     with h5py.File(tmp_path / "e.h5", "r+") as file:
         file.attrs["world"] = "push-t"
     with pytest.raises(
-        ValueError, match=r"e\.h5: expected episodes of world 'two-room', as .* learnt it, got some of 'push-t'. Pass"
+        ValueError,
+        match=r"e\.h5: expected episodes of world 'two-room', as .* learnt it, got some of "
+        r"'push-t'. Pass",
     ):
         open_run(small_run, tmp_path / "e.h5")
 
 
 @pytest.mark.parametrize("silent", [(), ("seed",), ("policy", "look")])
-def test_of_unknown_origin_the_numbers_of_training_are_left_out(silent, small_run, small_data, trained, tmp_path, capsys):
+def test_of_unknown_origin_the_numbers_of_training_are_left_out(
+    silent, small_run, small_data, trained, tmp_path, capsys
+):
     path = without_origin(small_data, tmp_path / "e.h5", *silent)
     opened = open_run(small_run, path)
     assert opened.own_data is None
@@ -103,7 +118,9 @@ def test_of_unknown_origin_all_are_taken_where_nothing_would_be_left(small_run, 
     assert (opened.own_data, opened.heldout) == (None, tuple(range(first)))
 
 
-def test_the_very_file_of_a_training_is_its_own_though_it_says_nothing(small_run, small_data, trained, tmp_path):
+def test_the_very_file_of_a_training_is_its_own_though_it_says_nothing(
+    small_run, small_data, trained, tmp_path
+):
     data, run = without_origin(small_data, tmp_path / "e.h5"), tmp_path / "run"
     shutil.copytree(small_run, run)
     experiment = read_json(run / checkpoints.EXPERIMENT)
@@ -116,11 +133,23 @@ def test_the_very_file_of_a_training_is_its_own_though_it_says_nothing(small_run
 
 def test_changes_to_planning():
     recipe = PLANNING
-    changed = PlanningChanges(candidates=64, elites=8, intermediate=0.5, receding=2, hold_actions=False).apply(recipe)
-    assert (changed.solver.num_candidates, changed.solver.num_elites, changed.solver.num_iterations) == (64, 8, 4)
-    assert (changed.objective.intermediate, changed.receding, changed.hold_actions) == (0.5, 2, False)
+    changed = PlanningChanges(
+        candidates=64, elites=8, intermediate=0.5, receding=2, hold_actions=False
+    ).apply(recipe)
+    assert (
+        changed.solver.num_candidates,
+        changed.solver.num_elites,
+        changed.solver.num_iterations,
+    ) == (64, 8, 4)
+    assert (changed.objective.intermediate, changed.receding, changed.hold_actions) == (
+        0.5,
+        2,
+        False,
+    )
     assert PlanningChanges().apply(recipe) == recipe
-    assert PlanningChanges(solver="cem").apply(recipe) == recipe, "the recipe's own solver keeps its settings"
+    assert PlanningChanges(solver="cem").apply(recipe) == recipe, (
+        "the recipe's own solver keeps its settings"
+    )
 
     @dataclasses.dataclass(frozen=True)
     class Simple:
@@ -132,7 +161,9 @@ def test_changes_to_planning():
 
 def test_settings_reach_the_search_inside_of_a_solver():
     recipe = PLANNING
-    changed = PlanningChanges(solver="amortised", search="icem", candidates=64, elites=8, guarded=True).apply(recipe)
+    changed = PlanningChanges(
+        solver="amortised", search="icem", candidates=64, elites=8, guarded=True
+    ).apply(recipe)
     assert (changed.solver.guarded, type(changed.solver.search).__name__) == (True, "ICEM")
     assert (changed.solver.search.num_candidates, changed.solver.search.num_elites) == (64, 8)
     again = PlanningChanges(iterations=2, guarded=False, countdown=25).apply(changed)
@@ -140,12 +171,15 @@ def test_settings_reach_the_search_inside_of_a_solver():
     assert (again.solver.guarded, again.solver.countdown) == (False, 25)
     with pytest.raises(ValueError, match="expected a solver that takes a search, got 'cem'"):
         PlanningChanges(solver="cem", search="icem").apply(recipe)
-    with pytest.raises(ValueError, match="neither solver 'amortised' nor objective 'l2' has a setting 'candidates'"):
+    with pytest.raises(
+        ValueError, match="neither solver 'amortised' nor objective 'l2' has a setting 'candidates'"
+    ):
         PlanningChanges(solver="amortised", candidates=64).apply(recipe)
 
 
 def test_what_a_head_was_fitted_to_is_not_held_out(small_run, small_data, trained, tmp_path):
-    """Of its own data a run's heads see what training saw; of other data, half, and the other half is left to test on."""
+    """Of its own data a run's heads see what training saw; of other data, half, and the other half
+    is left to test on."""
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
     other = collected(tmp_path / "other.h5", "--episodes=6", "--seed=1")
@@ -168,7 +202,9 @@ def test_another_solver_is_planned_with_as_in_the_paper():
     assert PlanningChanges(objective="l2").apply(recipe).receding == 1
 
 
-def test_a_run_plans_as_it_was_stored_whatever_its_recipe_says_today(small_run, small_data, tmp_path, monkeypatch):
+def test_a_run_plans_as_it_was_stored_whatever_its_recipe_says_today(
+    small_run, small_data, tmp_path, monkeypatch
+):
     monkeypatch.setattr(recipes, "RECIPES", {})
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
@@ -182,10 +218,16 @@ def test_a_run_plans_as_it_was_stored_whatever_its_recipe_says_today(small_run, 
     assert (opened.planning, opened.lacks) == (PLANNING, ())
 
 
-def test_a_run_that_does_not_say_how_it_plans_plans_as_in_the_paper(small_run, small_data, tmp_path):
+def test_a_run_that_does_not_say_how_it_plans_plans_as_in_the_paper(
+    small_run, small_data, tmp_path
+):
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
-    older = {name: value for name, value in read_json(run / checkpoints.EXPERIMENT).items() if name != "planning"}
+    older = {
+        name: value
+        for name, value in read_json(run / checkpoints.EXPERIMENT).items()
+        if name != "planning"
+    }
     write_json(run / checkpoints.EXPERIMENT, older)
     opened = open_run(run, small_data)
     assert (opened.planning, opened.lacks) == (PlanningConfig(L2(), CEM()), ())

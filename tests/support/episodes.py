@@ -8,7 +8,9 @@ import numpy as np
 
 def contents(path):
     with h5py.File(path) as file:
-        return {name: column[:] for name, column in file.items()}, {name: str(value) for name, value in file.attrs.items()}
+        return {name: column[:] for name, column in file.items()}, {
+            name: str(value) for name, value in file.attrs.items()
+        }
 
 
 def assert_same(path, reference):

@@ -10,7 +10,8 @@ from tests.support.recordings import MADE
 
 
 def with_(i, **parts):
-    """The usual episodes with parts of episode i exchanged: `pixels`, `actions` or `states`, a function of what was there."""
+    """The usual episodes with parts of episode i exchanged: `pixels`, `actions` or `states`, a
+    function of what was there."""
     made = [list(episode) for episode in MADE]
     for name, change in parts.items():
         k = ("pixels", "actions", "states").index(name)

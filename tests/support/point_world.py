@@ -1,6 +1,8 @@
-"""A world, a model and data that can be worked out by hand: a point in a square, which its pictures show to 1/65535.
+"""A world, a model and data that can be worked out by hand: a point in a square, which its pictures
+show to 1/65535.
 
-The latent is the position. A step moves the point by `SPEED` times the action, so the model is linear and exact.
+The latent is the position. A step moves the point by `SPEED` times the action, so the model is
+linear and exact.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def read(pixels):
 class PointModel(torch.nn.Module):
     """Exact. It keeps what it was asked to encode and to roll out."""
 
-    def __init__(self, context=1, diverges=lambda latents: torch.zeros_like(latents, dtype=torch.bool)):
+    def __init__(
+        self, context=1, diverges=lambda latents: torch.zeros_like(latents, dtype=torch.bool)
+    ):
         super().__init__()
         self.spec, self.context, self.latent_dim = DataSpec(SIZE, FRAMESKIP, STATISTICS), context, 2
         self.diverges = diverges
@@ -51,7 +55,9 @@ class PointModel(torch.nn.Module):
     def rollout(self, context, past_actions, actions):
         assert past_actions.shape[1] == context.shape[1] - 1
         self.rolled.append((context, past_actions, actions))
-        moves = STATISTICS.denormalise_actions(actions).unflatten(-1, (FRAMESKIP, 2)).sum(-2) * SPEED
+        moves = (
+            STATISTICS.denormalise_actions(actions).unflatten(-1, (FRAMESKIP, 2)).sum(-2) * SPEED
+        )
         latents = context[:, -1, None, None] + moves.cumsum(dim=2)
         return torch.where(self.diverges(latents), torch.nan, latents)
 
@@ -59,7 +65,13 @@ class PointModel(torch.nn.Module):
 class PointWorld:
     """With a wall between x < .5 and x > .5 that only `regions` knows of."""
 
-    def __init__(self, num_envs, policies=("random", "straight-line"), has_regions=True, criteria=("success",)):
+    def __init__(
+        self,
+        num_envs,
+        policies=("random", "straight-line"),
+        has_regions=True,
+        criteria=("success",),
+    ):
         box, names, units = ((-1.0, -1.0), (1.0, 1.0)), ("x", "y"), ("side", "side")
         self.spec = WorldSpec("point", "1", SIZE, *box, names, units, 100, criteria=criteria)
         self.num_envs, self.policies, self._has_regions = num_envs, policies, has_regions
@@ -93,7 +105,10 @@ class PointWorld:
         return draw(self._states if states is None else states)
 
     def success(self, criterion=None):
-        return np.linalg.norm(self._states - self._goals, axis=1) < RADII[criterion or self.spec.criteria[0]]
+        return (
+            np.linalg.norm(self._states - self._goals, axis=1)
+            < RADII[criterion or self.spec.criteria[0]]
+        )
 
     def policy(self, name, seeds):
         if name not in self.policies:
@@ -101,7 +116,9 @@ class PointWorld:
         if name == "straight-line":
             return lambda: np.clip((self._goals - self._states) / SPEED, -1, 1)
         generators = [np.random.default_rng(seed) for seed in seeds]
-        return lambda: np.stack([generator.uniform(-1, 1, 2) for generator in generators]).astype(np.float32)
+        return lambda: np.stack([generator.uniform(-1, 1, 2) for generator in generators]).astype(
+            np.float32
+        )
 
     def regions(self, states):
         return (states[:, 0] > 0.5).astype(np.int64) if self._has_regions else None
@@ -109,7 +126,8 @@ class PointWorld:
 
 @dataclass
 class PointEpisodes:
-    """`count` walks of `length` observations, along x and back, each at its own height; every fourth stands still.
+    """`count` walks of `length` observations, along x and back, each at its own height; every
+    fourth stands still.
 
     Observations are `every` env steps apart.
     """

@@ -1,4 +1,5 @@
-"""The same few episodes in every layout that `lewm data convert` reads, written with the packages that such files come from."""
+"""The same few episodes in every layout that `lewm data convert` reads, written with the packages
+that such files come from."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ ACTIONS, STATES = ("dx", "dy"), ("x", "y", "angle")
 
 
 def episodes(height=SIZE, width=SIZE):
-    """(pixels, actions, states) each: a bright disc that wanders over a ramp of colours, in steps that no two frames share."""
+    """(pixels, actions, states) each: a bright disc that wanders over a ramp of colours, in steps
+    that no two frames share."""
     made = []
     y, x = np.mgrid[:height, :width]
     for i, length in enumerate(LENGTHS):
@@ -29,7 +31,9 @@ def episodes(height=SIZE, width=SIZE):
         inside = ((np.stack([x, y], axis=-1) - at[:, None, None]) ** 2).sum(-1) < 36
         pixels = np.where(inside[..., None], 235, ramp).astype(np.uint8)
         actions = generator.standard_normal((length, len(ACTIONS))).astype(np.float32)
-        states = np.concatenate([at, generator.standard_normal((length, 1))], axis=1).astype(np.float32)
+        states = np.concatenate([at, generator.standard_normal((length, 1))], axis=1).astype(
+            np.float32
+        )
         made.append((pixels, actions, states))
     return made
 
@@ -60,7 +64,10 @@ def videos(folder, made, shared=False, suffix=".mp4", codec="libx264"):
     for i, (pixels, actions, states) in enumerate(made):
         video = write_video(folder / f"push-{i}{suffix}", pixels, codec)
         if shared:
-            rows += [[video.name if i else video.stem, t, *action] for t, action in enumerate(actions[:-1])]
+            rows += [
+                [video.name if i else video.stem, t, *action]
+                for t, action in enumerate(actions[:-1])
+            ]
         else:
             write_csv(
                 video.with_suffix(".csv"),
@@ -73,14 +80,19 @@ def videos(folder, made, shared=False, suffix=".mp4", codec="libx264"):
 
 
 def hdf5(path, made, pixels="pixels", states=("state",), **options):
-    """The published layout; the states under the given names, one column each if there are several names."""
+    """The published layout; the states under the given names, one column each if there are several
+    names."""
     lengths = [len(p) for p, _, _ in made]
     with h5py.File(path, "w") as file:
         frames = np.concatenate([p for p, _, _ in made])
         file.create_dataset(pixels, data=frames, chunks=(1, *frames.shape[1:]), **options)
-        file["action"] = np.concatenate([np.concatenate([a[:-1], np.full_like(a[:1], np.nan)]) for _, a, _ in made])
+        file["action"] = np.concatenate(
+            [np.concatenate([a[:-1], np.full_like(a[:1], np.nan)]) for _, a, _ in made]
+        )
         state = np.concatenate([s for _, _, s in made])
-        for name, column in zip(states, [state] if len(states) == 1 else [state[:, :2], state[:, 2]]):
+        for name, column in zip(
+            states, [state] if len(states) == 1 else [state[:, :2], state[:, 2]]
+        ):
             file[name] = column
         file["ep_len"] = np.array(lengths, np.int32)
         file["ep_offset"] = np.cumsum([0, *lengths[:-1]]).astype(np.int64)
@@ -102,7 +114,11 @@ def lance_table(made, encode):
             "episode_idx": pa.array(np.repeat(np.arange(len(made)), lengths).astype(np.int32)),
             "step_idx": pa.array(np.concatenate([np.arange(n) for n in lengths]).astype(np.int32)),
             "pixels": pa.array([encode(picture) for p, _, _ in made for picture in p], pa.binary()),
-            "action": lists(np.concatenate([np.concatenate([a[:-1], np.full_like(a[:1], np.nan)]) for _, a, _ in made])),
+            "action": lists(
+                np.concatenate(
+                    [np.concatenate([a[:-1], np.full_like(a[:1], np.nan)]) for _, a, _ in made]
+                )
+            ),
             "state": lists(np.concatenate([s for _, _, s in made])),
         }
     )
@@ -112,7 +128,8 @@ CAMERA = "observation.images.top"
 
 
 def lerobot(folder, made, version="v2.1", cameras=(CAMERA,), encode=None):
-    """A LeRobot folder of either layout; with `encode`, pictures as {bytes, path} in the tables and no videos."""
+    """A LeRobot folder of either layout; with `encode`, pictures as {bytes, path} in the tables and
+    no videos."""
     packed = version.startswith("v3")
     height, width = made[0][0].shape[1:3]
     kind = "image" if encode else "video"
@@ -123,10 +140,19 @@ def lerobot(folder, made, version="v2.1", cameras=(CAMERA,), encode=None):
         "observation.state": {"dtype": "float32", "shape": [len(STATES)], "names": names},
         "action": {"dtype": "float32", "shape": [len(ACTIONS)], "names": list(ACTIONS)},
         "gain": {"dtype": "float32", "shape": [1], "names": None},
-        **{name: {"dtype": "int64", "shape": [1], "names": None} for name in ("frame_index", "episode_index", "index")},
+        **{
+            name: {"dtype": "int64", "shape": [1], "names": None}
+            for name in ("frame_index", "episode_index", "index")
+        },
     }
     chunk, episode = "{episode_chunk:03d}", "episode_{episode_index:06d}"
-    info = {"codebase_version": version, "fps": FPS, "features": features, "total_episodes": len(made), "chunks_size": 2}
+    info = {
+        "codebase_version": version,
+        "fps": FPS,
+        "features": features,
+        "total_episodes": len(made),
+        "chunks_size": 2,
+    }
     if packed:
         info["data_path"] = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
         info["video_path"] = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -145,7 +171,10 @@ def lerobot(folder, made, version="v2.1", cameras=(CAMERA,), encode=None):
         target.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(tables[i], target)
         for number, camera in enumerate(cameras if not encode else ()):
-            write_video(folder / f"videos/chunk-{i // 2:03d}/{camera}/episode_{i:06d}.mp4", np.roll(pixels, number, axis=3))
+            write_video(
+                folder / f"videos/chunk-{i // 2:03d}/{camera}/episode_{i:06d}.mp4",
+                np.roll(pixels, number, axis=3),
+            )
         index.append(json.dumps({"episode_index": i, "tasks": ["push"], "length": len(pixels)}))
     (folder / "meta" / "episodes.jsonl").write_text("\n".join(index) + "\n")
     return folder
@@ -157,7 +186,10 @@ def _lerobot_rows(i, pixels, actions, states, cameras, encode):
         "observation.state": lists(states),
         "gain": pa.array(np.full(len(pixels), 2.0, np.float32)),
     }
-    columns |= {"frame_index": pa.array(np.arange(len(pixels))), "episode_index": pa.array(np.full(len(pixels), i))}
+    columns |= {
+        "frame_index": pa.array(np.arange(len(pixels))),
+        "episode_index": pa.array(np.full(len(pixels), i)),
+    }
     if encode:
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         pictures = pa.array([{"bytes": encode(picture), "path": None} for picture in pixels], kind)
@@ -178,10 +210,19 @@ def _pack(folder, made, tables, cameras, encode):
         start = 0
         for i in members:
             length = len(made[i][0])
-            row = {"episode_index": i, "length": length, "data/chunk_index": 0, "data/file_index": file, "tasks": ["push"]}
+            row = {
+                "episode_index": i,
+                "length": length,
+                "data/chunk_index": 0,
+                "data/file_index": file,
+                "tasks": ["push"],
+            }
             for camera in cameras if not encode else ():
                 row |= {f"videos/{camera}/chunk_index": 0, f"videos/{camera}/file_index": file}
-                row |= {f"videos/{camera}/from_timestamp": start / FPS, f"videos/{camera}/to_timestamp": (start + length) / FPS}
+                row |= {
+                    f"videos/{camera}/from_timestamp": start / FPS,
+                    f"videos/{camera}/to_timestamp": (start + length) / FPS,
+                }
             rows.append(row)
             start += length
     target = folder / "meta/episodes/chunk-000/file-000.parquet"

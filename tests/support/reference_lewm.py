@@ -1,8 +1,10 @@
-"""LeWorldModel a second time, straight from a published state_dict: plain sums and loops, nothing shared with `lewm`.
+"""LeWorldModel a second time, straight from a published state_dict: plain sums and loops, nothing
+shared with `lewm`.
 
-It is what `lewm` must equal. Every step is written out (softmax, layer norm, one candidate and one frame at a time), so that it
-can be read beside the paper; speed does not matter here. `weights` and `inputs` make random checkpoints and inputs that are
-the same on every machine and for ever: NumPy guarantees the stream of `RandomState`.
+It is what `lewm` must equal. Every step is written out (softmax, layer norm, one candidate and one
+frame at a time), so that it can be read beside the paper; speed does not matter here. `weights` and
+`inputs` make random checkpoints and inputs that are the same on every machine and for ever: NumPy
+guarantees the stream of `RandomState`.
 """
 
 import math
@@ -17,9 +19,29 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6)}
 
 
-def config_json(width, latent, image, patch, depth, heads, context, blocks, predictor_heads, head_dim, mlp, hidden, actions):
+def config_json(
+    width,
+    latent,
+    image,
+    patch,
+    depth,
+    heads,
+    context,
+    blocks,
+    predictor_heads,
+    head_dim,
+    mlp,
+    hidden,
+    actions,
+):
     """The config.json of a checkpoint; a ViT of none of the named sizes says what it is made of."""
-    encoder = {"_target_": "vit", "size": "tiny", "patch_size": patch, "image_size": image, "pretrained": False}
+    encoder = {
+        "_target_": "vit",
+        "size": "tiny",
+        "patch_size": patch,
+        "image_size": image,
+        "pretrained": False,
+    }
     if (width, depth, heads) != SIZES["tiny"]:
         encoder |= {
             "hidden_size": width,
@@ -35,7 +57,12 @@ def config_json(width, latent, image, patch, depth, heads, context, blocks, pred
         "output_dim": latent,
     }
     predictor |= {"depth": blocks, "heads": predictor_heads, "mlp_dim": mlp, "dim_head": head_dim}
-    projector = {"_target_": "mlp", "output_dim": latent, "hidden_dim": hidden, "norm_fn": BATCH_NORM}
+    projector = {
+        "_target_": "mlp",
+        "output_dim": latent,
+        "hidden_dim": hidden,
+        "norm_fn": BATCH_NORM,
+    }
     return {
         "_target_": "world.model",
         "encoder": encoder,
@@ -145,19 +172,26 @@ def shapes(config, dialect="first"):
     for name, width in (("projector", s.width), ("pred_proj", s.latent)):
         linear(f"{name}.net.0", s.hidden, width)
         norm(f"{name}.net.1", s.hidden)
-        found |= {f"{name}.net.1.running_mean": (s.hidden,), f"{name}.net.1.running_var": (s.hidden,)}
+        found |= {
+            f"{name}.net.1.running_mean": (s.hidden,),
+            f"{name}.net.1.running_var": (s.hidden,),
+        }
         found[f"{name}.net.1.num_batches_tracked"] = ()
         linear(f"{name}.net.3", s.latent, s.hidden)
     return found
 
 
 def weights(config, dialect="first"):
-    """A state_dict in which nothing is 0, 1 or alike; each tensor is drawn from its name in the first dialect, alone.
+    """A state_dict in which nothing is 0, 1 or alike; each tensor is drawn from its name in the
+    first dialect, alone.
 
-    What the first layer norms see is small, as it is at the start of a training, so that their epsilons show.
+    What the first layer norms see is small, as it is at the start of a training, so that their
+    epsilons show.
     """
     made = {}
-    for name, (as_first, shape) in zip(shapes(config, dialect), shapes(config).items(), strict=True):
+    for name, (as_first, shape) in zip(
+        shapes(config, dialect), shapes(config).items(), strict=True
+    ):
         normal = np.random.RandomState(zlib.crc32(as_first.encode())).standard_normal(shape)
         kind = name.rpartition(".")[2]
         if kind == "num_batches_tracked":
@@ -180,54 +214,92 @@ def weights(config, dialect="first"):
 
 
 def inputs(config, batch=2, candidates=3, horizon=5, slices=8, seed=0):
-    """Pixels (B,4,3,h,w) and goal pixels (B,1,3,h,w) uint8, training blocks (B,3,A), plans (B,N,2+H,A), directions (D,M)."""
+    """Pixels (B,4,3,h,w) and goal pixels (B,1,3,h,w) uint8, training blocks (B,3,A), plans
+    (B,N,2+H,A), directions (D,M)."""
     s, draw = sizes(config), np.random.RandomState(seed)
-    grid = draw.randint(0, 256, (batch, 5, 3, s.image // s.patch, s.image // s.patch)).astype(np.uint8)
-    pixels = torch.from_numpy(grid).repeat_interleave(s.patch // 2, -1).repeat_interleave(s.patch // 2, -2)
-    pixels = torch.nn.functional.pad(pixels.flatten(0, 1), [0, s.image - pixels.shape[-1]] * 2, "circular").unflatten(
-        0, (batch, 5)
+    grid = draw.randint(0, 256, (batch, 5, 3, s.image // s.patch, s.image // s.patch)).astype(
+        np.uint8
     )
-    normal = [torch.from_numpy(draw.standard_normal(n).astype(np.float32)) for n in ((batch, 3, s.actions), (s.latent, slices))]
-    plans = torch.from_numpy(draw.standard_normal((batch, candidates, 2 + horizon, s.actions)).astype(np.float32))
+    pixels = (
+        torch.from_numpy(grid)
+        .repeat_interleave(s.patch // 2, -1)
+        .repeat_interleave(s.patch // 2, -2)
+    )
+    pixels = torch.nn.functional.pad(
+        pixels.flatten(0, 1), [0, s.image - pixels.shape[-1]] * 2, "circular"
+    ).unflatten(0, (batch, 5))
+    normal = [
+        torch.from_numpy(draw.standard_normal(n).astype(np.float32))
+        for n in ((batch, 3, s.actions), (s.latent, slices))
+    ]
+    plans = torch.from_numpy(
+        draw.standard_normal((batch, candidates, 2 + horizon, s.actions)).astype(np.float32)
+    )
     directions = normal[1] / normal[1].norm(dim=0)
-    return SimpleNamespace(pixels=pixels[:, :4], goal=pixels[:, 4:], blocks=normal[0], plans=plans, directions=directions)
+    return SimpleNamespace(
+        pixels=pixels[:, :4],
+        goal=pixels[:, 4:],
+        blocks=normal[0],
+        plans=plans,
+        directions=directions,
+    )
 
 
 class Reference:
-    """The published model on one state_dict. `training` makes batch norm use the batch (there is no dropout)."""
+    """The published model on one state_dict. `training` makes batch norm use the batch (there is no
+    dropout)."""
 
     def __init__(self, tensors, config, training=False):
         self.w, self.s, self.training = tensors, sizes(config), training
-        self.dialect = "first" if any(name.startswith(LAYER["first"][0]) for name in tensors) else "second"
+        self.dialect = (
+            "first" if any(name.startswith(LAYER["first"][0]) for name in tensors) else "second"
+        )
 
     def encode(self, pixels):
         """(B, T, 3, h, w) uint8 -> (B, T, D)."""
-        mean, std = (torch.tensor(v, dtype=self._dtype).reshape(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = (
+            torch.tensor(v, dtype=self._dtype).reshape(3, 1, 1)
+            for v in (IMAGENET_MEAN, IMAGENET_STD)
+        )
         tokens = self._vit((pixels.flatten(0, 1).to(self._dtype) / 255 - mean) / std)
         return self._projector("projector", tokens[:, 0]).unflatten(0, pixels.shape[:2])
 
     def predict(self, latents, actions):
-        """(n, k, D) latents and the (n, k, A) blocks that leave them -> (n, k, D) latents one step later."""
+        """(n, k, D) latents and the (n, k, A) blocks that leave them -> (n, k, D) latents one step
+        later."""
         s, w = self.s, self.w
         kernel = w["action_encoder.patch_embed.weight"][:, :, 0]
         condition = actions @ kernel.T + w["action_encoder.patch_embed.bias"]
-        condition = self._linear("action_encoder.embed.2", _silu(self._linear("action_encoder.embed.0", condition)))
+        condition = self._linear(
+            "action_encoder.embed.2", _silu(self._linear("action_encoder.embed.0", condition))
+        )
         x = latents + w["predictor.pos_embedding"][:, : latents.shape[1]]
         for n in range(s.blocks):
             block = f"predictor.transformer.layers.{n}"
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self._linear(
                 f"{block}.adaLN_modulation.1", _silu(condition)
             ).split(s.latent, dim=-1)
-            y = self._norm(f"{block}.attn.norm", _standardised(x, 1e-6) * (1 + scale_a) + shift_a, 1e-5)
-            q, k, v = (y @ w[f"{block}.attn.to_qkv.weight"].T).split(s.predictor_heads * s.head_dim, dim=-1)
-            x = x + gate_a * self._linear(f"{block}.attn.to_out.0", _attention((q, k, v), s.predictor_heads, causal=True))
-            y = self._norm(f"{block}.mlp.net.0", _standardised(x, 1e-6) * (1 + scale_m) + shift_m, 1e-5)
-            x = x + gate_m * self._linear(f"{block}.mlp.net.4", _gelu(self._linear(f"{block}.mlp.net.1", y)))
+            y = self._norm(
+                f"{block}.attn.norm", _standardised(x, 1e-6) * (1 + scale_a) + shift_a, 1e-5
+            )
+            q, k, v = (y @ w[f"{block}.attn.to_qkv.weight"].T).split(
+                s.predictor_heads * s.head_dim, dim=-1
+            )
+            x = x + gate_a * self._linear(
+                f"{block}.attn.to_out.0", _attention((q, k, v), s.predictor_heads, causal=True)
+            )
+            y = self._norm(
+                f"{block}.mlp.net.0", _standardised(x, 1e-6) * (1 + scale_m) + shift_m, 1e-5
+            )
+            x = x + gate_m * self._linear(
+                f"{block}.mlp.net.4", _gelu(self._linear(f"{block}.mlp.net.1", y))
+            )
         x = self._norm("predictor.transformer.norm", x, 1e-5)
         return self._projector("pred_proj", x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     def rollout(self, context, blocks):
-        """(k, D) latents, (k-1+H, A) blocks of which number i leaves frame i -> (H, D), for one candidate."""
+        """(k, D) latents, (k-1+H, A) blocks of which number i leaves frame i -> (H, D), for one
+        candidate."""
         frames, known = list(context), len(context)
         while len(frames) <= len(blocks):
             present = len(frames)
@@ -247,7 +319,10 @@ class Reference:
                 for k in range(17):
                     knot, step = 3 * k / 16, 3 / 16
                     weight = (step if k in (0, 16) else 2 * step) * math.exp(-(knot**2) / 2)
-                    real, imaginary = (knot * h).cos().mean() - math.exp(-(knot**2) / 2), (knot * h).sin().mean()
+                    real, imaginary = (
+                        (knot * h).cos().mean() - math.exp(-(knot**2) / 2),
+                        (knot * h).sin().mean(),
+                    )
                     value = value + weight * (real**2 + imaginary**2)
                 statistics.append(len(z) * value)
         return ((predicted - z[:, 1:]) ** 2).mean(), torch.stack(statistics).mean()
@@ -259,10 +334,17 @@ class Reference:
     def _vit(self, pictures):
         s, w, (prefix, names) = self.s, self.w, LAYER[self.dialect]
         side, embeddings = s.image // s.patch, "encoder.embeddings"
-        patches = pictures.reshape(-1, 3, side, s.patch, side, s.patch).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        patches = (
+            pictures.reshape(-1, 3, side, s.patch, side, s.patch)
+            .permute(0, 2, 4, 1, 3, 5)
+            .flatten(3)
+            .flatten(1, 2)
+        )
         kernel = w[f"{embeddings}.patch_embeddings.projection.weight"].flatten(1)
         patches = patches @ kernel.T + w[f"{embeddings}.patch_embeddings.projection.bias"]
-        x = torch.cat([w[f"{embeddings}.cls_token"].expand(len(patches), 1, s.width), patches], dim=1)
+        x = torch.cat(
+            [w[f"{embeddings}.cls_token"].expand(len(patches), 1, s.width), patches], dim=1
+        )
         x = x + w[f"{embeddings}.position_embeddings"]
         for n in range(s.depth):
             layer = f"{prefix}{n}."
@@ -279,7 +361,9 @@ class Reference:
         if self.training:
             mean = x.mean(dim=0)
             variance = ((x - mean) ** 2).mean(dim=0)
-        x = (x - mean) / (variance + 1e-5).sqrt() * w[f"{name}.net.1.weight"] + w[f"{name}.net.1.bias"]
+        x = (x - mean) / (variance + 1e-5).sqrt() * w[f"{name}.net.1.weight"] + w[
+            f"{name}.net.1.bias"
+        ]
         return self._linear(f"{name}.net.3", _gelu(x))
 
     def _linear(self, name, x):

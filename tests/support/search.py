@@ -25,9 +25,12 @@ def quadratic(target):
 
 
 def walls(actions):
-    """Cheap on the left, cheap on the right, dear in the middle: the mean of good plans is a bad one."""
+    """Cheap on the left, cheap on the right, dear in the middle: the mean of good plans is a bad
+    one."""
     x = actions[..., 0, 0]
-    return torch.minimum((x - 1).square(), (x + 1).square()) + 0.1 * actions[..., 1].square().sum(-1)
+    return torch.minimum((x - 1).square(), (x + 1).square()) + 0.1 * actions[..., 1].square().sum(
+        -1
+    )
 
 
 def ripples(actions):

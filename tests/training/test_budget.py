@@ -1,4 +1,5 @@
-"""A time budget decides a number of updates, once; what comes out is the run of that number, and says that it had a budget."""
+"""A time budget decides a number of updates, once; what comes out is the run of that number, and
+says that it had a budget."""
 
 import json
 
@@ -46,17 +47,26 @@ def budgeted(small_data, tmp_path, monkeypatch):
 
 
 def test_updates_are_those_that_fit_and_the_schedule_fits_them(budgeted, small_data, tmp_path):
-    # 60 s less the spare 4%, less 16 updates that were timed (3 + 3 + 10), leave 25.6 s: 12 updates of 2 s.
-    assert experiment(budgeted)["budget"] == {"minutes": 1.0, "updates": 12, "updates_per_second": 0.5}
+    # 60 s less the spare 4%, less 16 updates that were timed (3 + 3 + 10), leave 25.6 s: 12 updates
+    # of 2 s.
+    assert experiment(budgeted)["budget"] == {
+        "minutes": 1.0,
+        "updates": 12,
+        "updates_per_second": 0.5,
+    }
     assert checkpoints.latest(budgeted).name == "00000012"
     plain = tmp_path / "plain"
     assert main(train_command(small_data, plain, "--training.updates=12")) == 0
     assert weights(budgeted) == weights(plain), "what was trained while it was timed must be undone"
     assert "budget" not in experiment(plain)
-    assert "minutes" not in experiment(plain)["training"], "runs that were begun before there were budgets go on"
+    assert "minutes" not in experiment(plain)["training"], (
+        "runs that were begun before there were budgets go on"
+    )
 
 
-def test_a_run_that_goes_on_keeps_the_decided_number(small_data, budgeted, tmp_path, monkeypatch, capsys):
+def test_a_run_that_goes_on_keeps_the_decided_number(
+    small_data, budgeted, tmp_path, monkeypatch, capsys
+):
     run = tmp_path / "killed"
     words = train_command(small_data, run, "--training.minutes=1")
 
@@ -108,7 +118,9 @@ def test_a_budget_decided_before_the_first_checkpoint_is_kept(small_data, tmp_pa
     assert checkpoints.latest(run).name == "00000012"
 
 
-def test_a_budget_that_is_too_short_says_how_long_one_takes(small_data, tmp_path, monkeypatch, capsys):
+def test_a_budget_that_is_too_short_says_how_long_one_takes(
+    small_data, tmp_path, monkeypatch, capsys
+):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         slow_clock(patch, 2.0)
@@ -133,7 +145,8 @@ def test_no_time_is_no_budget(small_data, tmp_path, minutes, capsys):
 def test_every_table_names_the_budget(budgeted, capsys):
     words = "1-minute budget, 12 updates"
     assert record_of(budgeted).label == f"budgeted ({words})"
-    assert main(["evaluate", str(budgeted), "--episodes=4", "--solver=cem", "--objective=l2", "--candidates=8",
+    assert main(["evaluate", str(budgeted), "--episodes=4", "--solver=cem", "--objective=l2",
+    "--candidates=8",
                  "--elites=2", "--iterations=1"]) == 0  # fmt: skip
     assert words in capsys.readouterr().out
     told = {"budget": {"minutes": 1.0, "updates": 12}}
@@ -154,7 +167,9 @@ def test_a_reproduction_hands_its_minutes_to_the_training(tmp_path, monkeypatch)
     monkeypatch.setattr(reproduce, "train_model", train)
     for minutes in (2.5, None):
         with pytest.raises(Enough):
-            reproduce.reproduce("two-room-tiny", tmp_path / str(minutes), short=True, minutes=minutes)
+            reproduce.reproduce(
+                "two-room-tiny", tmp_path / str(minutes), short=True, minutes=minutes
+            )
     assert [each.minutes for each in asked] == [2.5, None]
     assert load("two-room-tiny").training.minutes is None
     with pytest.raises(ValueError, match=r"expected minutes 3, got minutes 2\.5"):

@@ -1,4 +1,5 @@
-"""Hindsight data worked out by hand, a loop that learns and repeats itself, and a world model that stays as it is."""
+"""Hindsight data worked out by hand, a loop that learns and repeats itself, and a world model that
+stays as it is."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -37,17 +38,20 @@ class Walks(PointEpisodes):
         return np.concatenate([blocks, np.full_like(blocks[:1], np.nan)])
 
 
-# ------------------------------------------------------------------------------------------------------------ the data
+# ----------------------------------------------------------------------------------------- the data
 
 
 def numbered(lengths, gap=1, frameskip=3):
-    """Episodes whose latents say (episode, frame), and whose blocks say the frame that they leave."""
+    """Episodes whose latents say (episode, frame), and whose blocks say the frame that they
+    leave."""
     episode = torch.cat([torch.full((n,), float(i)) for i, n in enumerate(lengths)])
     frame = torch.cat([torch.arange(n) for n in lengths])
     following = torch.cat([torch.arange(n).flip(0) for n in lengths])
     whole = following * gap >= frameskip
     blocks = torch.where(whole, frame + 1, 0)[:, None].repeat(1, 2).float()
-    return Latents(torch.stack([episode, frame.float()], 1), blocks, whole, following, gap, frameskip)
+    return Latents(
+        torch.stack([episode, frame.float()], 1), blocks, whole, following, gap, frameskip
+    )
 
 
 @pytest.mark.parametrize("gap", [1, 3])
@@ -64,7 +68,9 @@ def test_pairs_are_of_one_episode_and_hold_what_was_done_between_them(gap):
         begins = now + h * 3 // gap  # in frames
         known = (begins + 3 // gap <= last) & (h * 3 < pairs.steps)
         assert torch.equal(pairs.known[:, h], known)
-        assert torch.equal(pairs.blocks[:, h], torch.where(known, begins + 1, 0)[:, None].repeat(1, 2))
+        assert torch.equal(
+            pairs.blocks[:, h], torch.where(known, begins + 1, 0)[:, None].repeat(1, 2)
+        )
     assert pairs.known[:, 3].any()
     assert len(torch.unique(pairs.now, dim=0)) == 48, "some frames are never drawn"
 
@@ -73,12 +79,16 @@ def test_near_goals_are_as_frequent_as_far_ones():
     data = numbered((100_000,))
     steps = data.hindsight(20_000, 99, 0, np.random.default_rng(0)).steps
     for bound, share in ((0, np.log(1.5)), (9, np.log(10.5)), (99, np.log(100))):
-        assert (steps <= bound).float().mean().item() == pytest.approx(share / np.log(100), abs=0.01)
+        assert (steps <= bound).float().mean().item() == pytest.approx(
+            share / np.log(100), abs=0.01
+        )
 
 
 def test_a_batch_depends_on_its_generator_alone():
     data = numbered((40, 7))
-    first, again, other = (data.hindsight(64, 24, 2, np.random.default_rng(seed)) for seed in ((0, 5), (0, 5), (0, 6)))
+    first, again, other = (
+        data.hindsight(64, 24, 2, np.random.default_rng(seed)) for seed in ((0, 5), (0, 5), (0, 6))
+    )
     assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values()))
     assert not torch.equal(first.now, other.now)
 
@@ -87,10 +97,14 @@ def test_encoded_episodes_are_their_frames_and_blocks():
     model, walks = PointModel(), Walks(count=5, length=23)
     found = encode_episodes(model, walks, [1, 3])
     assert (len(found), found.gap, found.frameskip) == (46, 1, FRAMESKIP)
-    np.testing.assert_allclose(found.latents, np.concatenate([walks.states(1), walks.states(3)]), atol=1e-5)
+    np.testing.assert_allclose(
+        found.latents, np.concatenate([walks.states(1), walks.states(3)]), atol=1e-5
+    )
     assert torch.equal(found.following, torch.arange(23).flip(0).repeat(2))
     assert torch.equal(found.whole, found.following >= FRAMESKIP)
-    moved = STATISTICS.denormalise_actions(found.blocks).unflatten(-1, (FRAMESKIP, 2)).sum(1) * SPEED
+    moved = (
+        STATISTICS.denormalise_actions(found.blocks).unflatten(-1, (FRAMESKIP, 2)).sum(1) * SPEED
+    )
     reached = found.latents[:-FRAMESKIP] + moved[:-FRAMESKIP]
     whole = found.whole[:-FRAMESKIP]
     torch.testing.assert_close(reached[whole], found.latents[FRAMESKIP:][whole], atol=1e-4, rtol=0)
@@ -122,11 +136,18 @@ def test_data_that_cannot_be_fitted_to_are_refused(tmp_path):
     model, walks = PointModel(), Walks()
     with pytest.raises(ValueError, match="expected a model in evaluation mode"):
         encode_episodes(PointModel().train(), walks, [0, 1])
-    with pytest.raises(ValueError, match="expected rows that a block of 5 env steps is made of, got one per 2"):
+    with pytest.raises(
+        ValueError, match="expected rows that a block of 5 env steps is made of, got one per 2"
+    ):
         encode_episodes(model, Walks(every=2), [0, 1])
-    with pytest.raises(ValueError, match=r"expected an episode of 2 rows or more .* got 2 episodes of at most 1"):
+    with pytest.raises(
+        ValueError, match=r"expected an episode of 2 rows or more .* got 2 episodes of at most 1"
+    ):
         encode_episodes(model, Walks(length=1), [0, 1])
-    with pytest.raises(ValueError, match="expected at least 2 episodes to fit heads to and 1 to measure on, got 1 and 2"):
+    with pytest.raises(
+        ValueError,
+        match="expected at least 2 episodes to fit heads to and 1 to measure on, got 1 and 2",
+    ):
         fit_heads(tmp_path, model, walks, [0], [1, 2])
     with pytest.raises(ValueError, match=r"not fitted to, got \[1\] on both sides"):
         fit_heads(tmp_path, model, walks, [0, 1], [1, 2])
@@ -134,7 +155,7 @@ def test_data_that_cannot_be_fitted_to_are_refused(tmp_path):
         fit_heads(tmp_path, model, walks, [0, 1], [2], ["temporl"])
 
 
-# ------------------------------------------------------------------------------------------------------------ the loop
+# ----------------------------------------------------------------------------------------- the loop
 
 QUICK = FittingConfig(updates=150, batch_size=128, learning_rate=5e-3, reach=30)
 
@@ -143,7 +164,9 @@ QUICK = FittingConfig(updates=150, batch_size=128, learning_rate=5e-3, reach=30)
 def walked():
     """Latents of walks to fit to, and of others."""
     walks = Walks(count=16)
-    return encode_episodes(PointModel(), walks, range(12)), encode_episodes(PointModel(), walks, range(12, 16))
+    return encode_episodes(PointModel(), walks, range(12)), encode_episodes(
+        PointModel(), walks, range(12, 16)
+    )
 
 
 def head_of(config, latent_dim=2):
@@ -152,7 +175,8 @@ def head_of(config, latent_dim=2):
 
 
 def test_the_temporal_head_learns_the_time_that_a_way_takes(walked):
-    """The points go along x, .02 a step, so the shortest way is known. Those that turn back or never move only take longer."""
+    """The points go along x, .02 a step, so the shortest way is known. Those that turn back or
+    never move only take longer."""
     head = head_of(TemporalConfig(hidden_dim=32, metric_dim=8, oneway_dim=8))
     fit(head, *walked, QUICK)
     assert not head.training
@@ -206,12 +230,19 @@ def test_every_update_has_pairs_of_its_own_and_the_held_out_ones_are_of_others(w
     known = set(walked[0].latents[:, 1].tolist())
     assert all(seen <= known for seen in heights[:3])
     assert not any(seen & known for seen in heights[3:])
-    assert all(batch.blocks.shape == (QUICK.batch_size, 0, 2 * FRAMESKIP) for batch in head.given), "it has no horizon"
+    assert all(
+        batch.blocks.shape == (QUICK.batch_size, 0, 2 * FRAMESKIP) for batch in head.given
+    ), "it has no horizon"
 
 
 def test_progress_is_told_and_settings_are_checked(walked):
     told = []
-    fit(head_of(TemporalConfig(hidden_dim=16)), *walked, replace(QUICK, updates=10), lambda *words: told.append(words))
+    fit(
+        head_of(TemporalConfig(hidden_dim=16)),
+        *walked,
+        replace(QUICK, updates=10),
+        lambda *words: told.append(words),
+    )
     assert [words[:2] for words in told] == [(n, 10) for n in range(1, 11)]
     assert told[-1][2].startswith("loss ")
     for wrong in ({"updates": 0}, {"reach": 0}, {"warmup": 1.0}, {"learning_rate": -1.0}):
@@ -228,10 +259,12 @@ def test_rank_correlation():
     assert rank_correlation(x, -(x**3)) == pytest.approx(-1)
     assert np.isnan(rank_correlation(x, np.ones(5)))
     # By hand: ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4; covariance 4.5, variances 4.5 and 5.
-    assert rank_correlation(np.array([0, 5, 5, 7]), np.array([0, 9, 3, 11])) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert rank_correlation(np.array([0, 5, 5, 7]), np.array([0, 9, 3, 11])) == pytest.approx(
+        4.5 / np.sqrt(4.5 * 5)
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- heads in a run
+# ----------------------------------------------------------------------------------- heads in a run
 
 
 @pytest.fixture(scope="module")
@@ -245,10 +278,15 @@ def fitted(small_run, tmp_path_factory):
 
 def test_the_world_model_stays_as_it_is_and_the_heads_are_in_the_run(small_run, fitted):
     for file in small_run.rglob("*"):
-        assert file.is_dir() or (fitted / file.relative_to(small_run)).read_bytes() == file.read_bytes(), file
+        assert (
+            file.is_dir()
+            or (fitted / file.relative_to(small_run)).read_bytes() == file.read_bytes()
+        ), file
     told = read_json(fitted.parent / "fit.json")["heads"]
     assert set(told) == set(registry.names("heads")) == set(checkpoints.head_names(fitted))
-    assert {"rank_correlation", "l2_rank_correlation", "heldout_loss", "frames"} < set(told["temporal"])
+    assert {"rank_correlation", "l2_rank_correlation", "heldout_loss", "frames"} < set(
+        told["temporal"]
+    )
     opened = open_run(fitted)
     assert set(opened.heads) == set(told)
     assert all(p.grad is None for p in opened.model.parameters())
@@ -262,18 +300,32 @@ def test_fitting_leaves_the_model_and_its_gradients_alone(fitted, tmp_path):
     shutil.copytree(fitted, run)
     opened = open_run(run)
     before = {name: tensor.clone() for name, tensor in opened.model.state_dict().items()}
-    fit_heads(run, opened.model, opened.episodes, opened.fit_ids, opened.test_ids, ["temporal"], FittingConfig(updates=3))
-    assert all(torch.equal(before[name], tensor) for name, tensor in opened.model.state_dict().items())
+    fit_heads(
+        run,
+        opened.model,
+        opened.episodes,
+        opened.fit_ids,
+        opened.test_ids,
+        ["temporal"],
+        FittingConfig(updates=3),
+    )
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in opened.model.state_dict().items()
+    )
     assert all(p.grad is None for p in opened.model.parameters())
     assert not any(module.training for module in opened.model.modules())
 
 
 def test_what_needs_heads_has_them_in_an_opened_run(fitted, small_run):
     opened = open_run(fitted)
-    config = PlanningChanges(objective="temporal", intermediate=0.5).apply(opened.planning, opened.heads)
+    config = PlanningChanges(objective="temporal", intermediate=0.5).apply(
+        opened.planning, opened.heads
+    )
     assert config.objective.network is opened.heads["temporal"]
     assert config.objective.intermediate == 0.5
-    plain = PlanningChanges(objective="temporal").apply(open_run(small_run).planning, open_run(small_run).heads)
+    plain = PlanningChanges(objective="temporal").apply(
+        open_run(small_run).planning, open_run(small_run).heads
+    )
     with pytest.raises(ValueError, match="lewm fit RUN temporal"):
         plain.objective.cost(torch.zeros(1, 1, 1, 8), torch.zeros(1, 8))
 
@@ -296,4 +348,8 @@ def test_heads_reach_the_solver_and_the_search_inside_of_it():
     assert config.objective.distance is config.solver.search.distance is heads["temporal"]
     assert config.solver.network is own, "what is there is kept"
     config = attach(PlanningConfig(Inner(), Outer(search=Inner())), {"amortised": own})
-    assert (config.solver.network, config.solver.search.distance, config.objective.distance) == (own, None, None)
+    assert (config.solver.network, config.solver.search.distance, config.objective.distance) == (
+        own,
+        None,
+        None,
+    )

@@ -1,4 +1,5 @@
-"""`kill -9` at any moment, and the same command ends with the very bits of a training that nobody killed."""
+"""`kill -9` at any moment, and the same command ends with the very bits of a training that nobody
+killed."""
 
 import json
 import os
@@ -41,7 +42,8 @@ def assert_same(run, reference):
 
 
 def kill_when(words, condition, seconds=120):
-    """Start a training as a user does, and kill -9 it, its workers included, as soon as the condition holds."""
+    """Start a training as a user does, and kill -9 it, its workers included, as soon as the
+    condition holds."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "lewm.cli", *words],
@@ -67,7 +69,8 @@ def lines_in(run):
 def test_killed_after_a_checkpoint_and_run_again(small_data, small_run, tmp_path, capsys):
     run = tmp_path / "run"
     words = train_command(small_data, run)
-    # Three lines are 15 updates: five past the checkpoint of update 10, so that some of them are done twice.
+    # Three lines are 15 updates: five past the checkpoint of update 10, so that some of them are
+    # done twice.
     assert kill_when(words, lambda: lines_in(run) >= 3)
     assert 10 <= int(checkpoints.latest(run).name) < 30
     assert main(words) == 0
@@ -96,8 +99,11 @@ def test_killed_again_and_again_at_any_moment(small_data, small_run, tmp_path):
     assert_same(run, small_run)
 
 
-def test_half_a_checkpoint_and_half_a_line_are_no_obstacle(small_data, small_run, tmp_path, monkeypatch):
-    """What a kill may leave: a partial folder, a newer checkpoint beside an older one, a metrics line cut in two."""
+def test_half_a_checkpoint_and_half_a_line_are_no_obstacle(
+    small_data, small_run, tmp_path, monkeypatch
+):
+    """What a kill may leave: a partial folder, a newer checkpoint beside an older one, a metrics
+    line cut in two."""
 
     class Killed(BaseException):
         pass
@@ -126,26 +132,47 @@ def test_half_a_checkpoint_and_half_a_line_are_no_obstacle(small_data, small_run
 
 def test_streamed_reading_trains_the_same_weights(small_data, small_run, tmp_path):
     run = tmp_path / "run"
-    assert main(train_command(small_data, run, "--training.reading=streamed", "--training.workers=1")) == 0
+    assert (
+        main(train_command(small_data, run, "--training.reading=streamed", "--training.workers=1"))
+        == 0
+    )
     assert_same(run, small_run)
 
 
 @pytest.mark.slow
 def test_two_devices_train_the_weights_of_one(small_data, tmp_path):
-    """They share the batch, and its statistics and gradients are those of the whole: only the order of additions differs."""
+    """They share the batch, and its statistics and gradients are those of the whole: only the order
+    of additions differs."""
     found, logged = {}, {}
     for devices in (1, 2):
         run = tmp_path / f"on {devices}"
-        flags = [f"--training.devices={devices}", "--training.accelerator=cpu", "--training.updates=6", "--model.dropout=0"]
-        words = [sys.executable, "-m", "lewm.cli", *train_command(small_data, run, *flags, "--training.log-every=1")]
-        subprocess.run(words, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+        flags = [
+            f"--training.devices={devices}",
+            "--training.accelerator=cpu",
+            "--training.updates=6",
+            "--model.dropout=0",
+        ]
+        words = [
+            sys.executable,
+            "-m",
+            "lewm.cli",
+            *train_command(small_data, run, *flags, "--training.log-every=1"),
+        ]
+        subprocess.run(
+            words,
+            check=True,
+            capture_output=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=300,
+        )
         found[devices] = load_file(checkpoints.latest(run) / "weights.safetensors")
         logged[devices] = losses(run)
     norms = [[line["gradient_norm"] for line in logged[devices]] for devices in (1, 2)]
     assert norms[0][0] == pytest.approx(norms[1][0], rel=1e-4), "the first gradient"
     assert norms[0] == pytest.approx(norms[1], rel=0.02)
-    # AdamW makes a full step even of a gradient that is nothing but rounding, such as that of a bias before a batch norm. So
-    # weights are compared as a whole, with the way that each of them may have gone.
+    # AdamW makes a full step even of a gradient that is nothing but rounding, such as that of a
+    # bias before a batch norm. So weights are compared as a whole, with the way that each of them
+    # may have gone.
     trained = [name for name in found[1] if "running" not in name and "tracked" not in name]
     apart = np.concatenate([(found[2][name] - found[1][name]).ravel() for name in trained])
     assert np.sqrt(np.mean(apart**2)) < 0.05 * sum(line["learning_rate"] for line in logged[1])
@@ -171,14 +198,28 @@ def test_other_settings_are_refused_by_name(flag, named, small_data, small_run, 
 
 def test_other_data_are_refused(small_run, tmp_path, capsys):
     other = tmp_path / "other.h5"
-    assert main(["collect", "two-room", "--out", str(other), "--episodes=16", "--image-size=32", "--seed=9"]) == 0
+    assert (
+        main(
+            [
+                "collect",
+                "two-room",
+                "--out",
+                str(other),
+                "--episodes=16",
+                "--image-size=32",
+                "--seed=9",
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     assert main(train_command(other, small_run)) == 2
     assert "data.provenance.seed was 0, now 9" in capsys.readouterr().err
 
 
 def test_precision_is_decided_once_per_run(small_data, tmp_path, monkeypatch):
-    """A measurement may come out differently next time; a run that goes on must not change its precision half-way."""
+    """A measurement may come out differently next time; a run that goes on must not change its
+    precision half-way."""
     from lewm.training import train as training
 
     class Killed(BaseException):
@@ -199,9 +240,23 @@ def test_precision_is_decided_once_per_run(small_data, tmp_path, monkeypatch):
     assert read_json(run / checkpoints.EXPERIMENT)["precision"] == "bf16-mixed"
 
     whole = tmp_path / "whole"
-    assert main(train_command(small_data, whole, "--training.precision=bf16-mixed", "--training.updates=10")) == 0
+    assert (
+        main(
+            train_command(
+                small_data, whole, "--training.precision=bf16-mixed", "--training.updates=10"
+            )
+        )
+        == 0
+    )
     exact = tmp_path / "exact"
-    assert main(train_command(small_data, exact, "--training.precision=32-true", "--training.updates=10")) == 0
+    assert (
+        main(
+            train_command(
+                small_data, exact, "--training.precision=32-true", "--training.updates=10"
+            )
+        )
+        == 0
+    )
     assert weights(run) == weights(whole)
     assert weights(run) != weights(exact), "autocast must reach the loss"
 
@@ -209,7 +264,16 @@ def test_precision_is_decided_once_per_run(small_data, tmp_path, monkeypatch):
 def test_how_it_is_read_and_logged_may_change_on_the_way(small_data, tmp_path):
     run = tmp_path / "run"
     assert main([*train_command(small_data, run), "--training.updates=30"]) == 0
-    assert main([*train_command(small_data, run), "--training.log-every=7", "--training.reading=streamed"]) == 0
+    assert (
+        main(
+            [
+                *train_command(small_data, run),
+                "--training.log-every=7",
+                "--training.reading=streamed",
+            ]
+        )
+        == 0
+    )
 
 
 def test_two_seeds_may_share_what_they_hold_out(small_data, small_run, tmp_path):
@@ -218,6 +282,8 @@ def test_two_seeds_may_share_what_they_hold_out(small_data, small_run, tmp_path)
 
     few = ("--training.updates=1", "--training.seed=1")
     assert main(train_command(small_data, tmp_path / "own", *few)) == 0
-    assert main(train_command(small_data, tmp_path / "shared", *few, "--training.holdout-seed=0")) == 0
+    assert (
+        main(train_command(small_data, tmp_path / "shared", *few, "--training.holdout-seed=0")) == 0
+    )
     assert split(tmp_path / "shared") == split(small_run) != split(tmp_path / "own")
     assert weights(tmp_path / "shared") != weights(small_run)

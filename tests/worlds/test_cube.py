@@ -1,4 +1,5 @@
-"""Cube: dynamics, picture and readings against OGBench's own, success and policies against known answers."""
+"""Cube: dynamics, picture and readings against OGBench's own, success and policies against known
+answers."""
 
 import importlib
 import sys
@@ -29,7 +30,12 @@ def played():
     world = make(8)
     world.reset(range(8))
     before = np.random.get_state()[1].copy()
-    act, states, actions, met = world.policy("expert", range(8)), [world.states], [], world.success()
+    act, states, actions, met = (
+        world.policy("expert", range(8)),
+        [world.states],
+        [],
+        world.success(),
+    )
     for _ in range(200):
         actions.append(act())
         world.step(actions[-1])
@@ -53,11 +59,15 @@ def test_names_follow_the_joints_of_the_model():
     world = make()
     model, names, units = world.simulator.model, world.spec.state_names, world.spec.state_units
     assert len(names) == len(units) == len(set(names)) == model.nq + model.nv + 6
-    hinges = [model.joint(j).name.split("/")[-1].removesuffix("_joint").replace("_", " ") for j in range(14)]
+    hinges = [
+        model.joint(j).name.split("/")[-1].removesuffix("_joint").replace("_", " ")
+        for j in range(14)
+    ]
     assert list(names[:14]) == hinges
     assert list(names[21:35]) == [f"{hinge} velocity" for hinge in hinges]
     assert model.joint("object_joint_0").qposadr == 14
-    assert [units[names.index(name)] for name in ("elbow", "block z", "block qw", "block vx", "effector yaw")] == [
+    assert [units[names.index(name)] for name in ("elbow", "block z", "block qw", "block vx",
+    "effector yaw")] == [
         "rad", "m", "1", "m/s", "rad",
     ]  # fmt: skip
 
@@ -84,21 +94,34 @@ def test_readings_are_the_benchmarks(played):
         env._data = world.tables[0]
         info = env.compute_ob_info()
         np.testing.assert_allclose(
-            [column(state, f"effector {axis}") for axis in "xyz"], info["proprio/effector_pos"], atol=1e-5
+            [column(state, f"effector {axis}") for axis in "xyz"],
+            info["proprio/effector_pos"],
+            atol=1e-5,
         )
-        np.testing.assert_allclose(column(state, "effector yaw"), info["proprio/effector_yaw"], atol=1e-4)
-        np.testing.assert_allclose(column(state, "gripper opening"), info["proprio/gripper_opening"], atol=1e-5)
-        np.testing.assert_allclose(column(state, "block yaw"), info["privileged/block_0_yaw"], atol=1e-4)
+        np.testing.assert_allclose(
+            column(state, "effector yaw"), info["proprio/effector_yaw"], atol=1e-4
+        )
+        np.testing.assert_allclose(
+            column(state, "gripper opening"), info["proprio/gripper_opening"], atol=1e-5
+        )
+        np.testing.assert_allclose(
+            column(state, "block yaw"), info["privileged/block_0_yaw"], atol=1e-4
+        )
         sensed = world.simulator.sense(world.tables[0])
-        np.testing.assert_allclose(sensed["gripper_contact"], info["proprio/gripper_contact"], atol=1e-6)
+        np.testing.assert_allclose(
+            sensed["gripper_contact"], info["proprio/gripper_contact"], atol=1e-6
+        )
 
 
 def test_the_published_look_is_the_benchmarks(played, monkeypatch):
     _, states, *_ = played
     world = make(look="published")
-    # MuJoCo's renderer settled on a backend when it was imported, perhaps before a working one was found.
+    # MuJoCo's renderer settled on a backend when it was imported, perhaps before a working one was
+    # found.
     backend = importlib.import_module(f"mujoco.{find_backend()}")
-    monkeypatch.setattr(sys.modules[mujoco.Renderer.__module__].gl_context, "GLContext", backend.GLContext)
+    monkeypatch.setattr(
+        sys.modules[mujoco.Renderer.__module__].gl_context, "GLContext", backend.GLContext
+    )
     model = world.simulator.model
     model.vis.global_.offwidth = model.vis.global_.offheight = SIZE
     world.set_states(states[20, :1])

@@ -1,4 +1,5 @@
-"""What every world owes to whoever edits it: things that can be put elsewhere or painted, each by itself and nothing else."""
+"""What every world owes to whoever edits it: things that can be put elsewhere or painted, each by
+itself and nothing else."""
 
 import functools
 from itertools import combinations
@@ -17,10 +18,16 @@ every_env = pytest.mark.parametrize("name", registry.names("worlds"))
 
 @functools.cache
 def opened(name, num_envs=B, look=None):
-    """A world in a look that is quick to draw. Worlds are shared by the tests, which put them into states of their own."""
+    """A world in a look that is quick to draw. Worlds are shared by the tests, which put them into
+    states of their own."""
     try:
         looks = registry.load("worlds", name).looks
-        return open_world(name, num_envs, image_size=SIZE, look=look or next(iter({"fast", "tiny"} & set(looks)), looks[0]))
+        return open_world(
+            name,
+            num_envs,
+            image_size=SIZE,
+            look=look or next(iter({"fast", "tiny"} & set(looks)), looks[0]),
+        )
     except ImportError as missing:
         pytest.skip(str(missing))
     except ValueError as error:
@@ -47,8 +54,14 @@ def in_the_middle(name):
 
 
 def belongs(spec):
-    """(S,) the thing that each state variable is of: its name begins with it, or it is of the one that acts."""
-    return np.array([next((t for t in spec.things if n.startswith(t)), spec.things[0]) for n in spec.state_names])
+    """(S,) the thing that each state variable is of: its name begins with it, or it is of the one
+    that acts."""
+    return np.array(
+        [
+            next((t for t in spec.things if n.startswith(t)), spec.things[0])
+            for n in spec.state_names
+        ]
+    )
 
 
 def subsets(things):
@@ -63,7 +76,10 @@ def change(pictures, others):
 def test_a_teleport_moves_what_it_names_and_nothing_else(name):
     world, states = opened(name), in_the_middle(name)
     assert world.spec.things
-    owner, velocity = belongs(world.spec), np.array([unit.endswith("/s") for unit in world.spec.state_units])
+    owner, velocity = (
+        belongs(world.spec),
+        np.array([unit.endswith("/s") for unit in world.spec.state_units]),
+    )
     before = world.render(states)
     for chosen in subsets(world.spec.things):
         given = states.copy()
@@ -80,9 +96,13 @@ def test_a_teleport_moves_what_it_names_and_nothing_else(name):
 
 @every_env
 def test_a_teleport_is_legal(name):
-    """The world keeps the state as it was set, and what was put somewhere stays there: nothing throws it out."""
+    """The world keeps the state as it was set, and what was put somewhere stays there: nothing
+    throws it out."""
     world, states = opened(name), in_the_middle(name)
-    owner, velocity = belongs(world.spec), np.array([unit.endswith("/s") for unit in world.spec.state_units])
+    owner, velocity = (
+        belongs(world.spec),
+        np.array([unit.endswith("/s") for unit in world.spec.state_units]),
+    )
     for chosen in subsets(world.spec.things):
         moved = world.teleport(chosen, states, SEEDS)
         world.set_states(moved)
@@ -90,7 +110,10 @@ def test_a_teleport_is_legal(name):
         world.step(np.zeros((B, len(world.spec.action_low)), np.float32))
         for thing in chosen:
             places = (owner == thing) & ~velocity
-            drift, way = (np.linalg.norm((a - b)[:, places], axis=1) for a, b in ((world.states, moved), (moved, states)))
+            drift, way = (
+                np.linalg.norm((a - b)[:, places], axis=1)
+                for a, b in ((world.states, moved), (moved, states))
+            )
             assert (drift < 0.2 * way).all()
 
 
@@ -158,29 +181,43 @@ def test_what_is_painted_can_be_painted_again(name):
     for thing in world.spec.things:
         twice = opened(name, 1, once.recoloured(thing))
         assert (twice.render(states) != once.render(states)).any()
-        assert ("color=" in twice.spec.look) or thing == first, "red is the opposite of the opposite of red"
+        assert ("color=" in twice.spec.look) or thing == first, (
+            "red is the opposite of the opposite of red"
+        )
 
 
 @every_env
 def test_what_a_world_does_not_know_is_refused(name):
     world = opened(name)
     thing = world.spec.things[0]
-    for ask in (lambda: world.teleport([thing + "s"], in_the_middle(name), SEEDS), lambda: world.recoloured(thing + "s")):
+    for ask in (
+        lambda: world.teleport([thing + "s"], in_the_middle(name), SEEDS),
+        lambda: world.recoloured(thing + "s"),
+    ):
         with pytest.raises(ValueError, match=f"Did you mean '{thing}'"):
             ask()
     with pytest.raises(ValueError, match="must be finite"):
         world.teleport([thing], np.full_like(in_the_middle(name), np.nan), SEEDS)
 
 
-@pytest.mark.parametrize("digits", ["000000", "ffffff", "808080", "778899", "ff0000", "00c8ff", "f54254", "010000"])
+@pytest.mark.parametrize(
+    "digits", ["000000", "ffffff", "808080", "778899", "ff0000", "00c8ff", "f54254", "010000"]
+)
 def test_the_opposite_colour_is_another_one(digits):
-    own, other = (np.array([*bytes.fromhex(color)], int) for color in (digits, turned_color(digits)))
+    own, other = (
+        np.array([*bytes.fromhex(color)], int) for color in (digits, turned_color(digits))
+    )
     assert np.abs(own - other).max() >= 60
     assert np.ptp(other) >= 0.7 * other.max(), "vivid"
 
 
 def test_colours_are_turned_on_the_wheel():
-    assert [turned_color("ff0000", turn) for turn in (1 / 6, 1 / 3, 1 / 2, 2 / 3)] == ["ffff00", "00ff00", "00ffff", "0000ff"]
+    assert [turned_color("ff0000", turn) for turn in (1 / 6, 1 / 3, 1 / 2, 2 / 3)] == [
+        "ffff00",
+        "00ff00",
+        "00ffff",
+        "0000ff",
+    ]
     assert turned_color("00ffff") == "ff0000"
     for turn in (0, 1, float("nan")):
         with pytest.raises(ValueError, match="between 0 and 1"):
@@ -202,7 +239,11 @@ def test_looks_with_colours_are_read_and_named():
     assert read("published") == ("published", "published", {})
     assert read("fast") == ("fast", "fast", {})
     assert read("block_color=#00FF00") == ("block_color=00ff00", "published", {"block": "00ff00"})
-    wanted = ("fast,arm_color=000000,block_color=00ff00", "fast", {"arm": "000000", "block": "00ff00"})
+    wanted = (
+        "fast,arm_color=000000,block_color=00ff00",
+        "fast",
+        {"arm": "000000", "block": "00ff00"},
+    )
     assert read("block_color=00ff00, fast, arm_color=000000") == wanted
     assert read(wanted[0]) == wanted
     assert read("fast,arm_color=112233") == ("fast", "fast", {}), "its own colour is no change"

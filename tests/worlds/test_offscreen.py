@@ -23,7 +23,10 @@ def trials(monkeypatch, **working):
 
     def run(command, **_):
         tried.append(command[-1])
-        return SimpleNamespace(returncode=0 if working.get(command[-1]) else 1, stderr="Traceback\nOSError: no such library")
+        return SimpleNamespace(
+            returncode=0 if working.get(command[-1]) else 1,
+            stderr="Traceback\nOSError: no such library",
+        )
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sys, "platform", "linux")
@@ -56,7 +59,9 @@ def test_the_first_backend_that_works_is_taken_and_handed_on(monkeypatch):
 def test_without_any_backend_the_debian_packages_are_named(monkeypatch):
     trials(monkeypatch)
     with pytest.raises(
-        ValueError, match=r"OpenGL.*egl: OSError.*osmesa: OSError.*libegl1 libegl-mesa0 libgl1-mesa-dri.*libosmesa6"
+        ValueError,
+        match=r"OpenGL.*egl: OSError.*osmesa: OSError.*libegl1 libegl-mesa0 "
+        r"libgl1-mesa-dri.*libosmesa6",
     ):
         offscreen.find_backend()
     assert os.environ["MUJOCO_GL"] == ""
@@ -124,9 +129,13 @@ def test_halving_averages_and_rounds():
 def ball():
     """A mesh of 796 faces whose vertices lie on a sphere of radius 1."""
     points = np.random.default_rng(0).standard_normal((400, 3))
-    vertices = " ".join(f"{x:.6f}" for x in (points / np.linalg.norm(points, axis=1, keepdims=True)).ravel())
+    vertices = " ".join(
+        f"{x:.6f}" for x in (points / np.linalg.norm(points, axis=1, keepdims=True)).ravel()
+    )
     asset = f'<asset><mesh name="ball" vertex="{vertices}"/></asset>'
-    return mujoco.MjModel.from_xml_string(f'<mujoco>{asset}<worldbody><geom type="mesh" mesh="ball"/></worldbody></mujoco>')
+    return mujoco.MjModel.from_xml_string(
+        f'<mujoco>{asset}<worldbody><geom type="mesh" mesh="ball"/></worldbody></mujoco>'
+    )
 
 
 def faces(model):
@@ -143,7 +152,9 @@ def test_a_thinned_mesh_keeps_its_shape_with_fewer_faces():
     model, thinned = ball(), ball()
     offscreen.thin_meshes(thinned, 0.3)
     assert 50 < len(faces(thinned)) < 0.6 * len(faces(model))
-    assert all(len(set(face)) == 3 for face in faces(thinned).tolist()), "a face with two equal corners has no area"
+    assert all(len(set(face)) == 3 for face in faces(thinned).tolist()), (
+        "a face with two equal corners has no area"
+    )
     corners = thinned.mesh_vert[faces(thinned)]
     middles = corners.mean(axis=1)
     np.testing.assert_allclose(np.linalg.norm(middles, axis=1), 1, atol=0.12)

@@ -1,4 +1,5 @@
-"""Push-T: contact dynamics, pictures, success and data policies against known answers and a slow twin."""
+"""Push-T: contact dynamics, pictures, success and data policies against known answers and a slow
+twin."""
 
 import itertools
 import math
@@ -19,7 +20,9 @@ TINY = {"look": "tiny", "image_size": 16}
 
 
 def anywhere(count, table=512.0, seed=0):
-    return pushing.draw_states(np.random.default_rng(seed), table, count, margin=10).astype(np.float32)
+    return pushing.draw_states(np.random.default_rng(seed), table, count, margin=10).astype(
+        np.float32
+    )
 
 
 def world_at(*states, **options):
@@ -29,7 +32,9 @@ def world_at(*states, **options):
 
 
 def corners(states):
-    outline = np.array([[x, y] for x in (-60, 60) for y in (0, 30)] + [[x, 120] for x in (-15, 15)], np.float64)
+    outline = np.array(
+        [[x, y] for x in (-60, 60) for y in (0, 30)] + [[x, 120] for x in (-15, 15)], np.float64
+    )
     return states[:, None, 2:4] + pushing.turned(outline, states[:, 4])
 
 
@@ -37,11 +42,12 @@ def test_the_registry_offers_it():
     assert registry.load("worlds", "push-t") is PushT
 
 
-# ---------------------------------------------------------------------------------------------------------- motion
+# ------------------------------------------------------------------------------------------- motion
 
 
 def test_the_block_is_the_published_one():
-    body = twin.ReferencePushT(np.zeros(7)).block  # whose moment and centre pymunk works out from its corners
+    # whose moment and centre pymunk works out from its corners
+    body = twin.ReferencePushT(np.zeros(7)).block
     assert body.moment == pytest.approx(pushing.INERTIA)
     assert tuple(body.center_of_gravity) == pytest.approx((0, pushing.GRAVITY_CENTRE))
 
@@ -49,15 +55,19 @@ def test_the_block_is_the_published_one():
 def test_motion_equals_the_slow_twin():
     states, rng = anywhere(24), np.random.default_rng(1)
     towards = pushing.gravity_centre(states) - states[:, :2]
-    states[:, :2] += towards * (1 - 110 / np.hypot(*towards.T))[:, None]  # 110 from the centre of gravity
+    # 110 from the centre of gravity
+    states[:, :2] += towards * (1 - 110 / np.hypot(*towards.T))[:, None]
     world, references = world_at(*states), [twin.ReferencePushT(state) for state in states]
-    far = np.hypot(*(pushing.gravity_centre(states) - 256).T) < 110  # from where pushes reach no wall, which are unlike
+    # from where pushes reach no wall, which are unlike
+    far = np.hypot(*(pushing.gravity_centre(states) - 256).T) < 110
     moved = 0
     for _ in range(12):
         towards = pushing.gravity_centre(world.states) - world.states[:, :2]
         actions = np.clip(towards / 250 + rng.normal(0, 0.1, (24, 2)), -1, 1)
         world.step(actions)
-        expected = np.stack([reference.step(action) for reference, action in zip(references, actions, strict=True)])
+        expected = np.stack(
+            [reference.step(action) for reference, action in zip(references, actions, strict=True)]
+        )
         np.testing.assert_allclose(world.states[far], expected[far], atol=0.02)
     moved = np.hypot(*(world.states - states)[far, 2:4].T)
     assert (moved > 10).sum() >= 5
@@ -67,7 +77,8 @@ def test_the_agent_follows_its_target_and_comes_to_rest():
     world = world_at([100, 100, 300, 200, 0, 0, 0])
     world.step(np.array([[1.0, 0.0]]))
     x, y, *_, velocity_x, velocity_y = world.states[0]
-    assert 100 + 100 * (1 - 2 / math.e) == pytest.approx(x, abs=4)  # critically damped; ten steps are not quite continuous
+    # critically damped; ten steps are not quite continuous
+    assert 100 + 100 * (1 - 2 / math.e) == pytest.approx(x, abs=4)
     assert (y, velocity_y) == (100, 0)
     assert velocity_x == pytest.approx(100 * 100 * 0.1 / math.e, rel=0.1)
     for _ in range(10):
@@ -99,7 +110,9 @@ def test_nothing_slides_on_and_walls_push_back():
 
 def test_what_a_push_does_is_known():
     """Turn per motion of the centre of gravity: the lever arm by the inertia, at every face."""
-    for place, normal, pushable in zip(pushing.PLACES, pushing.NORMALS, pushing.PUSHABLE, strict=True):
+    for place, normal, pushable in zip(
+        pushing.PLACES, pushing.NORMALS, pushing.PUSHABLE, strict=True
+    ):
         if not pushable:
             continue
         touching = place + (pushing.STAND_OFF - pushing.AGENT_RADIUS - 0.5) * normal
@@ -115,7 +128,7 @@ def test_what_a_push_does_is_known():
         assert turn == pytest.approx(lever / pushing.INERTIA * (moved @ normal), abs=0.004)
 
 
-# ---------------------------------------------------------------------------------------------------------- states
+# ------------------------------------------------------------------------------------------- states
 
 
 def test_a_state_comes_back_as_it_was_given():
@@ -128,12 +141,19 @@ def test_a_state_comes_back_as_it_was_given():
     world = world_at(*away[10:], image_size=64)
     still = pushing.clearance(away[10:], away[10:, None, :2])[:, 0] > 20
     world.step(np.zeros((40, 2)))
-    np.testing.assert_allclose(world.states[still], away[10:][still], atol=1e-3)  # the angle did not move the origin
+    # the angle did not move the origin
+    np.testing.assert_allclose(world.states[still], away[10:][still], atol=1e-3)
     np.testing.assert_array_equal(world.render(), world.render(world.states))
 
 
 def test_angles_are_wrapped_even_when_they_are_rounded():
-    angles = [-0.5, 7.0, 2 * math.pi, float(np.nextafter(np.float32(2 * math.pi), np.float32(0))), -1e-12]
+    angles = [
+        -0.5,
+        7.0,
+        2 * math.pi,
+        float(np.nextafter(np.float32(2 * math.pi), np.float32(0))),
+        -1e-12,
+    ]
     world = world_at(*([*AWAY, 256, 200, angle, 0, 0] for angle in angles))
     found = world.states[:, 4].astype(np.float64)
     assert ((found >= 0) & (found < 2 * math.pi)).all()
@@ -171,7 +191,7 @@ def test_nonsense_is_refused():
     np.testing.assert_allclose(world.states, before, atol=1e-3)
 
 
-# --------------------------------------------------------------------------------------------------------- success
+# ------------------------------------------------------------------------------------------ success
 
 
 @pytest.mark.parametrize(
@@ -208,7 +228,7 @@ def test_starts_and_goals_are_legal_spread_and_apart():
         assert (states[:, 5:] == 0).all()
 
 
-# -------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 @pytest.mark.parametrize(("look", "size"), [("published", 64), ("published", 224), ("tiny", 64)])
@@ -226,7 +246,11 @@ def test_pictures_equal_the_slow_twin(look, size):
 
 
 def test_the_published_picture():
-    pixels = PushT.batched(1, image_size=512).render(np.array([[100, 400, 120, 100, 0, 0, 0]]))[0].astype(int)
+    pixels = (
+        PushT.batched(1, image_size=512)
+        .render(np.array([[100, 400, 120, 100, 0, 0, 0]]))[0]
+        .astype(int)
+    )
     light = [142, 163, 183]  # a fifth lighter than light slate gray
     assert np.abs(pixels[115, 120] - light).max() <= 1  # the bar; row is y, column is x
     assert np.abs(pixels[200, 120] - light).max() <= 1  # the stem points down
@@ -236,8 +260,11 @@ def test_the_published_picture():
     assert pixels[400, 112].tolist() == [0x41, 0x69, 0xE1]
     assert pixels[256 + 11, 256 - 11].tolist() == [0x90, 0xEE, 0x90]  # the painted zone
     assert pixels[300, 5].tolist() == pixels[5, 300].tolist() == [0xD3] * 3
-    turned = PushT.batched(1, image_size=512).render(np.array([[100, 400, 400, 100, math.pi / 2, 0, 0]]))[0]
-    assert turned[100, 400 - 75].max() < 200  # a quarter turn takes the stem, which pointed down, to the left
+    turned = PushT.batched(1, image_size=512).render(
+        np.array([[100, 400, 400, 100, math.pi / 2, 0, 0]])
+    )[0]
+    # a quarter turn takes the stem, which pointed down, to the left
+    assert turned[100, 400 - 75].max() < 200
 
 
 @pytest.mark.parametrize("size", [64, 224])
@@ -245,7 +272,13 @@ def test_small_motion_is_in_the_picture(size):
     pixel = 320 / size
     world = PushT.batched(1, image_size=size, look="tiny")
     state = np.array([60, 250, 160, 100, 0.4, 0, 0])
-    for index, step in ((0, 0.1 * pixel), (1, 0.1 * pixel), (2, 0.1 * pixel), (3, 0.1 * pixel), (4, 0.1 * pixel / 60)):
+    for index, step in (
+        (0, 0.1 * pixel),
+        (1, 0.1 * pixel),
+        (2, 0.1 * pixel),
+        (3, 0.1 * pixel),
+        (4, 0.1 * pixel / 60),
+    ):
         moved = np.stack([state + k * step * np.eye(7)[index] for k in range(11)])
         changes = np.abs(np.diff(world.render(moved).astype(int), axis=0)).sum(axis=(1, 2, 3))
         assert changes.min() > 100
@@ -266,7 +299,7 @@ def test_the_agent_is_where_its_state_says():
     np.testing.assert_allclose(area, math.pi * 15**2, rtol=0.03)
 
 
-# ----------------------------------------------------------------------------------------------------------- looks
+# -------------------------------------------------------------------------------------------- looks
 
 
 @pytest.mark.parametrize(
@@ -315,11 +348,12 @@ def test_a_recording_knows_look_and_length(tmp_path):
     assert data.lengths.tolist() == [8, 8]
 
 
-# -------------------------------------------------------------------------------------------------------- policies
+# ----------------------------------------------------------------------------------------- policies
 
 
 def test_places_go_around_the_block_without_touching_it():
-    states = np.array([[0, 0, 0, -pushing.GRAVITY_CENTRE, 0, 0, 0]], np.float64)  # the centre of gravity at the origin
+    # the centre of gravity at the origin
+    states = np.array([[0, 0, 0, -pushing.GRAVITY_CENTRE, 0, 0, 0]], np.float64)
     around = np.concatenate([pushing.PLACES, pushing.PLACES[:1]])
     ways = np.concatenate([np.linspace(a, b, 9) for a, b in itertools.pairwise(around)])
     assert pushing.clearance(states, ways[None]).min() > pushing.TOUCHING
@@ -335,8 +369,11 @@ def test_the_expert_walks_without_touching_and_meets_its_goals():
     touched, walking = 0, 0
     for _ in range(200):
         world.step(act())
-        walks = (act.mode == pushing.WALK) & ~act.weak & (act.left < 32)  # those that have left the place they pushed at
-        touched += (pushing.clearance(world.states, world.states[:, None, :2])[walks, 0] < 15.5).sum()
+        # those that have left the place they pushed at
+        walks = (act.mode == pushing.WALK) & ~act.weak & (act.left < 32)
+        touched += (
+            pushing.clearance(world.states, world.states[:, None, :2])[walks, 0] < 15.5
+        ).sum()
         walking += walks.sum()
         met |= [world.success(), world.success("block pose")]
     assert 0.1 < act.weak.mean() < 0.4
@@ -346,7 +383,9 @@ def test_the_expert_walks_without_touching_and_meets_its_goals():
 
 
 def test_the_policies_cover_what_their_documentation_says():
-    expert, random = (twin.coverage(policy, "tiny", episodes=24, steps=100) for policy in ("expert", "random"))
+    expert, random = (
+        twin.coverage(policy, "tiny", episodes=24, steps=100) for policy in ("expert", "random")
+    )
     assert expert["median turn per 15 steps while pushing, degrees"] >= 20
     assert expert["moved beyond tolerance in 25 steps"] >= 0.6
     assert expert["in contact"] >= 0.3 > 2 * random["in contact"]

@@ -1,4 +1,5 @@
-"""Reacher: dynamics and picture against DeepMind Control's own, success and policies against known answers."""
+"""Reacher: dynamics and picture against DeepMind Control's own, success and policies against known
+answers."""
 
 import numpy as np
 import pytest
@@ -127,7 +128,8 @@ def test_the_expert_takes_up_every_pose_and_goes_on_to_others():
         assert met.all() or step < 100
     states, actions = np.array(states), np.array(actions)
     places, _ = np.histogramdd(
-        np.stack([(states[..., 0] + np.pi) % (2 * np.pi) - np.pi, states[..., 1]], axis=-1).reshape(-1, 2),
+        np.stack([(states[..., 0] + np.pi) % (2 * np.pi) - np.pi, states[..., 1]],
+        axis=-1).reshape(-1, 2),
         bins=8, range=[(-np.pi, np.pi), (-LIMIT, LIMIT)],
     )  # fmt: skip
     assert places.min() > 0.2 * places.mean(), "every pose is seen"

@@ -1,4 +1,5 @@
-"""A batch of one as a Gymnasium environment: spaces of its spec, criteria where there are several, options of its world."""
+"""A batch of one as a Gymnasium environment: spaces of its spec, criteria where there are several,
+options of its world."""
 
 import gymnasium
 import numpy as np
@@ -11,11 +12,14 @@ from lewm.worlds.kit.single import Single
 
 
 class Line:
-    """B points on a line, moved by the first action; the world that is asked for `speed` knows it, and nothing else."""
+    """B points on a line, moved by the first action; the world that is asked for `speed` knows it,
+    and nothing else."""
 
     def __init__(self, num_envs, image_size=8, speed=1.0, criteria=("success", "close")):
         low, high = (-1.0, -2.0), (1.0, 3.0)
-        self.spec = WorldSpec("line", "1", image_size, low, high, ("x",), ("px",), 6, criteria=criteria)
+        self.spec = WorldSpec(
+            "line", "1", image_size, low, high, ("x",), ("px",), 6, criteria=criteria
+        )
         self.num_envs, self.speed = num_envs, speed
 
     def reset(self, seeds):
@@ -34,7 +38,12 @@ class Line:
 
     def render(self, states=None):
         size = self.spec.image_size
-        return np.uint8([np.full((size, size, 3), 10 * x) for x in (self.states if states is None else states)[:, 0]])
+        return np.uint8(
+            [
+                np.full((size, size, 3), 10 * x)
+                for x in (self.states if states is None else states)[:, 0]
+            ]
+        )
 
     def success(self, criterion=None):
         return np.abs(self.states - self.goals)[:, 0] < (2 if criterion == "close" else 1)
@@ -61,7 +70,12 @@ def test_an_episode():
     pixels, info = env.reset(seed=7)
     assert env.world.seeds == [7]
     assert (pixels == 0).all()
-    assert info == {"state": [0], "goal": [4], "success": False, "criteria": {"success": False, "close": False}}
+    assert info == {
+        "state": [0],
+        "goal": [4],
+        "success": False,
+        "criteria": {"success": False, "close": False},
+    }
     told = [env.step(np.array([1, 0])) for _ in range(3)]
     assert [float(info["state"][0]) for *_, info in told] == [1.5, 3.0, 4.5]
     assert [info["criteria"]["close"] for *_, info in told] == [False, True, True]
@@ -76,7 +90,9 @@ def test_an_episode():
 
 def test_resets_go_on_from_the_seed_and_may_be_fixed():
     def drawn(env):
-        return [env.reset(seed=5) and env.world.seeds] + [env.reset() and env.world.seeds for _ in range(2)]
+        return [env.reset(seed=5) and env.world.seeds] + [
+            env.reset() and env.world.seeds for _ in range(2)
+        ]
 
     first = drawn(OnALine())
     assert first == drawn(OnALine())
@@ -84,7 +100,9 @@ def test_resets_go_on_from_the_seed_and_may_be_fixed():
     pixels, info = OnALine().reset(seed=0, options={"state": [3], "goal": [3.5]})
     assert (pixels == 30).all()
     assert (info["goal"], info["success"]) == ([3.5], True)
-    with pytest.raises(ValueError, match=r"unknown reset option of line 'stat'\. Did you mean 'state'"):
+    with pytest.raises(
+        ValueError, match=r"unknown reset option of line 'stat'\. Did you mean 'state'"
+    ):
         OnALine().reset(options={"stat": [0]})
 
 
@@ -97,5 +115,8 @@ def test_a_misspelt_option_is_answered_with_those_of_the_world(monkeypatch):
     monkeypatch.setattr(registry, "load", lambda kind, name: OnALine)
     world = open_world("line", 3, speed=2.0)
     assert (type(world), world.num_envs, world.speed) == (Line, 3, 2.0)
-    with pytest.raises(ValueError, match=r"option of world 'line' 'sped'\. Did you mean 'speed'\? Known: image_size, sp"):
+    with pytest.raises(
+        ValueError,
+        match=r"option of world 'line' 'sped'\. Did you mean 'speed'\? Known: image_size, sp",
+    ):
         open_world("line", 3, sped=2.0)

@@ -34,7 +34,7 @@ def test_the_registry_offers_it():
     assert registry.load("worlds", "two-room") is TwoRoom
 
 
-# ---------------------------------------------------------------------------------------------------------- motion
+# ------------------------------------------------------------------------------------------- motion
 
 
 def test_free_motion_is_the_action_times_the_speed():
@@ -62,12 +62,14 @@ def test_the_door_lets_through():
     assert move((140, 60), (-50, -10)) == [90, 50]
     assert move((112, 49), (0, 1000)) == [112, 64.75]  # inside, the frame stops and lets slide
     assert move((112, 49), (0, 1000), (30, 0)) == [142, 64.75]
-    # Sliding down the wall while pushing right: at the door after a quarter of the step, through after another, then free.
+    # Sliding down the wall while pushing right: at the door after a quarter of the step, through
+    # after another, then free.
     assert move((99.5, 21), (100, 49)) == [174.5, 70]
 
 
 def test_a_point_falls_into_the_door_as_it_slides_by():
-    x, y = move((99.5, 21), (12, 49))  # at the door after a quarter of the step, at its far end after 44 / 49 of it
+    # at the door after a quarter of the step, at its far end after 44 / 49 of it
+    x, y = move((99.5, 21), (12, 49))
     assert x == pytest.approx(99.5 + 12 * 0.75)
     assert y == 64.75
 
@@ -82,22 +84,33 @@ def test_no_speed_tunnels(speed):
     assert legal(end).all()
     crossed = (start[:, 0] < 112) != (end[:, 0] < 112)
     assert crossed.any() or speed < 1
-    # Only where the straight way meets the wall at the door, or reaches the door by sliding along the wall towards it.
+    # Only where the straight way meets the wall at the door, or reaches the door by sliding along
+    # the wall towards it.
     face = np.where(start[:, 0] < 112, *WALLS)
     outside = (start[:, 0] <= WALLS[0]) | (start[:, 0] >= WALLS[1])
     with np.errstate(divide="ignore", invalid="ignore"):
         height = start[:, 1] + moves[:, 1] * (face - start[:, 0]) / moves[:, 0]
-    down_past, up_past = (height > PASSAGE[1] + 1e-3) & (moves[:, 1] >= 0), (height < PASSAGE[0] - 1e-3) & (moves[:, 1] <= 0)
+    down_past, up_past = (
+        (height > PASSAGE[1] + 1e-3) & (moves[:, 1] >= 0),
+        (height < PASSAGE[0] - 1e-3) & (moves[:, 1] <= 0),
+    )
     assert not (crossed & outside & (down_past | up_past)).any()
 
 
 def test_motion_equals_the_slow_twin():
     rng = np.random.default_rng(2)
-    start = np.concatenate([anywhere(100), np.stack([rng.uniform(80, 144, 200), rng.uniform(25, 75, 200)], axis=1)])
+    start = np.concatenate(
+        [anywhere(100), np.stack([rng.uniform(80, 144, 200), rng.uniform(25, 75, 200)], axis=1)]
+    )
     start = start[legal(start)]
     actions = rng.uniform(-1, 1, start.shape)
     ours = slide(start, 40 * actions)
-    reference = np.stack([twin.reference_step(s, a, speed=40, bit_px=0.02) for s, a in zip(start, actions, strict=True)])
+    reference = np.stack(
+        [
+            twin.reference_step(s, a, speed=40, bit_px=0.02)
+            for s, a in zip(start, actions, strict=True)
+        ]
+    )
     crossed = (start[:, 0] < 112) != (ours[:, 0] < 112)
     assert crossed.sum() > 20
     assert np.abs(ours - reference).max() < 0.1
@@ -111,7 +124,8 @@ def test_a_dot_put_into_a_wall_is_freed_beside_it():
 
 def test_states_are_kept_as_given_and_nonsense_is_refused():
     world = TwoRoom.batched(2, image_size=32)
-    for states in ([[60, 112], [150.25, 30.5]], [[15, 100], [112, 150]]):  # the second as published data may begin
+    # the second as published data may begin
+    for states in ([[60, 112], [150.25, 30.5]], [[15, 100], [112, 150]]):
         world.set_states(np.array(states))
         np.testing.assert_array_equal(world.states, np.float32(states))
     for bad in ([[1, 2]], [[1, 2], [np.nan, 3]], [1, 2]):
@@ -136,14 +150,15 @@ def test_starts_and_goals_are_legal_spread_and_apart():
     world.reset(range(2000))
     for places in (world.states, world.goals):
         assert legal(places).all()
-        assert ((places[:, 0] <= WALLS[0]) | (places[:, 0] >= WALLS[1])).all()  # in a room, not in the door
+        # in a room, not in the door
+        assert ((places[:, 0] <= WALLS[0]) | (places[:, 0] >= WALLS[1])).all()
         assert 0.45 < world.regions(places).mean() < 0.55
         np.testing.assert_allclose(np.quantile(places[:, 1], [0, 0.5, 1]), [21, 112, 203], atol=6)
     assert np.linalg.norm(world.states - world.goals, axis=1).min() >= 32
     assert world.regions(np.array([[111.9, 49], [112, 49]])).tolist() == [0, 1]
 
 
-# -------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 @pytest.mark.parametrize("size", [32, 64, 96, 224])
@@ -162,7 +177,11 @@ def test_the_published_picture():
     one_std = round(255 * (1 - np.exp(-0.5)))
     assert pixels[112, 67].tolist() == [255, one_std, one_std]
     dark = (pixels == 0).all(axis=2)
-    assert np.flatnonzero(dark[150]).tolist() == [*range(10, 14), *range(107, 118), *range(210, 214)]
+    assert np.flatnonzero(dark[150]).tolist() == [
+        *range(10, 14),
+        *range(107, 118),
+        *range(210, 214),
+    ]
     assert np.flatnonzero(dark[:, 112]).tolist() == [*range(35), *range(64, 224)]
 
 
@@ -171,7 +190,8 @@ def test_the_position_is_in_the_picture_below_a_pixel(size):
     states = np.random.default_rng(3).uniform((45, 60), (75, 170), (50, 2))
     world = TwoRoom.batched(1, image_size=size)
     ink = 255.0 - world.render(states)[..., 1]
-    ink[:, :, : int(20 * size / 224)] = ink[:, :, int(100 * size / 224) :] = 0  # the room without border and wall
+    # the room without border and wall
+    ink[:, :, : int(20 * size / 224)] = ink[:, :, int(100 * size / 224) :] = 0
     ink[:, : int(20 * size / 224)] = ink[:, int(200 * size / 224) :] = 0
     middles = (np.arange(size) + 0.5) * 224 / size - 0.5
     x, y = (ink.sum(axis=axis) @ middles / ink.sum(axis=(1, 2)) for axis in (1, 2))
@@ -182,14 +202,17 @@ def test_the_position_is_in_the_picture_below_a_pixel(size):
 def test_a_smaller_picture_is_the_large_one_resized(shrink):
     states = anywhere(40)
     large = TwoRoom.batched(1).render(states).astype(float)
-    resized = large.reshape(len(states), 224 // shrink, shrink, 224 // shrink, shrink, 3).mean(axis=(2, 4))
+    resized = large.reshape(len(states), 224 // shrink, shrink, 224 // shrink, shrink, 3).mean(
+        axis=(2, 4)
+    )
     small = TwoRoom.batched(1, image_size=224 // shrink).render(states)
-    away = resized[:, :, :, 0] == 255  # on the floor; over a half-covered pixel, blending and averaging differ a little
+    # on the floor; over a half-covered pixel, blending and averaging differ a little
+    away = resized[:, :, :, 0] == 255
     assert np.abs(small - resized)[away].max() < 3
     assert np.abs(small - resized).mean() < 0.1
 
 
-# --------------------------------------------------------------------------------------------------------- factors
+# ------------------------------------------------------------------------------------------ factors
 
 
 def test_a_changed_factor_shows_in_picture_and_provenance():
@@ -220,7 +243,7 @@ def test_bad_options_are_explained(options, message):
         TwoRoom(**options)
 
 
-# -------------------------------------------------------------------------------------------------------- policies
+# ----------------------------------------------------------------------------------------- policies
 
 
 def episodes(policy, count=300, steps=100):
@@ -242,10 +265,12 @@ def expert():
 
 
 def test_the_expert_meets_its_goal(expert):
-    """Slowly, since noise drowns two thirds of its headway, but nearly always, and through the door where it has to."""
+    """Slowly, since noise drowns two thirds of its headway, but nearly always, and through the door
+    where it has to."""
     assert episodes("expert", 100, steps=400)[0].mean() >= 0.98
     assert expert[0].mean() > 5 * episodes("random")[0].mean()
-    assert 0.4 < episodes("straight-line")[0].mean() < 0.8  # about the share of goals in the same room: a floor, no solution
+    # about the share of goals in the same room: a floor, no solution
+    assert 0.4 < episodes("straight-line")[0].mean() < 0.8
 
 
 def test_the_expert_shows_the_world(expert):
@@ -262,7 +287,8 @@ def test_the_expert_acts_as_published(expert):
     actions = expert[2]
     repeated = (actions[1:] == actions[:-1]).all(axis=2) & (np.abs(actions[1:]) < 1).any(axis=2)
     assert 0.04 < repeated.mean() / (np.abs(actions[1:]) < 1).any(axis=2).mean() < 0.06
-    assert 0.6 < (np.abs(actions) == 1).mean() < 0.7  # P(|u + 2n| > 1), u from 0 to 1, is 0.62 to 0.66
+    # P(|u + 2n| > 1), u from 0 to 1, is 0.62 to 0.66
+    assert 0.6 < (np.abs(actions) == 1).mean() < 0.7
 
 
 def test_one_seed_serves_world_and_policy_without_tying_them():

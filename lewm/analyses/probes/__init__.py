@@ -1,1 +1,2 @@
-"""What analyses share: targets of a probe, the probe, predictions along recorded actions, and scores."""
+"""What analyses share: targets of a probe, the probe, predictions along recorded actions, and
+scores."""

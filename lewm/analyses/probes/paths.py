@@ -23,7 +23,8 @@ class Paths:
 
     Attributes:
         latents: (F, D).
-        blocks: (F, A) normalised actions from each frame to the next; of no meaning in the last frame of an episode.
+        blocks: (F, A) normalised actions from each frame to the next; of no meaning in the last
+            frame of an episode.
         episode: (F,) number of the episode of each frame.
         rows: (F,) of the file.
         gap: env steps from one frame to the next.
@@ -48,23 +49,33 @@ class Paths:
         return int(np.sort(np.unique(self.episode, return_counts=True)[1])[-episodes]) - 1
 
     def some(self, frames: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
-        """Places in (n,) `frames`, ascending and drawn at random, so that no episode has more than `most` of them."""
+        """Places in (n,) `frames`, ascending and drawn at random, so that no episode has more than
+        `most` of them."""
         order = generator.permutation(len(frames))
         episode = self.episode[frames]
         order = order[np.argsort(episode[order], kind="stable")]
         _, first, counts = np.unique(episode[order], return_index=True, return_counts=True)
         return np.sort(order[np.arange(len(order)) - np.repeat(first, counts) < most])
 
-    def pairs(self, reach: int, most: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) frames and (n,) later ones of the same episodes, at most `reach` frames later and `most` pairs per episode."""
+    def pairs(
+        self, reach: int, most: int, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) frames and (n,) later ones of the same episodes, at most `reach` frames later and
+        `most` pairs per episode."""
         firsts = [self.followed(by) for by in range(1, reach + 1)]
-        first, later = np.concatenate(firsts), np.repeat(np.arange(1, reach + 1), [len(each) for each in firsts])
+        first, later = (
+            np.concatenate(firsts),
+            np.repeat(np.arange(1, reach + 1), [len(each) for each in firsts]),
+        )
         chosen = self.some(first, most, generator)
         return first[chosen], first[chosen] + later[chosen]
 
 
-def encode_paths(model: WorldModel, episodes: Episodes, ids: Sequence[int], progress: Progress = lambda *_: None) -> Paths:
-    """Encode every frame of some episodes that is a whole number of action blocks from its beginning.
+def encode_paths(
+    model: WorldModel, episodes: Episodes, ids: Sequence[int], progress: Progress = lambda *_: None
+) -> Paths:
+    """Encode every frame of some episodes that is a whole number of action blocks from its
+    beginning.
 
     Args:
         model: in evaluation mode; it stays as it is. The latents stay on its device.
@@ -80,13 +91,19 @@ def encode_paths(model: WorldModel, episodes: Episodes, ids: Sequence[int], prog
         actions = episodes.actions(i)
         steps = np.arange(0, len(actions), stride)
         rows.append(episodes.offsets[i] + steps)
-        blocks.append(actions[np.minimum(steps[:, None] + np.arange(stride), len(actions) - 1)].reshape(len(steps), -1))
+        blocks.append(
+            actions[np.minimum(steps[:, None] + np.arange(stride), len(actions) - 1)].reshape(
+                len(steps), -1
+            )
+        )
         pixels = torch.from_numpy(episodes.rows("pixels", rows[-1])).permute(0, 3, 1, 2)[:, None]
         latents.append(encode(model, pixels)[:, 0].float())
         progress("encode", done, len(ids), "")
     return Paths(
         latents=torch.cat(latents),
-        blocks=spec.statistics.normalise_actions(torch.from_numpy(np.concatenate(blocks))).to(device_of(model)),
+        blocks=spec.statistics.normalise_actions(torch.from_numpy(np.concatenate(blocks))).to(
+            device_of(model)
+        ),
         episode=np.repeat(np.asarray(ids), [len(each) for each in rows]),
         rows=np.concatenate(rows),
         gap=spec.frameskip,

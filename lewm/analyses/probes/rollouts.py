@@ -19,7 +19,8 @@ __all__ = ["Rollouts", "roll_out", "first_predictions"]
 
 
 ROLLOUT_FRAMES, FIRST_PREDICTIONS = 2048, 32
-"""Frames encoded for rollouts, at most; and episodes of which predictions choose the penalty of a steady probe."""
+"""Frames encoded for rollouts, at most; and episodes of which predictions choose the penalty of a
+steady probe."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Rollouts:
 
     Attributes:
         last: (n, D) latents of the last frames that the model was shown.
-        predicted, encoded: (n, H, D) latents after each block, open loop, and those of the frames that came.
+        predicted, encoded: (n, H, D) latents after each block, open loop, and those of the frames
+            that came.
         rows: (n, H) of the file, those frames.
         groups: (n,) the episode of each.
     """
@@ -41,9 +43,16 @@ class Rollouts:
 
 
 def roll_out(
-    model: WorldModel, episodes: Episodes, ids: Sequence[int], horizon: int, most: int, seed: Sequence[int], fewest: int = 1
+    model: WorldModel,
+    episodes: Episodes,
+    ids: Sequence[int],
+    horizon: int,
+    most: int,
+    seed: Sequence[int],
+    fewest: int = 1,
 ) -> Rollouts | None:
-    """Roll a model out from wherever some episodes hold a context of K frames and the blocks that follow.
+    """Roll a model out from wherever some episodes hold a context of K frames and the blocks that
+    follow.
 
     Args:
         model: in evaluation mode; it stays as it is.
@@ -74,7 +83,10 @@ def roll_out(
     blocks = paths.blocks[first[:, None] + np.arange(K - 1 + horizon)][:, None]
     parts = zip(context.split(FRAMES_AT_ONCE), blocks.split(FRAMES_AT_ONCE), strict=True)
     with torch.no_grad():
-        predicted = [model.rollout(seen, done[:, 0, : K - 1], done[:, :, K - 1 :])[:, 0] for seen, done in parts]
+        predicted = [
+            model.rollout(seen, done[:, 0, : K - 1], done[:, :, K - 1 :])[:, 0]
+            for seen, done in parts
+        ]
     following = first[:, None] + K + np.arange(horizon)
     return Rollouts(
         last=_float64(context[:, -1]),
@@ -86,12 +98,21 @@ def roll_out(
 
 
 def first_predictions(
-    model: WorldModel, episodes: Episodes, ids: Sequence[int], readings: Sequence[Reading], seed: int = 0
+    model: WorldModel,
+    episodes: Episodes,
+    ids: Sequence[int],
+    readings: Sequence[Reading],
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """(n, D) latents predicted one block ahead, and the (n, S) readings of the frames that came: a probe's penalty is to suit
-    the roughness of predictions, not all that a model does not know of the future. None as in `roll_out`."""
+    """(n, D) latents predicted one block ahead, and the (n, S) readings of the frames that came: a
+    probe's penalty is to suit the roughness of predictions, not all that a model does not know of
+    the future. None as in `roll_out`."""
     ahead = roll_out(model, episodes, ids, 1, FIRST_PREDICTIONS, (seed, 1))
-    return None if ahead is None else (ahead.predicted[:, 0], state_targets(episodes, readings, ahead.rows[:, 0]))
+    return (
+        None
+        if ahead is None
+        else (ahead.predicted[:, 0], state_targets(episodes, readings, ahead.rows[:, 0]))
+    )
 
 
 def _float64(latents: Tensor) -> np.ndarray:

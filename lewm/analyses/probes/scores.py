@@ -18,26 +18,30 @@ def scores(
 ) -> list[dict[str, float | list[float]]]:
     """How well each variable was read, with 95% bootstrap intervals over episodes.
 
-    The intervals are those of `stats.bootstrap` with `stats.pearson`, `stats.r2` and so on, from sums per episode: of 60
-    variables in milliseconds.
+    The intervals are those of `stats.bootstrap` with `stats.pearson`, `stats.r2` and so on, from
+    sums per episode: of 60 variables in milliseconds.
 
     Args:
         predictions, states: (F, S).
         groups: (F,) the episode of each row.
 
     Returns:
-        Per variable `r`, `r2`, `mse` and `rmse`, each with its `_interval` [low, high]; NaN where one side never varies.
+        Per variable `r`, `r2`, `mse` and `rmse`, each with its `_interval` [low, high]; NaN where
+        one side never varies.
     """
     target, mean, std = standardised(states)
     guess = (predictions - mean) / std
     ones = np.ones_like(target)
-    terms = np.stack([ones, guess, target, guess**2, target**2, guess * target, (guess - target) ** 2], axis=1)
+    terms = np.stack(
+        [ones, guess, target, guess**2, target**2, guess * target, (guess - target) ** 2], axis=1
+    )
     _, place = np.unique(groups, return_inverse=True)
     sums = np.zeros((place.max() + 1, *terms.shape[1:]))
     np.add.at(sums, place, terms)
     n = len(sums)
     drawn = np.random.default_rng(seed).integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
-    times = np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n)  # that an episode is in a resample
+    # that an episode is in a resample
+    times = np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n)
     found = _statistics(sums.sum(axis=0)[None], std)
     resampled = _statistics(np.tensordot(times, sums, axes=1), std)
     told: list[dict[str, float | list[float]]] = [{} for _ in std]
@@ -52,11 +56,17 @@ def scores(
 
 def _statistics(sums: np.ndarray, std: np.ndarray) -> dict[str, np.ndarray]:
     """(n, 7, S) sums of standardised values -> (n, S) each."""
-    guess, target, guesses, targets, products, squares = np.moveaxis(sums[:, 1:] / sums[:, :1], 1, 0)
+    guess, target, guesses, targets, products, squares = np.moveaxis(
+        sums[:, 1:] / sums[:, :1], 1, 0
+    )
     spread = np.maximum(targets - target**2, 0)
     width = np.maximum(guesses - guess**2, 0)
     mse = squares * std**2
     with np.errstate(divide="ignore", invalid="ignore"):
-        r = np.where(np.minimum(width, spread) > LEAST, (products - guess * target) / np.sqrt(width * spread), np.nan)
+        r = np.where(
+            np.minimum(width, spread) > LEAST,
+            (products - guess * target) / np.sqrt(width * spread),
+            np.nan,
+        )
         r2 = np.where(spread > LEAST, 1 - squares / spread, np.nan)
     return {"r": r, "r2": r2, "mse": mse, "rmse": np.sqrt(mse)}

@@ -36,16 +36,22 @@ Features = Callable[[Tensor], Tensor]
 def sample_frames(
     episodes: Episodes, ids: Sequence[int], most: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(F,) rows of the file and the episode of each: frames drawn without replacement, in the order of the file."""
+    """(F,) rows of the file and the episode of each: frames drawn without replacement, in the order
+    of the file."""
     lengths = episodes.lengths[np.asarray(ids)]
     of = np.repeat(np.asarray(ids), lengths)
-    rows = np.concatenate([episodes.offsets[i] + np.arange(n) for i, n in zip(ids, lengths, strict=True)])
+    rows = np.concatenate(
+        [episodes.offsets[i] + np.arange(n) for i, n in zip(ids, lengths, strict=True)]
+    )
     chosen = np.sort(generator.permutation(len(rows))[:most])
     return rows[chosen], of[chosen]
 
 
-def features_of(encoders: Mapping[str, Features], episodes: Episodes, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """(F,) rows -> (F, D) float64 features by each encoder; a picture is read once, and pictures are never all in memory."""
+def features_of(
+    encoders: Mapping[str, Features], episodes: Episodes, rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    """(F,) rows -> (F, D) float64 features by each encoder; a picture is read once, and pictures
+    are never all in memory."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     for some in np.array_split(rows, -(-len(rows) // FRAMES_AT_ONCE)):
         pixels = torch.from_numpy(episodes.rows("pixels", some)).permute(0, 3, 1, 2)
@@ -61,7 +67,8 @@ def latent_features(model: WorldModel) -> Features:
 
 @dataclass(frozen=True)
 class Reading:
-    """A number that is read from a frame: a state variable as it is, or the cosine or sine of an angle.
+    """A number that is read from a frame: a state variable as it is, or the cosine or sine of an
+    angle.
 
     Attributes:
         name: its own.
@@ -90,7 +97,10 @@ def readings_of(episodes: Episodes) -> list[Reading]:
     found: list[Reading] = []
     for i, (name, unit) in enumerate(zip(names, units, strict=True)):
         if unit == "rad":
-            found += [Reading(f"cos {name}", "", name, i, np.cos), Reading(f"sin {name}", "", name, i, np.sin)]
+            found += [
+                Reading(f"cos {name}", "", name, i, np.cos),
+                Reading(f"sin {name}", "", name, i, np.sin),
+            ]
         else:
             found.append(Reading(name, unit, name, i))
     return found
@@ -108,7 +118,9 @@ def state_targets(episodes: Episodes, readings: Sequence[Reading], rows: np.ndar
     return np.stack([reading.through(states[:, reading.column]) for reading in readings], axis=1)
 
 
-def errors(readings: Sequence[Reading], predictions: np.ndarray, states: np.ndarray) -> dict[str, np.ndarray]:
+def errors(
+    readings: Sequence[Reading], predictions: np.ndarray, states: np.ndarray
+) -> dict[str, np.ndarray]:
     """Error of each state variable, in its unit; of an angle in degrees, the shorter way round.
 
     Args:
@@ -120,7 +132,9 @@ def errors(readings: Sequence[Reading], predictions: np.ndarray, states: np.ndar
     found: dict[str, np.ndarray] = {}
     for i, reading in enumerate(readings):
         if reading.through is np.cos:
-            seen, true = (np.arctan2(values[..., i + 1], values[..., i]) for values in (predictions, states))
+            seen, true = (
+                np.arctan2(values[..., i + 1], values[..., i]) for values in (predictions, states)
+            )
             found[reading.of] = np.degrees((seen - true + np.pi) % (2 * np.pi) - np.pi)
         elif reading.through is not np.sin:
             found[reading.of] = predictions[..., i] - states[..., i]

@@ -1,4 +1,5 @@
-"""`lewm analyse`: what does a trained model know? Ask any or all analyses; the answers stay in the run."""
+"""`lewm analyse`: what does a trained model know? Ask any or all analyses; the answers stay in the
+run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,14 +31,18 @@ def run(
     device: str = "auto",
     json: Path | None = None,
 ) -> None:
-    """Ask analyses about a trained run: numbers, tables and figures go into RUN/analyses, the tables to the terminal.
+    """Ask analyses about a trained run: numbers, tables and figures go into RUN/analyses, the
+    tables to the terminal.
 
-    Those that are there already are kept, if they are about the same weights and data. `lewm report RUN` shows all on a page.
+    Those that are there already are kept, if they are about the same weights and data. `lewm report
+    RUN` shows all on a page.
 
     Args:
         run: run folder.
-        names: of the analyses; without any, all there are, but for those that the run or its data do not allow.
-        data: episode file; by default the one the run was trained on. Numbers are measured on episodes it never saw.
+        names: of the analyses; without any, all there are, but for those that the run or its data
+            do not allow.
+        data: episode file; by default the one the run was trained on. Numbers are measured on
+            episodes it never saw.
         again: ask even what was answered.
         seed: of what is drawn at random.
         device: cpu, cuda, ... or auto.
@@ -52,21 +57,28 @@ def run(
             answers = analyse(opened, names or None, bars.update, again, seed, draw=write_figures)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"What was complete is kept in {run / ANALYSES}, and the same command goes on from there."
+            f"What was complete is kept in {run / ANALYSES}, and the same command goes on from "
+            "there."
         ) from None
     for name, answer in answers.items():
         if isinstance(answer, Result):
             _show(name, answer)
     refused = {name: answer for name, answer in answers.items() if isinstance(answer, Unsupported)}
     if json:
-        told = {name: read_json(run / ANALYSES / name / (REFUSAL if name in refused else RESULT)) for name in answers}
+        told = {
+            name: read_json(run / ANALYSES / name / (REFUSAL if name in refused else RESULT))
+            for name in answers
+        }
         write_json(json, {"run": str(run), "data": str(opened.episodes.path), "analyses": told})
     if refused and names:
         raise Unsupported(" ".join(f"{name}: {why}" for name, why in refused.items()))
     for name, why in refused.items():
         console.say(f"{name} is not possible for this run. {why}")
     if len(refused) < len(answers):
-        console.say(f"\nFigures and numbers are in {run / ANALYSES}. For all of it on one page: lewm report {run}")
+        console.say(
+            f"\nFigures and numbers are in {run / ANALYSES}. For all of it on one page: lewm "
+            f"report {run}"
+        )
 
 
 def _show(name: str, result: Result) -> None:
@@ -78,5 +90,9 @@ def _show(name: str, result: Result) -> None:
             for row in rows:
                 console.facts(row)
         elif rows:
-            console.table(list(rows[0]), [[console.number(value) for value in row.values()] for row in rows], title=title)
+            console.table(
+                list(rows[0]),
+                [[console.number(value) for value in row.values()] for row in rows],
+                title=title,
+            )
         console.say("")

@@ -23,10 +23,11 @@ def run(
     benchmarks: tuple[Path, ...] = (),
     out: Path | None = None,
 ) -> None:
-    """Hold every claim that is made of LeWorldModel against what was measured: it holds, does not, or was not tested, and why.
+    """Hold every claim that is made of LeWorldModel against what was measured: it holds, does not,
+    or was not tested, and why.
 
-    Nothing is measured here. What an analysis says of a run comes from `lewm analyse RUN`, success from the evaluation beside
-    the run; a claim without evidence names the command that makes it.
+    Nothing is measured here. What an analysis says of a run comes from `lewm analyse RUN`, success
+    from the evaluation beside the run; a claim without evidence names the command that makes it.
 
     Args:
         runs: run folders; several training seeds of a recipe are shown together.
@@ -37,11 +38,20 @@ def run(
     rows = [row for path in ablations for row in _rows(path, "rows")]
     evidence = Evidence([record_of(path) for path in runs], rows, _benchmarks(benchmarks))
     found = [(claim, claim.found(evidence)) for claim in CLAIMS]
-    console.table(("#", "claim", "verdict"), [(str(c.number), c.says, f.verdict) for c, f in found], title="claims")
+    console.table(
+        ("#", "claim", "verdict"),
+        [(str(c.number), c.says, f.verdict) for c, f in found],
+        title="claims",
+    )
     if out:
-        words = [*(each.label for each in evidence.runs), *(("--ablations ...",) if ablations else ())]
+        words = [
+            *(each.label for each in evidence.runs),
+            *(("--ablations ...",) if ablations else ()),
+        ]
         words += ["--benchmarks ..."] if benchmarks else []
-        write_atomically(out, to_markdown(evidence, f"lewm claims {' '.join(words)} --out {out.name}").encode())
+        write_atomically(
+            out, to_markdown(evidence, f"lewm claims {' '.join(words)} --out {out.name}").encode()
+        )
         console.say(str(out.resolve()))
 
 
@@ -59,5 +69,8 @@ def _benchmarks(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 def _rows(path: Path, key: str) -> list[Mapping[str, Any]]:
     rows = read_json(path).get(key)
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise ValueError(f"{path}: expected a list '{key}', got {type(rows).__name__}. Give a file that lewm wrote.")
+        raise ValueError(
+            f"{path}: expected a list '{key}', got {type(rows).__name__}. Give a file that lewm "
+            "wrote."
+        )
     return rows

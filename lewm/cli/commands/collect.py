@@ -34,7 +34,8 @@ def run(
     together: int | None = None,
     json: Path | None = None,
 ) -> None:
-    """Let a policy act in a world and record what it sees and does. The same command continues an interrupted collection.
+    """Let a policy act in a world and record what it sees and does. The same command continues an
+    interrupted collection.
 
     Args:
         world: name of the world, such as two-room.
@@ -43,14 +44,16 @@ def run(
         policy: one that the world offers, such as expert or random.
         seed: episode i is drawn from (seed, i) alone.
         image_size: height and width of the pixels; the world's own by default.
-        look: appearance of the world, such as "agent_color=0000ff"; numbers of two looks are never mixed.
+        look: appearance of the world, such as "agent_color=0000ff"; numbers of two looks are never
+            mixed.
         option: another option of the world, such as speed=10.5; may be given several times.
-        every: env steps from one recorded frame to the next, each with the actions in between. 5 suits the frameskip of the
-            paper, takes a fifth of the space, and of the time where drawing is slow.
-        compression: of the pixels: blosc or zstd. None, the default, is the published layout and the quickest to read; blosc
-            makes files of Two-Room 14 times smaller.
-        processes: that record at the same time, by default one per core if the world is slow, else 1; changes the speed and
-            nothing else.
+        every: env steps from one recorded frame to the next, each with the actions in between. 5
+            suits the frameskip of the paper, takes a fifth of the space, and of the time where
+            drawing is slow.
+        compression: of the pixels: blosc or zstd. None, the default, is the published layout and
+            the quickest to read; blosc makes files of Two-Room 14 times smaller.
+        processes: that record at the same time, by default one per core if the world is slow, else
+            1; changes the speed and nothing else.
         together: episodes recorded side by side in a process, likewise.
         json: write a description of the file there.
     """
@@ -85,7 +88,10 @@ def run(
     before = "" if recorded else "nothing to do: "
     size = f"{summary['image_size']} px, {summary['bytes'] / 1e6:.1f} MB"
     apart = f", one per {every} env steps" if every > 1 else ""
-    console.say(f"{before}{out} holds {summary['episodes']} episodes, {summary['steps']} frames of {size}{apart}.")
+    console.say(
+        f"{before}{out} holds {summary['episodes']} episodes, {summary['steps']} frames of "
+        f"{size}{apart}."
+    )
     if json:
         write_json(json, summary)
 
@@ -98,8 +104,16 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name.isidentifier() or name in flags or name in found:
-            got = "one that has a flag of its own" if name in flags else "it twice" if name in found else "something else"
-            raise ValueError(f"expected --option name=value with an option of the world, got {got}: '{word}'.")
+            got = (
+                "one that has a flag of its own"
+                if name in flags
+                else "it twice"
+                if name in found
+                else "something else"
+            )
+            raise ValueError(
+                f"expected --option name=value with an option of the world, got {got}: '{word}'."
+            )
         found[name] = _number(value.strip())
     return found
 
@@ -108,11 +122,17 @@ def _number(text: str) -> int | float | str:
     """A number where the text can be nothing else: 000000 and 1e5555 may be colours."""
     if re.fullmatch(r"-?(0|[1-9][0-9]*)", text):
         return int(text)
-    return float(text) if re.fullmatch(r"-?[0-9]+(\.[0-9]+(e[+-]?[0-9]+)?|e[+-][0-9]+)", text) else text
+    return (
+        float(text)
+        if re.fullmatch(r"-?[0-9]+(\.[0-9]+(e[+-]?[0-9]+)?|e[+-][0-9]+)", text)
+        else text
+    )
 
 
 def _kept(path: Path) -> str:
     if not path.exists():
         return "No episode was complete yet."
     with Episodes.open(path) as episodes:
-        return f"{len(episodes)} complete episodes are kept in {path}, and the same command goes on."
+        return (
+            f"{len(episodes)} complete episodes are kept in {path}, and the same command goes on."
+        )

@@ -25,10 +25,14 @@ def main(words: Sequence[str]) -> None:
         tyro.cli(run, args=words, prog="lewm data")
 
 
-def run(action: Positional[str], files: Positional[tuple[str, ...]], json: Path | None = None) -> None:
-    """Describe recordings (info), or read all that is in them and say whether they are sound (verify).
+def run(
+    action: Positional[str], files: Positional[tuple[str, ...]], json: Path | None = None
+) -> None:
+    """Describe recordings (info), or read all that is in them and say whether they are sound
+    (verify).
 
-    A third action makes an episode file of recordings in any known format: `lewm data convert --help`.
+    A third action makes an episode file of recordings in any known format: `lewm data convert
+    --help`.
 
     Args:
         action: info or verify.
@@ -78,17 +82,21 @@ def convert(
 ) -> None:
     """Make an episode file of recordings. The same command continues an interrupted conversion.
 
-    Known are HDF5 files in the published layout, Lance tables, LeRobot folders (versions 2 and 3), and folders of videos with
-    their actions in CSV; each may be inside a .tar, .tar.zst or .zst, or on the hub. docs/your-own-data.md says more.
+    Known are HDF5 files in the published layout, Lance tables, LeRobot folders (versions 2 and 3),
+    and folders of videos with their actions in CSV; each may be inside a .tar, .tar.zst or .zst, or
+    on the hub. docs/your-own-data.md says more.
 
     Args:
         source: file or folder of recordings, or hf:user/name.
         out: episode file (HDF5) to write.
         image_size: height and width of the pixels; those of the recordings by default.
-        crop: of pictures that are not square: center (cut the longer side) or pad (add black). Without it they are refused.
+        crop: of pictures that are not square: center (cut the longer side) or pad (add black).
+            Without it they are refused.
         camera: which one, where there are several.
-        action_columns: the columns that hold the actions, such as "action" or "dx,dy"; those of the format by default.
-        state_columns: the columns that hold the ground truth, side by side, such as "pos_agent,block_pose".
+        action_columns: the columns that hold the actions, such as "action" or "dx,dy"; those of the
+            format by default.
+        state_columns: the columns that hold the ground truth, side by side, such as
+            "pos_agent,block_pose".
         world: that was recorded, if evaluation is to act in it.
         episodes: convert only the first so many.
         compression: of the pixels: blosc or zstd; None, the default, is the published layout.
@@ -96,7 +104,15 @@ def convert(
         max_expansion: refuse archives that hold more than this many times their own size.
         json: write a description of the file there.
     """
-    selection = Selection(format, camera, _listed(action_columns), _listed(state_columns), image_size, crop, max_expansion)
+    selection = Selection(
+        format,
+        camera,
+        _listed(action_columns),
+        _listed(state_columns),
+        image_size,
+        crop,
+        max_expansion,
+    )
     converted = False
 
     def report(done: int, total: int) -> None:
@@ -113,7 +129,9 @@ def convert(
         summary = file.summary()
     size = f"{summary['image_size']} px, {summary['bytes'] / 1e6:.1f} MB"
     before = "" if converted else "nothing to do: "
-    console.say(f"{before}{out} holds {summary['episodes']} episodes, {summary['steps']} frames of {size}.")
+    console.say(
+        f"{before}{out} holds {summary['episodes']} episodes, {summary['steps']} frames of {size}."
+    )
     if json:
         write_json(json, summary)
 
@@ -126,4 +144,6 @@ def _kept(path: Path) -> str:
     if not path.exists():
         return "No episode was complete yet."
     with Episodes.open(path) as episodes:
-        return f"{len(episodes)} complete episodes are kept in {path}, and the same command goes on."
+        return (
+            f"{len(episodes)} complete episodes are kept in {path}, and the same command goes on."
+        )

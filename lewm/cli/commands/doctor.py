@@ -48,13 +48,15 @@ EXTRAS = {
     "tensorboard": "`lewm train --training.tensorboard`",
     "dev": "tests, lint and types, for work on lewm itself",
 }
-"""What each extra is for. Its packages are read from lewm's metadata; one that is not listed here is shown without words."""
+"""What each extra is for. Its packages are read from lewm's metadata; one that is not listed here
+is shown without words."""
 
 FILTERS = {"blosc": 32001, "zstd": 32015, "lz4": 32004, "bitshuffle": 32008}
 """HDF5's registered numbers of the compressions that published episode files use."""
 
 LITTLE_DISK_GB, LITTLE_MEMORY_GB = 0.2, 2.0
-"""Below these the quickstart itself may fail: it needs about 0.1 GB of disk (32 MB of them episodes) and 1 GB of memory."""
+"""Below these the quickstart itself may fail: it needs about 0.1 GB of disk (32 MB of them
+episodes) and 1 GB of memory."""
 
 
 def examine(folder: Path | str = ".") -> dict[str, Any]:
@@ -64,18 +66,24 @@ def examine(folder: Path | str = ".") -> dict[str, Any]:
         folder: whose disk is asked for its free space.
 
     Returns:
-        JSON-ready sections ("versions", "extras", "device", "machine", "plug-ins", "files"), `problems`, a list of sentences,
-        and `verdict`, one sentence.
+        JSON-ready sections ("versions", "extras", "device", "machine", "plug-ins", "files"),
+        `problems`, a list of sentences, and `verdict`, one sentence.
     """
     versions, missing = _versions()
-    problems = [f"{name} is required and not installed. Install it with: pip install {name}" for name in missing]
+    problems = [
+        f"{name} is required and not installed. Install it with: pip install {name}"
+        for name in missing
+    ]
     device, device_problems = _device()
     machine, machine_problems = _machine(Path(folder))
     files, file_problems = _files()
     problems += device_problems + machine_problems + file_problems
     works = "lewm cannot train here."
     if "used" in device:
-        works = f'lewm will use {device["used"]}; where precision is left to "auto", that means {device["precision"]} here.'
+        used, precision = device["used"], device["precision"]
+        works = (
+            f'lewm will use {used}; where precision is left to "auto", that means {precision} here.'
+        )
     return {
         "versions": versions,
         "extras": _extras(),
@@ -92,7 +100,10 @@ def _versions() -> tuple[dict[str, str], list[str]]:
     """Versions of Python and of all that lewm requires, and the names of what is not there."""
     names = [name for name, extra in _requirements() if not extra]
     found = {name: _version(name) for name in ("lewm", *names)}
-    versions = {"python": platform.python_version(), **{name: version or "missing" for name, version in found.items()}}
+    versions = {
+        "python": platform.python_version(),
+        **{name: version or "missing" for name, version in found.items()},
+    }
     return versions, [name for name in names if found[name] is None]
 
 
@@ -104,12 +115,19 @@ def _extras() -> dict[str, str]:
         gives = EXTRAS.get(extra, "")
         missing = [name for name in packages if _version(name) is None]
         lacks = f"lacks {', '.join(missing)}; install it with: pip install 'lewm[{extra}]'"
-        answer[extra] = f"{lacks if missing else 'installed'} ({gives})" if gives else lacks if missing else "installed"
+        answer[extra] = (
+            f"{lacks if missing else 'installed'} ({gives})"
+            if gives
+            else lacks
+            if missing
+            else "installed"
+        )
     return answer
 
 
 def _device() -> tuple[dict[str, Any], list[str]]:
-    """Where and in which precision training will run, and how fast this device multiplies matrices in either."""
+    """Where and in which precision training will run, and how fast this device multiplies matrices
+    in either."""
     try:
         import torch
         from lightning_fabric import Fabric
@@ -121,7 +139,11 @@ def _device() -> tuple[dict[str, Any], list[str]]:
         warnings.simplefilter("ignore")
         device = Fabric(accelerator="auto", devices=1).device
     precision = fastest_precision(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     answer = {
         "used": f"{device} ({name})",
         "precision": precision,
@@ -147,12 +169,17 @@ def _gigaflops(device: Any, dtype: Any, size: int = 768, laps: int = 5) -> float
 
 
 def _machine(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     disk = shutil.disk_usage(folder).free / 1e9
     memory = _memory_gb()
     problems = []
     if disk < LITTLE_DISK_GB:
-        problems.append(f"Only {disk:.1f} GB are free on the disk of {folder.resolve()}: a quickstart needs 0.1.")
+        problems.append(
+            f"Only {disk:.1f} GB are free on the disk of {folder.resolve()}: a quickstart needs "
+            "0.1."
+        )
     if memory is not None and memory < LITTLE_MEMORY_GB:
         problems.append(f"Only {memory:.1f} GB of memory are free: a quickstart needs 1.")
     answer = {
@@ -191,7 +218,8 @@ def _plugins(kind: str) -> dict[str, str]:
         try:
             registry.load(kind, name)
             answer[name] = "loads"
-        except Exception as error:  # whatever one plug-in does wrong, the others are still of interest
+        # whatever one plug-in does wrong, the others are still of interest
+        except Exception as error:
             answer[name] = f"does not load: {error}"
     return answer
 
@@ -203,9 +231,14 @@ def _files() -> tuple[dict[str, str], list[str]]:
         import hdf5plugin  # noqa: F401  importing it is what adds the filters
     except ImportError as error:
         return {}, [f"episode files cannot be read ({error})."]
-    answer = {name: "readable" if h5py.h5z.filter_avail(number) else "not readable" for name, number in FILTERS.items()}
+    answer = {
+        name: "readable" if h5py.h5z.filter_avail(number) else "not readable"
+        for name, number in FILTERS.items()
+    }
     unreadable = [name for name, state in answer.items() if state != "readable"]
-    return answer, [f"Episode files compressed with {', '.join(unreadable)} cannot be read."] if unreadable else []
+    return answer, [
+        f"Episode files compressed with {', '.join(unreadable)} cannot be read."
+    ] if unreadable else []
 
 
 def _requirements() -> list[tuple[str, str]]:

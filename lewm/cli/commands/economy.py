@@ -28,14 +28,17 @@ def run(
     device: str = "auto",
     json: Path | None = None,
 ) -> None:
-    """Tokens, arithmetic, time and bytes of a run, measured here, beside the models of others, as they were published.
+    """Tokens, arithmetic, time and bytes of a run, measured here, beside the models of others, as
+    they were published.
 
-    Without a run, the published ones alone. Where nobody published a number it is a dash, or an estimate that is called one.
+    Without a run, the published ones alone. Where nobody published a number it is a dash, or an
+    estimate that is called one.
 
     Args:
         run: run folder.
         out: picture to write, a field of dots per model with one dot per token of a frame: .svg.
-        data: episode file; by default the one the run was trained on, of which only held-out episodes are planned in.
+        data: episode file; by default the one the run was trained on, of which only held-out
+            episodes are planned in.
         seed: of the observations that are planned from.
         device: cpu, cuda, ... or auto.
         json: write the numbers there.
@@ -46,10 +49,17 @@ def run(
     else:
         opened = open_run(run, data, device)
         with console.Bars() as bars:
-            result = Economy(seed=seed).run(opened, lambda done, total, note: bars.update("measure", done, total, note))
+            result = Economy(seed=seed).run(
+                opened, lambda done, total, note: bars.update("measure", done, total, note)
+            )
     for caption, rows in result.tables.items():
         in_words = "remark" in rows[0]
-        console.table(tuple(rows[0]), [tuple(row.values()) for row in rows], len(rows[0]) if in_words else 1, title=caption)
+        console.table(
+            tuple(rows[0]),
+            [tuple(row.values()) for row in rows],
+            len(rows[0]) if in_words else 1,
+            title=caption,
+        )
     write_atomically(out, draw(result)[0].svg.encode())
     console.say(str(out.resolve()))
     if json:

@@ -12,7 +12,14 @@ from tyro.conf import OmitArgPrefixes, Positional
 from lewm import registry
 from lewm.cli import console
 from lewm.cli.flags import PlanningChanges
-from lewm.evaluation.comparison import COMPARISON_COLUMNS, SPREAD_COLUMNS, Suite, compare, evaluate_suite, spread
+from lewm.evaluation.comparison import (
+    COMPARISON_COLUMNS,
+    SPREAD_COLUMNS,
+    Suite,
+    compare,
+    evaluate_suite,
+    spread,
+)
 from lewm.evaluation.evaluate import COLUMNS, markdown_table
 from lewm.evaluation.tasks import standard_tasks
 from lewm.files import write_json
@@ -26,7 +33,8 @@ ORIGINS = {
 }
 
 TOGETHER, TOGETHER_LOOPED = 128, 16
-"""Environments stepped and planned side by side, in a world with a batched form and in one that opens a simulator for each."""
+"""Environments stepped and planned side by side, in a world with a batched form and in one that
+opens a simulator for each."""
 
 
 def main(words: Sequence[str]) -> None:
@@ -48,38 +56,59 @@ def run(
     markdown: bool = False,
     json: Path | None = None,
 ) -> None:
-    """Measure how often a trained model reaches its goals on episodes it never saw, and how often one gets there without it.
+    """Measure how often a trained model reaches its goals on episodes it never saw, and how often
+    one gets there without it.
 
-    Several runs play the same pairs, of episodes that none of them was trained on, and are compared with the first one.
+    Several runs play the same pairs, of episodes that none of them was trained on, and are compared
+    with the first one.
 
     Args:
         run: run folder.
         others: more of them.
-        data: episode file; by default the one the (first) run was trained on, of which only held-out episodes are used.
+        data: episode file; by default the one the (first) run was trained on, of which only
+            held-out episodes are used.
         episodes: start/goal pairs; the paper takes 50, and its intervals are wide.
         seed: of the pairs, the search and the random floor.
-        seeds: play everything as often, with seed, seed + 1, ..., and report each and all of them together.
+        seeds: play everything as often, with seed, seed + 1, ..., and report each and all of them
+            together.
         full: add goals 50, 75 and 100 steps ahead, and goals in another room.
-        pool: the runs are one recipe's, of several training seeds: each plays pairs of its own data, and their mean is shown.
+        pool: the runs are one recipe's, of several training seeds: each plays pairs of its own
+            data, and their mean is shown.
         planning: changes to how the recipe of each run plans.
-        together: environments stepped and planned side by side; changes the speed and nothing else. By default what suits the
-            world.
+        together: environments stepped and planned side by side; changes the speed and nothing else.
+            By default what suits the world.
         device: cpu, cuda, ... or auto.
         markdown: print Markdown tables.
         json: write every number there, each attempt included.
     """
     if seeds < 1 or (together is not None and together < 1):
-        raise ValueError(f"expected at least 1 of --seeds and of --together, got {seeds} and {together}.")
+        raise ValueError(
+            f"expected at least 1 of --seeds and of --together, got {seeds} and {together}."
+        )
     paths = (run, *others)
     if len(paths) > len(string.ascii_uppercase):
-        raise ValueError(f"expected at most {len(string.ascii_uppercase)} runs, got {len(paths)}. Evaluate them in turns.")
+        raise ValueError(
+            f"expected at most {len(string.ascii_uppercase)} runs, got {len(paths)}. Evaluate "
+            "them in turns."
+        )
     same_pairs = len(paths) > 1 and not pool
     opened = [open_run(run, data, device)]
-    opened += [open_run(path, opened[0].episodes.path if same_pairs else data, device) for path in others]
-    heldout = [_held_out_of_all(opened)] * len(opened) if same_pairs else [each.heldout for each in opened]
-    if pool and len(worlds := {(each.world_name, each.episodes.provenance.look) for each in opened}) > 1:
+    opened += [
+        open_run(path, opened[0].episodes.path if same_pairs else data, device) for path in others
+    ]
+    heldout = (
+        [_held_out_of_all(opened)] * len(opened)
+        if same_pairs
+        else [each.heldout for each in opened]
+    )
+    if (
+        pool
+        and len(worlds := {(each.world_name, each.episodes.provenance.look) for each in opened}) > 1
+    ):
         got = ", ".join(sorted(f"{world} ({look or 'published'})" for world, look in worlds))
-        raise ValueError(f"expected --pool with runs of one recipe, got {got}. Evaluate them apart.")
+        raise ValueError(
+            f"expected --pool with runs of one recipe, got {got}. Evaluate them apart."
+        )
     configs = [planning.of(each) for each in opened]
     protocols = standard_tasks(episodes, seed)[: None if full else 1]
     labels = string.ascii_uppercase[: len(paths)] if others else [""]
@@ -90,7 +119,9 @@ def run(
     with console.Bars() as bars:
         for label, each, config, unseen in zip(labels, opened, configs, heldout, strict=True):
 
-            def progress(what: str, done: int, total: int, who: str = f"{label}: " if label else "") -> None:
+            def progress(
+                what: str, done: int, total: int, who: str = f"{label}: " if label else ""
+            ) -> None:
                 bars.update(who + what, done, total)
 
             like = suites[0] if same_pairs and suites else None
@@ -101,12 +132,23 @@ def run(
                 raise ValueError(" ".join(suites[-1].omitted.values()))
 
     told: list[dict[str, Any]] = []
-    for label, each, config, unseen, suite in zip(labels, opened, configs, heldout, suites, strict=True):
+    for label, each, config, unseen, suite in zip(
+        labels, opened, configs, heldout, suites, strict=True
+    ):
         look = each.episodes.provenance.look or "published"
         budget = budget_in_words(each.experiment)
         named = f"{each.path} ({budget})" if budget else str(each.path)
-        where = f"{named} on {len(unseen)} episodes {ORIGINS[each.own_data]} ({each.episodes.path}, look {look})"
-        _show(COLUMNS, suite.rows(), f"{label}: {where}" if label else where, suite.remarks(), markdown)
+        where = (
+            f"{named} on {len(unseen)} episodes {ORIGINS[each.own_data]} ({each.episodes.path}, "
+            f"look {look})"
+        )
+        _show(
+            COLUMNS,
+            suite.rows(),
+            f"{label}: {where}" if label else where,
+            suite.remarks(),
+            markdown,
+        )
         about = {
             "run": str(each.path),
             "budget": each.experiment.get("budget"),
@@ -114,13 +156,21 @@ def run(
             "world": each.world_name,
             "look": look,
         }
-        told.append({**about, "own_data": each.own_data, "settings": repr(config), **suite.to_json()})
+        told.append(
+            {**about, "own_data": each.own_data, "settings": repr(config), **suite.to_json()}
+        )
     summary: dict[str, Any] = {}
     if same_pairs:
         summary["comparisons"] = _compare(labels, suites, markdown)
     elif others:
         spreads = spread(suites)
-        _show(SPREAD_COLUMNS, [each.row() for each in spreads], "mean over the runs (least to most)", (), markdown)
+        _show(
+            SPREAD_COLUMNS,
+            [each.row() for each in spreads],
+            "mean over the runs (least to most)",
+            (),
+            markdown,
+        )
         summary["pool"] = [asdict(each) for each in spreads]
     if json:
         write_json(json, {"runs": told, **summary} if others else told[0])
@@ -131,18 +181,24 @@ def _held_out_of_all(opened: Sequence[Run]) -> tuple[int, ...]:
     common = tuple(sorted(set.intersection(*(set(each.heldout) for each in opened))))
     if not common:
         raise ValueError(
-            f"{opened[0].episodes.path}: expected episodes that none of the runs was trained on, got none. Pass other episodes "
-            "of this world with --data FILE, or evaluate each run on its own with --pool."
+            f"{opened[0].episodes.path}: expected episodes that none of the runs was trained on, "
+            "got none. Pass other episodes of this world with --data FILE, or evaluate each run "
+            "on its own with --pool."
         )
     return common
 
 
 def _suitable(run: Run) -> int:
-    """How many environments to step together: the simulators of a world without a batched form need memory."""
-    return TOGETHER if hasattr(registry.load("worlds", run.world_name), "batched") else TOGETHER_LOOPED
+    """How many environments to step together: the simulators of a world without a batched form need
+    memory."""
+    return (
+        TOGETHER if hasattr(registry.load("worlds", run.world_name), "batched") else TOGETHER_LOOPED
+    )
 
 
-def _compare(labels: Sequence[str], suites: Sequence[Suite], markdown: bool) -> list[dict[str, Any]]:
+def _compare(
+    labels: Sequence[str], suites: Sequence[Suite], markdown: bool
+) -> list[dict[str, Any]]:
     """Show every run beside the first one."""
     found = [
         comparison
@@ -154,7 +210,13 @@ def _compare(labels: Sequence[str], suites: Sequence[Suite], markdown: bool) -> 
     return [comparison.to_json() for comparison in found]
 
 
-def _show(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, remarks: Sequence[str], as_markdown: bool) -> None:
+def _show(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    title: str,
+    remarks: Sequence[str],
+    as_markdown: bool,
+) -> None:
     if as_markdown:
         console.say("\n\n".join([title, markdown_table(columns, rows), *remarks]))
     else:

@@ -28,15 +28,18 @@ def run(
     device: str = "auto",
     json: Path | None = None,
 ) -> None:
-    """Fit heads to a trained run and store them in it; the world model stays as it is. A minute each.
+    """Fit heads to a trained run and store them in it; the world model stays as it is. A minute
+    each.
 
-    `temporal` learns how many env steps lie between two latents: an objective for distant goals. `amortised` learns what was
-    done on the way: a plan in one pass. Both learn from what is on record, so they are as good as the policy that was recorded.
+    `temporal` learns how many env steps lie between two latents: an objective for distant goals.
+    `amortised` learns what was done on the way: a plan in one pass. Both learn from what is on
+    record, so they are as good as the policy that was recorded.
 
     Args:
         run: run folder.
         names: of the heads; without any, all there are. One that the run already has is replaced.
-        data: episode file; by default the one the run was trained on. Only episodes of its training are fitted to.
+        data: episode file; by default the one the run was trained on. Only episodes of its training
+            are fitted to.
         updates: optimiser steps per head.
         reach: env steps of the most distant goals.
         max_frames: frames that are looked at, at most.
@@ -44,15 +47,36 @@ def run(
         device: cpu, cuda, ... or auto.
         json: write the numbers there.
     """
-    chosen = [registry.choose("head", name.replace("_", "-"), registry.names("heads")) for name in names]
+    chosen = [
+        registry.choose("head", name.replace("_", "-"), registry.names("heads")) for name in names
+    ]
     fitting = FittingConfig(updates=updates, reach=reach, max_frames=max_frames, seed=seed)
     opened = open_run(run, data, device)
     with console.Bars() as bars:
         found = fit_heads(
-            run, opened.model, opened.episodes, opened.fit_ids, opened.test_ids, chosen or None, fitting, bars.update
+            run,
+            opened.model,
+            opened.episodes,
+            opened.fit_ids,
+            opened.test_ids,
+            chosen or None,
+            fitting,
+            bars.update,
         )
-    columns = ("loss", "heldout_loss", "rank_correlation", "l2_rank_correlation", "frames", "seconds")
-    rows = [(name, *(console.number(metrics.get(column)) for column in columns)) for name, metrics in found.items()]
-    console.table(("head", *(column.replace("_", " ") for column in columns)), rows, title=f"heads of {run}")
+    columns = (
+        "loss",
+        "heldout_loss",
+        "rank_correlation",
+        "l2_rank_correlation",
+        "frames",
+        "seconds",
+    )
+    rows = [
+        (name, *(console.number(metrics.get(column)) for column in columns))
+        for name, metrics in found.items()
+    ]
+    console.table(
+        ("head", *(column.replace("_", " ") for column in columns)), rows, title=f"heads of {run}"
+    )
     if json:
         write_json(json, {"run": str(run), "data": str(opened.episodes.path), "heads": found})

@@ -29,13 +29,14 @@ def run(
 ) -> None:
     """Make a run of published weights, which every command that takes a run then accepts.
 
-    Published weights lack the statistics that normalise actions. Give the data that they were trained on: the statistics are
-    those of all its rows, as published. Or give the numbers. A statistics.json beside the weights, as `lewm export` writes it,
-    goes before the data.
+    Published weights lack the statistics that normalise actions. Give the data that they were
+    trained on: the statistics are those of all its rows, as published. Or give the numbers. A
+    statistics.json beside the weights, as `lewm export` writes it, goes before the data.
 
     Args:
-        checkpoint: folder with weights.pt and config.json, or the .pt file itself, or hf:user/name to fetch both from the hub;
-            or a folder of pieces that `lewm export --format pieces` wrote, which need nothing else.
+        checkpoint: folder with weights.pt and config.json, or the .pt file itself, or hf:user/name
+            to fetch both from the hub; or a folder of pieces that `lewm export --format pieces`
+            wrote, which need nothing else.
         out: run folder to make.
         data: episode file; the run is used with it unless another is given.
         action_mean: of the actions, one number per dimension.
@@ -52,7 +53,10 @@ def run(
     experiment, model = read_json(out / checkpoints.EXPERIMENT), checkpoints.load(out)
     imported, spec = experiment["imported"], model.spec
     facts = {
-        "weights": f"{imported['dialect']} dialect, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "weights": (
+            f"{imported['dialect']} dialect, {sum(p.numel() for p in model.parameters()):,} "
+            "parameters"
+        ),
         "world": experiment["world"],
         "pictures": f"{spec.image_size} px, up to {model.context} at once",
         "actions": f"{spec.frameskip} x {spec.statistics.action_dim} numbers a block",
@@ -68,7 +72,10 @@ def run(
 def _join(folder: Path, out: Path, json: Path | None, *needless: object) -> None:
     """Make a run of pieces, which know their statistics, their world and their data."""
     if any(needless):
-        raise ValueError(f"{folder} holds pieces of a run, which say all of that: leave --data, --action-* and --world out.")
+        raise ValueError(
+            f"{folder} holds pieces of a run, which say all of that: leave --data, --action-* and "
+            "--world out."
+        )
     join_pieces(folder, out)
     model, experiment = checkpoints.load(out), read_json(out / checkpoints.EXPERIMENT)
     budget = checkpoints.budget_in_words(experiment)

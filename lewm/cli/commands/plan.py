@@ -40,19 +40,22 @@ def run(
     device: str = "auto",
     json: Path | None = None,
 ) -> None:
-    """Draw planned episodes as an animation: what the agent sees, where it imagines its plans to end, and what it does.
+    """Draw planned episodes as an animation: what the agent sees, where it imagines its plans to
+    end, and what it does.
 
     Args:
         run: run folder.
-        out: animation to write: .gif, .webp, or .mp4 (needs lewm[video]). By default plan.gif; in real time none, because what
-            is kept for it takes its share of the time to plan.
+        out: animation to write: .gif, .webp, or .mp4 (needs lewm[video]). By default plan.gif; in
+            real time none, because what is kept for it takes its share of the time to plan.
         episodes: how many, one after the other.
         seed: of the start/goal pairs and the search.
         offset: env steps between start and goal in the data; twice as many are allowed.
         across: goals in another room instead, in 100 steps.
-        realtime: env steps per second at which the world goes on, whether the plan is ready or not; 20 is usual. Shows how
-            late actions were, and which share of the plans had to be cut short.
-        data: episode file; by default the one the run was trained on, of which only held-out episodes are used.
+        realtime: env steps per second at which the world goes on, whether the plan is ready or not;
+            20 is usual. Shows how late actions were, and which share of the plans had to be cut
+            short.
+        data: episode file; by default the one the run was trained on, of which only held-out
+            episodes are used.
         planning: changes to how the run's recipe plans.
         device: cpu, cuda, ... or auto.
         json: write what happened there.
@@ -73,7 +76,9 @@ def run(
     if realtime is None:
         recordings = record_episodes(opened.model, config, world, opened.episodes, pairs, protocol)
     else:
-        drives, recordings = _drive(opened, config, world, pairs, protocol, realtime, drawn=out is not None)
+        drives, recordings = _drive(
+            opened, config, world, pairs, protocol, realtime, drawn=out is not None
+        )
     if out is not None:
         _animate(recordings, protocol.budget, _view(opened, world.spec), out)
     attempts = [_told(each) for each in drives or recordings]
@@ -93,9 +98,16 @@ def run(
 
 
 def _drive(
-    opened: Run, config: PlanningConfig, world: World, pairs: Pairs, protocol: Task, rate_hz: float, drawn: bool
+    opened: Run,
+    config: PlanningConfig,
+    world: World,
+    pairs: Pairs,
+    protocol: Task,
+    rate_hz: float,
+    drawn: bool,
 ) -> tuple[list[Drive], list[Recording]]:
-    """Attempts in real time, one after the other, and where they are to be drawn, their pictures, made afterwards."""
+    """Attempts in real time, one after the other, and where they are to be drawn, their pictures,
+    made afterwards."""
     agent = Agent(opened.model, config, world.spec, [protocol.seed], trace=drawn)
     drives, recordings = [], []
     with console.Bars() as bars:
@@ -107,7 +119,11 @@ def _drive(
             if drawn:
                 d, goal = drives[-1], pair.goals[0]
                 pixels, replans = world.render(d.states), tuple(agent.trace)
-                recordings.append(Recording(pixels, goal_pixels[0], d.states, goal, d.actions, d.success_step, replans))
+                recordings.append(
+                    Recording(
+                        pixels, goal_pixels[0], d.states, goal, d.actions, d.success_step, replans
+                    )
+                )
             bars.update("drive", number, len(pairs))
     return drives, recordings
 
@@ -122,14 +138,34 @@ def _told(attempt: Drive | Recording) -> dict[str, Any]:
 def _show(drives: Sequence[Drive], rate_hz: float) -> dict[str, Any]:
     """Print how late actions were, and return it."""
     found = latencies(drives)
-    steps, plans, cut_short = found["all"].steps, found["replanning"].steps, sum(d.cut_short for d in drives)
+    steps, plans, cut_short = (
+        found["all"].steps,
+        found["replanning"].steps,
+        sum(d.cut_short for d in drives),
+    )
     achieved = steps / sum(d.seconds for d in drives)
     rows = [latency.row(name) for name, latency in found.items()]
-    console.table(COLUMNS, rows, title=f"{rate_hz:g} steps per second, {1e3 / rate_hz:g} ms each; {achieved:.4g} achieved")
+    console.table(
+        COLUMNS,
+        rows,
+        title=f"{rate_hz:g} steps per second, {1e3 / rate_hz:g} ms each; {achieved:.4g} achieved",
+    )
     reached = sum(d.success_step is not None for d in drives)
-    console.say(f"{reached} of {len(drives)} goals reached; {plans} plans, {cut_short} of them cut short by their deadline")
-    told = {name: {**asdict(latency), "missed_share": latency.missed_share} for name, latency in found.items()}
-    return {"rate_hz": rate_hz, "achieved_hz": achieved, "cut_short": cut_short, "successes": reached, "latency": told}
+    console.say(
+        f"{reached} of {len(drives)} goals reached; {plans} plans, {cut_short} of them cut short "
+        "by their deadline"
+    )
+    told = {
+        name: {**asdict(latency), "missed_share": latency.missed_share}
+        for name, latency in found.items()
+    }
+    return {
+        "rate_hz": rate_hz,
+        "achieved_hz": achieved,
+        "cut_short": cut_short,
+        "successes": reached,
+        "latency": told,
+    }
 
 
 def _animate(recordings: Sequence[Recording], budget: int, view: View | None, out: Path) -> None:
@@ -142,8 +178,11 @@ def _animate(recordings: Sequence[Recording], budget: int, view: View | None, ou
 
 
 def _view(opened: Run, spec: WorldSpec) -> View | None:
-    """How imagined latents are drawn into the picture, where the state begins with a place in it: through a linear probe."""
+    """How imagined latents are drawn into the picture, where the state begins with a place in it:
+    through a linear probe."""
     if spec.picture_extent is None or spec.tolerance is None:
         return None
-    probe = steady_probe(opened.model, opened.episodes, opened.fit_ids, readings_of(opened.episodes))
+    probe = steady_probe(
+        opened.model, opened.episodes, opened.fit_ids, readings_of(opened.episodes)
+    )
     return View(probe.predict, spec.picture_extent, spec.tolerance)

@@ -15,8 +15,11 @@ def main(words: Sequence[str]) -> None:
     tyro.cli(run, args=words, prog="lewm quickstart")
 
 
-def run(out: Path = Path("quickstart"), seed: int = 0, short: bool = False, json: Path | None = None) -> None:
-    """Collect episodes, train a small world model, evaluate, probe, and write a report: two minutes on a laptop.
+def run(
+    out: Path = Path("quickstart"), seed: int = 0, short: bool = False, json: Path | None = None
+) -> None:
+    """Collect episodes, train a small world model, evaluate, probe, and write a report: two minutes
+    on a laptop.
 
     Args:
         out: folder for everything; an unfinished quickstart in it is continued.
@@ -28,7 +31,9 @@ def run(out: Path = Path("quickstart"), seed: int = 0, short: bool = False, json
         with console.Bars() as bars:
             result = quickstart.run(out, seed, short, bars.update)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"What was complete is kept in {out}, and the same command goes on from there.") from None
+        raise KeyboardInterrupt(
+            f"What was complete is kept in {out}, and the same command goes on from there."
+        ) from None
     _show(result)
     console.say(f"\nOpen {(out / 'report.html').resolve()} in a browser.")
     if json:
@@ -40,8 +45,15 @@ def _show(result: dict[str, Any]) -> None:
         return f"{score['rate']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
 
     rows = [("agent", interval(result["success"]), interval(result["strict"]))]
-    rows += [(name.replace("_", " "), interval(score), interval(score["strict"])) for name, score in result["floors"].items()]
-    console.table(("policy", "success", "of what does not begin solved"), rows, title=f"{result['success']['episodes']} goals")
+    rows += [
+        (name.replace("_", " "), interval(score), interval(score["strict"]))
+        for name, score in result["floors"].items()
+    ]
+    console.table(
+        ("policy", "success", "of what does not begin solved"),
+        rows,
+        title=f"{result['success']['episodes']} goals",
+    )
     console.facts({"probe r": result["probe_r"], "seconds": result["seconds"]})
     if result["alarm"]:
         console.alarm(result["alarm"])

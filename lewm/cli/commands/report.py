@@ -17,11 +17,16 @@ def main(words: Sequence[str]) -> None:
     tyro.cli(run, args=words, prog="lewm report")
 
 
-def run(run: Positional[Path], others: Positional[tuple[Path, ...]] = (), out: Path = Path("report.html")) -> None:
-    """Write one self-contained page about a run, or several side by side, from what is in their folders.
+def run(
+    run: Positional[Path],
+    others: Positional[tuple[Path, ...]] = (),
+    out: Path = Path("report.html"),
+) -> None:
+    """Write one self-contained page about a run, or several side by side, from what is in their
+    folders.
 
-    It asks nothing: what `lewm analyse`, `lewm evaluate` and the like have stored is shown, and what is missing is named with
-    its command.
+    It asks nothing: what `lewm analyse`, `lewm evaluate` and the like have stored is shown, and
+    what is missing is named with its command.
 
     Args:
         run: run folder.
@@ -37,5 +42,8 @@ def run(run: Positional[Path], others: Positional[tuple[Path, ...]] = (), out: P
     for record in records:
         missing = [name for name, answer in record.answers.items() if answer.result is None]
         if missing:
-            console.say(f"{record.path}: without {', '.join(missing)}. For these: lewm analyse {record.quoted}")
+            console.say(
+                f"{record.path}: without {', '.join(missing)}. For these: lewm analyse "
+                f"{record.quoted}"
+            )
     console.say(f"Open {out.resolve()} in a browser.")

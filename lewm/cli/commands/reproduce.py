@@ -29,15 +29,18 @@ def run(
     minutes: float | None = None,
     json: Path | None = None,
 ) -> None:
-    """Collect a recipe's data, train, evaluate beside the floors, probe beside the controls. The same command continues.
+    """Collect a recipe's data, train, evaluate beside the floors, probe beside the controls. The
+    same command continues.
 
     Args:
-        recipe: name of the experiment; `lewm reproduce --list` shows all, with hardware, cost and what to expect.
+        recipe: name of the experiment; `lewm reproduce --list` shows all, with hardware, cost and
+            what to expect.
         out: folder for everything; by default runs/RECIPE-SEED.
         seed: of data, weights and evaluation.
         pairs: start/goal pairs; the paper takes 50, and its intervals are wide.
         short: a much smaller one, to see that all of it works; its numbers mean nothing.
-        minutes: train for this long in place of the recipe's updates; collecting and evaluating take their own time.
+        minutes: train for this long in place of the recipe's updates; collecting and evaluating
+            take their own time.
         json: write the result there as well.
     """
     out = out or Path("runs") / f"{recipe}-{seed}"
@@ -45,7 +48,9 @@ def run(
         with console.Bars() as bars:
             result = reproduce.reproduce(recipe, out, seed, pairs, short, bars.update, minutes)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"What was complete is kept in {out}, and the same command goes on from there.") from None
+        raise KeyboardInterrupt(
+            f"What was complete is kept in {out}, and the same command goes on from there."
+        ) from None
     console.say((out / "result.md").read_text())
     if result["alarm"]:
         console.alarm(result["alarm"])

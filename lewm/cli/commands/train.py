@@ -1,4 +1,5 @@
-"""`lewm train RECIPE`: every field of the recipe's model and training is a flag, with the recipe's value as its default."""
+"""`lewm train RECIPE`: every field of the recipe's model and training is a flag, with the recipe's
+value as its default."""
 
 import contextlib
 import importlib.util
@@ -20,14 +21,18 @@ from lewm.training.train import Progress, train
 from lewm.worlds.kit.opening import open_world
 
 NOT_ON_THE_BAR = {"update", "gradient_norm", "learning_rate", "seconds", "updates_per_second"}
-"""Metrics that a progress bar leaves out: it shows the loss, its terms, and how spread the latents are."""
+"""Metrics that a progress bar leaves out: it shows the loss, its terms, and how spread the latents
+are."""
 
 
 def main(words: Sequence[str]) -> None:
     if words and words[0] in ("-h", "--help"):
         _list_recipes()
     elif not words or words[0].startswith("-"):
-        raise ValueError("expected a recipe first: lewm train RECIPE --data FILE --out RUN. `lewm train --help` lists them.")
+        raise ValueError(
+            "expected a recipe first: lewm train RECIPE --data FILE --out RUN. `lewm train "
+            "--help` lists them."
+        )
     else:
         tyro.cli(_command(recipes.load(words[0])), args=words[1:], prog=f"lewm train {words[0]}")
 
@@ -44,22 +49,29 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
         image_size: int = recipe.image_size,
         json: Path | None = None,
     ) -> None:
-        """Train a world model on an episode file. The same command continues an interrupted training.
+        """Train a world model on an episode file. The same command continues an interrupted
+        training.
 
         Args:
             data: episode file (HDF5).
             out: run folder, for weights, settings and metrics.
             model: what is trained.
             training: how it is trained.
-            world: that the data are of, for evaluation. By default what the file says, which must then be the recipe's.
+            world: that the data are of, for evaluation. By default what the file says, which must
+                then be the recipe's.
             image_size: that the data must have.
             json: write the outcome there.
         """
         settings = type(recipe.model)(**vars(model)), type(recipe.training)(**vars(training))
         known = _check(data, recipe.world, world, image_size)
-        if settings[1].tensorboard and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
+        if settings[1].tensorboard and not any(
+            map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))
+        ):
             hint = registry._install_hint("tensorboard")
-            raise ImportError(f"--training.tensorboard needs the package 'tensorboard'. {hint}", name="tensorboard")
+            raise ImportError(
+                f"--training.tensorboard needs the package 'tensorboard'. {hint}",
+                name="tensorboard",
+            )
         origin = {"recipe": recipe.recipe, "world": known, "lewm": lewm.__version__}
         planning = describe_planning(recipe.planning)
         resumed: int | None = None
@@ -72,16 +84,29 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
             if resumed is None and progress.resumed:
                 console.say(f"going on from update {progress.resumed} of {out}")
             resumed = progress.resumed
-            logged = [f"{name} {value:.3g}" for name, value in progress.metrics.items() if name not in NOT_ON_THE_BAR]
+            logged = [
+                f"{name} {value:.3g}"
+                for name, value in progress.metrics.items()
+                if name not in NOT_ON_THE_BAR
+            ]
             bars.update("train", progress.update, progress.total, "  ".join(logged), progress.alarm)
 
         try:
             with console.Bars() as bars:
-                train(*settings, data, out, experiment={**origin, "planning": planning}, report=report)
+                train(
+                    *settings, data, out, experiment={**origin, "planning": planning}, report=report
+                )
         except KeyboardInterrupt:
             newest = checkpoints.latest(out)
-            kept = f"Update {int(newest.name)} is kept in {out}, and the same command goes on from there." if newest else ""
-            raise KeyboardInterrupt(kept or "It had no checkpoint yet: the same command begins anew.") from None
+            kept = (
+                f"Update {int(newest.name)} is kept in {out}, and the same command goes on from "
+                "there."
+                if newest
+                else ""
+            )
+            raise KeyboardInterrupt(
+                kept or "It had no checkpoint yet: the same command begins anew."
+            ) from None
         if resumed is None:
             console.say(f"nothing to do: {out} was trained before")
         metrics = checkpoints.metrics(out)[-1]
@@ -90,7 +115,8 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
         console.facts(metrics, title=f"{recipe.recipe} in {out}{f' ({budget})' if budget else ''}")
         if alarm:
             console.alarm(
-                f"{alarm}. Plans of this model will fail: look at what it was trained with, --model.sigreg-weight first."
+                f"{alarm}. Plans of this model will fail: look at what it was trained with, "
+                "--model.sigreg-weight first."
             )
         if json:
             write_json(json, {"run": str(out), **origin, "metrics": metrics, "alarm": alarm})
@@ -100,14 +126,20 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
 
 def _list_recipes() -> None:
     console.say(
-        "usage: lewm train RECIPE --data FILE --out RUN [OPTIONS]\n\n`lewm train RECIPE --help` explains every option.\n"
+        "usage: lewm train RECIPE --data FILE --out RUN [OPTIONS]\n\n`lewm train RECIPE --help` "
+        "explains every option.\n"
     )
     known = [recipes.load(name) for name in recipes.RECIPES]
-    console.table(("recipe", "hardware", "cost", "expect"), [(e.recipe, e.hardware, e.cost, e.expected) for e in known], 4)
+    console.table(
+        ("recipe", "hardware", "cost", "expect"),
+        [(e.recipe, e.hardware, e.cost, e.expected) for e in known],
+        4,
+    )
 
 
 def _check(path: Path, of_recipe: str, stated: str | None, image_size: int) -> str | None:
-    """Refuse episodes that this training could not use, before anything is begun; else say of which world they are."""
+    """Refuse episodes that this training could not use, before anything is begun; else say of which
+    world they are."""
     if stated is not None:
         stated = registry.choose("world", stated.replace("_", "-"), registry.names("worlds"))
     with Episodes.open(path) as episodes:
@@ -115,7 +147,9 @@ def _check(path: Path, of_recipe: str, stated: str | None, image_size: int) -> s
         wanted = stated or of_recipe
         if found not in (None, wanted):
             cure = f"Choose a recipe for '{found}', or pass --world {found}"
-            raise ValueError(f"{path}: expected episodes of world '{wanted}', got some of '{found}'. {cure}.")
+            raise ValueError(
+                f"{path}: expected episodes of world '{wanted}', got some of '{found}'. {cure}."
+            )
         action_dim = None
         if world := found or stated:
             # Where a world is not installed, or cannot draw, its data can still be trained on.

@@ -1,1 +1,2 @@
-"""Recordings as others keep them, one layout per file: each knows where things lie, and nothing of what becomes of them."""
+"""Recordings as others keep them, one layout per file: each knows where things lie, and nothing of
+what becomes of them."""

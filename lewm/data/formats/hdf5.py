@@ -1,7 +1,9 @@
-"""HDF5 in the published layout, plain or compressed: root-level columns, episodes end to end, `ep_len` and `ep_offset`.
+"""HDF5 in the published layout, plain or compressed: root-level columns, episodes end to end,
+`ep_len` and `ep_offset`.
 
-Other data sets than ours may be read too: pictures under other names or not square, states under any name. Row t of the
-actions is the action taken from observation t; the last row of an episode is a mark (NaN) and no action.
+Other data sets than ours may be read too: pictures under other names or not square, states under
+any name. Row t of the actions is the action taken from observation t; the last row of an episode is
+a mark (NaN) and no action.
 """
 
 from __future__ import annotations
@@ -39,13 +41,17 @@ class HDF5:
         if path.is_dir():
             files = _files(path)
             if len(files) > 1:
-                raise ValueError(f"{path}: expected one HDF5 file, got {', '.join(f.name for f in files)}. Give one of them.")
+                raise ValueError(
+                    f"{path}: expected one HDF5 file, got {', '.join(f.name for f in files)}. "
+                    "Give one of them."
+                )
             path = files[0]
         self.path, self.unfit = path, ""
         try:
             Episodes.open(path).close()
         except ValueError as error:
-            # What lacks no more than our names or square pictures can be converted; all else stays refused.
+            # What lacks no more than our names or square pictures can be converted; all else stays
+            # refused.
             if not path.is_file() or not _has_index(path):
                 raise
             self.unfit = str(error)
@@ -54,12 +60,21 @@ class HDF5:
         self.lengths = self._file["ep_len"][:].astype(np.int64)
         self._offsets = self._file["ep_offset"][:].astype(np.int64)
         rows = self.lengths.sum()
-        if len(self.lengths) != len(self._offsets) or (np.cumsum(self.lengths) - self.lengths != self._offsets).any():
+        if (
+            len(self.lengths) != len(self._offsets)
+            or (np.cumsum(self.lengths) - self.lengths != self._offsets).any()
+        ):
             self.close()
-            raise ValueError(f"{path}: expected episodes end to end, got an index with gaps. Fetch or collect the file again.")
+            raise ValueError(
+                f"{path}: expected episodes end to end, got an index with gaps. Fetch or collect "
+                "the file again."
+            )
         if short := [name for name, column in self._rows.items() if len(column) != rows]:
             self.close()
-            raise ValueError(f"{path}: expected {rows} rows in every column, got {short} of another length. Fetch it again.")
+            raise ValueError(
+                f"{path}: expected {rows} rows in every column, got {short} of another length. "
+                "Fetch it again."
+            )
 
     def close(self) -> None:
         self._file.close()
@@ -79,8 +94,14 @@ class HDF5:
 
     @property
     def columns(self) -> dict[str, str]:
-        numeric = {n: c for n, c in self._rows.items() if c.ndim <= 2 and c.dtype.kind in "iufb" and n not in NOT_RECORDED}
-        return {name: f"{column.dtype} {tuple(column.shape[1:])}" for name, column in numeric.items()}
+        numeric = {
+            n: c
+            for n, c in self._rows.items()
+            if c.ndim <= 2 and c.dtype.kind in "iufb" and n not in NOT_RECORDED
+        }
+        return {
+            name: f"{column.dtype} {tuple(column.shape[1:])}" for name, column in numeric.items()
+        }
 
     @property
     def actions(self) -> tuple[str, ...]:
@@ -107,7 +128,10 @@ class HDF5:
                 yield from self._rows[camera][start : min(start + ROWS_AT_ONCE, end)]
             except OSError as error:
                 cure = "Fetch or collect the file again"
-                raise ValueError(f"{self.origin(i)}: expected pictures that decode, got an error ({error}). {cure}.") from None
+                raise ValueError(
+                    f"{self.origin(i)}: expected pictures that decode, got an error ({error}). "
+                    f"{cure}."
+                ) from None
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,7 +1,8 @@
-"""Lance tables of the published kind: `episode_idx`, `step_idx`, encoded pictures, numbers as lists of float32.
+"""Lance tables of the published kind: `episode_idx`, `step_idx`, encoded pictures, numbers as lists
+of float32.
 
-One row per observation, the rows of an episode side by side. Row t of the actions is the action taken from observation t; the
-last row of an episode is a mark (NaN) and no action.
+One row per observation, the rows of an episode side by side. Row t of the actions is the action
+taken from observation t; the last row of an episode is a mark (NaN) and no action.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ ROWS_AT_ONCE = 64
 
 
 class Lance:
-    """An opened table: a folder that ends in .lance, or the only such folder in another. See `sources.Source`."""
+    """An opened table: a folder that ends in .lance, or the only such folder in another. See
+    `sources.Source`."""
 
     unfit = "an episode file: `lewm data convert` makes one of these recordings"
     provenance = Provenance()
@@ -43,7 +45,8 @@ class Lance:
             tables = sorted(path.glob("*.lance"))
             if len(tables) > 1:
                 raise ValueError(
-                    f"{path}: expected one Lance table, got {', '.join(t.name for t in tables)}. Give one of them."
+                    f"{path}: expected one Lance table, got {', '.join(t.name for t in tables)}. "
+                    "Give one of them."
                 )
             path = tables[0]
         self.path = path
@@ -54,7 +57,8 @@ class Lance:
         if missing := [name for name in INDEX if name not in self._table.schema.names]:
             got = f"no {', '.join(missing)} among {', '.join(self._table.schema.names)}"
             raise ValueError(
-                f"{path}: expected the columns {', '.join(INDEX)}, got {got}. It holds no episodes, or other ones."
+                f"{path}: expected the columns {', '.join(INDEX)}, got {got}. It holds no "
+                "episodes, or other ones."
             )
         episode, step = (np.asarray(self._rows([name])[name].to_numpy()) for name in INDEX)
         self._offsets = np.flatnonzero(np.diff(episode, prepend=episode[:1] - 1))
@@ -62,12 +66,18 @@ class Lance:
         if not len(episode) or len(np.unique(episode)) < len(self.lengths):
             got = "no rows" if not len(episode) else "episodes that are interrupted by others"
             raise ValueError(
-                f"{path}: expected rows with those of an episode side by side, got {got}. Write it again in order."
+                f"{path}: expected rows with those of an episode side by side, got {got}. Write "
+                "it again in order."
             )
-        wrong = np.flatnonzero(step != np.arange(len(step)) - np.repeat(self._offsets, self.lengths))
+        wrong = np.flatnonzero(
+            step != np.arange(len(step)) - np.repeat(self._offsets, self.lengths)
+        )
         if len(wrong):
             got = f"{step[wrong[0]]} in row {wrong[0]}, episode {episode[wrong[0]]}"
-            raise ValueError(f"{path}: expected 'step_idx' to count 0, 1, 2 along each episode, got {got}. Rows are missing.")
+            raise ValueError(
+                f"{path}: expected 'step_idx' to count 0, 1, 2 along each episode, got {got}. "
+                "Rows are missing."
+            )
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -78,12 +88,18 @@ class Lance:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        found = [name for name, kind in self._fields.items() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)]
+        found = [
+            name
+            for name, kind in self._fields.items()
+            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        ]
         return tuple(sorted(found, key=lambda name: (name != "pixels", name)))
 
     @property
     def columns(self) -> dict[str, str]:
-        return {n: str(kind) for n, kind in self._fields.items() if n not in INDEX and _is_numeric(kind)}
+        return {
+            n: str(kind) for n, kind in self._fields.items() if n not in INDEX and _is_numeric(kind)
+        }
 
     @property
     def actions(self) -> tuple[str, ...]:
@@ -105,9 +121,13 @@ class Lance:
     def pictures(self, i: int, camera: str) -> Iterator[bytes]:
         start, end = int(self._offsets[i]), int(self._offsets[i] + self.lengths[i])
         for first in range(start, end, ROWS_AT_ONCE):
-            yield from self._rows([camera], first, min(ROWS_AT_ONCE, end - first))[camera].to_pylist()
+            yield from self._rows([camera], first, min(ROWS_AT_ONCE, end - first))[
+                camera
+            ].to_pylist()
 
-    def _rows(self, columns: Sequence[str], start: int | None = None, count: int | None = None) -> pa.Table:
+    def _rows(
+        self, columns: Sequence[str], start: int | None = None, count: int | None = None
+    ) -> pa.Table:
         try:
             return self._table.to_table(columns=list(columns), offset=start, limit=count)
         except (ValueError, OSError, RuntimeError) as error:
@@ -115,7 +135,10 @@ class Lance:
 
     def _torn(self, error: Exception) -> ValueError:
         said = str(error).splitlines()[0][:200]
-        return ValueError(f"{self.path}: expected a whole Lance table, got one that cannot be read ({said}). Fetch it again.")
+        return ValueError(
+            f"{self.path}: expected a whole Lance table, got one that cannot be read ({said}). "
+            "Fetch it again."
+        )
 
 
 def _is_numeric(kind: pa.DataType) -> bool:

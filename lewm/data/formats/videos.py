@@ -3,13 +3,15 @@
 Two conventions:
 
     one CSV per video      push-1.mp4 and push-1.csv side by side, at any depth
-    one for all            actions.csv at the top, whose column `video` (or `episode`) says which video a row belongs to, by its
-                           path in the folder, its name, or its name without the ending
+    one for all            actions.csv at the top, whose column `video` (or `episode`) says which
+                           video a row belongs to, by its path in the folder, its name, or its name
+                           without the ending
 
-A CSV begins with a line of column names. Row t belongs to frame t: its numbers are the action taken from that frame on. There
-is a row for every frame, the last of which leads to nothing that was recorded and is dropped, or one row fewer. Columns called
-`frame` or `step` must count 0, 1, 2 along a video; neither they nor `time` and `timestamp` are actions. Every other column is
-one unless it is asked for as state.
+A CSV begins with a line of column names. Row t belongs to frame t: its numbers are the action taken
+from that frame on. There is a row for every frame, the last of which leads to nothing that was
+recorded and is dropped, or one row fewer. Columns called `frame` or `step` must count 0, 1, 2 along
+a video; neither they nor `time` and `timestamp` are actions. Every other column is one unless it is
+asked for as state.
 """
 
 from __future__ import annotations
@@ -47,12 +49,18 @@ class Videos:
         self.path = path
         self._videos = sorted(_videos(path))
         shared = path / SHARED
-        self._tables = _by_video(shared, self._videos) if shared.is_file() else [_own(video) for video in self._videos]
+        self._tables = (
+            _by_video(shared, self._videos)
+            if shared.is_file()
+            else [_own(video) for video in self._videos]
+        )
         heads = {tuple(table.columns): table for table in self._tables}
         if len(heads) > 1:
             (one, a), (other, b) = list(heads.items())[:2]
             got = f"{', '.join(one)} in {a.path} and {', '.join(other)} in {b.path}"
-            raise ValueError(f"{path}: expected the same columns for every video, got {got}. Name them alike.")
+            raise ValueError(
+                f"{path}: expected the same columns for every video, got {got}. Name them alike."
+            )
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -67,7 +75,9 @@ class Videos:
 
     @property
     def actions(self) -> tuple[str, ...]:
-        return tuple(name for name in self._tables[0].columns if name not in OWNERS + COUNTERS + TIMES)
+        return tuple(
+            name for name in self._tables[0].columns if name not in OWNERS + COUNTERS + TIMES
+        )
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -105,29 +115,39 @@ class _Table:
             if (counted != np.arange(len(counted))).any():
                 wrong = int(np.argmax(counted != np.arange(len(counted))))
                 got = f"{counted[wrong]:g} in line {rows[wrong][0]}"
-                raise ValueError(f"{path}: expected '{name}' to count 0, 1, 2, got {got}. Sort the rows, or add those missing.")
+                raise ValueError(
+                    f"{path}: expected '{name}' to count 0, 1, 2, got {got}. Sort the rows, or "
+                    "add those missing."
+                )
 
     def numbers(self, column: str) -> np.ndarray:
-        """(rows,) of one column; an empty cell is NaN, which may stand in a video's last row only."""
+        """(rows,) of one column; an empty cell is NaN, which may stand in a video's last row
+        only."""
         place, found = list(self.columns).index(column), np.empty(len(self._rows))
         for k, (line, cells) in enumerate(self._rows):
             try:
                 found[k] = float(cells[place] or "nan")
             except ValueError:
                 got = f"'{cells[place]}' in line {line}"
-                raise ValueError(f"{self.path}: expected numbers in '{column}', got {got}. Correct the cell.") from None
+                raise ValueError(
+                    f"{self.path}: expected numbers in '{column}', got {got}. Correct the cell."
+                ) from None
         return found
 
 
 def _videos(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return (
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
 
 
 def _own(video: Path) -> _Table:
     path = video.with_suffix(".csv")
     if not path.is_file():
         cure = f"Put one there, or one '{SHARED}' with a column 'video' at the top of the folder"
-        raise ValueError(f"{video}: expected its actions in {path.name} beside it, got no such file. {cure}.")
+        raise ValueError(
+            f"{video}: expected its actions in {path.name} beside it, got no such file. {cure}."
+        )
     return _Table(path, *_parsed(path))
 
 
@@ -136,8 +156,13 @@ def _by_video(path: Path, videos: Sequence[Path]) -> list[_Table]:
     owner = next((name for name in OWNERS if name in columns), None)
     if owner is None:
         got = ", ".join(columns)
-        raise ValueError(f"{path}: expected a column 'video' that says which video a row belongs to, got {got}. Add it.")
-    known = [{video.relative_to(path.parent).as_posix(), video.name, video.stem} for video in videos]
+        raise ValueError(
+            f"{path}: expected a column 'video' that says which video a row belongs to, got "
+            f"{got}. Add it."
+        )
+    known = [
+        {video.relative_to(path.parent).as_posix(), video.name, video.stem} for video in videos
+    ]
     times = Counter(name for names in known for name in names)
     video_of = {name: i for i, names in enumerate(known) for name in names if times[name] == 1}
     own: list[list[tuple[int, list[str]]]] = [[] for _ in videos]
@@ -145,14 +170,20 @@ def _by_video(path: Path, videos: Sequence[Path]) -> list[_Table]:
         name = cells[columns.index(owner)]
         if name not in video_of:
             problem = "is the name of several" if times[name] else "is none of them"
-            cure = "Give the path in the folder" if times[name] else "Drop the row, or add the video"
+            cure = (
+                "Give the path in the folder" if times[name] else "Drop the row, or add the video"
+            )
             raise ValueError(
-                f"{path}: expected rows of the videos beside it, got '{name}' in line {line}, which {problem}. {cure}."
+                f"{path}: expected rows of the videos beside it, got '{name}' in line {line}, "
+                f"which {problem}. {cure}."
             )
         own[video_of[name]].append((line, cells))
     for video, found in zip(videos, own):
         if not found:
-            raise ValueError(f"{video}: expected its actions in {path}, got no row. Add them, or move the video elsewhere.")
+            raise ValueError(
+                f"{video}: expected its actions in {path}, got no row. Add them, or move the "
+                "video elsewhere."
+            )
     return [_Table(path, columns, found) for found in own]
 
 
@@ -161,23 +192,34 @@ def _parsed(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
-            rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+            rows = [
+                (reader.line_num, [cell.strip() for cell in cells])
+                for cells in reader
+                if any(cells)
+            ]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected a CSV in UTF-8, got one that cannot be read ({error}). Save it again.") from None
+        raise ValueError(
+            f"{path}: expected a CSV in UTF-8, got one that cannot be read ({error}). Save it "
+            "again."
+        ) from None
     if not rows or len(set(rows[0][1])) != len(rows[0][1]) or "" in rows[0][1]:
         got = f"'{','.join(rows[0][1])}'" if rows else "an empty file"
-        raise ValueError(f"{path}: expected a first line of column names, each another, got {got}. Add it.")
+        raise ValueError(
+            f"{path}: expected a first line of column names, each another, got {got}. Add it."
+        )
     columns = rows[0][1]
     for line, cells in rows[1:]:
         if len(cells) != len(columns):
             raise ValueError(
-                f"{path}: expected {len(columns)} cells in every line, got {len(cells)} in line {line}. Correct it."
+                f"{path}: expected {len(columns)} cells in every line, got {len(cells)} in line "
+                f"{line}. Correct it."
             )
     return columns, rows[1:]
 
 
 def _count(path: Path) -> int:
-    """How many frames a video has, as it says itself or, where it does not say, counted without decoding them."""
+    """How many frames a video has, as it says itself or, where it does not say, counted without
+    decoding them."""
     try:
         with av.open(str(path), options={"protocol_whitelist": "file"}) as video:
             stream = video.streams.video[0]

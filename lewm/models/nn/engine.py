@@ -62,7 +62,7 @@ class Engine:
     The weights are read and copied: training the model on does not change what was made before.
 
     Args:
-        weights: a state dict with the keys `action_encoder.*`, `predictor.*` and `predictor_projector.*` of `lewm.nn`.
+        weights: a state dict with the keys `action_encoder.*`, `predictor.*` and `predictor_projector.*` of `models.nn.layers`.
         heads: of the predictor's attention.
         precision: "float32" computes in the weights' own type, equal to the model but for rounding; gradients reach the
             actions. "bfloat16" multiplies matrices in it and keeps the sum over layers in float32. "int8" is for ranking, on

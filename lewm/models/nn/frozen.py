@@ -1,4 +1,5 @@
-"""Latents of many frames from a frozen model: in evaluation mode, on the model's device, in portions that bound memory."""
+"""Latents of many frames from a frozen model: in evaluation mode, on the model's device, in
+portions that bound memory."""
 
 from __future__ import annotations
 
@@ -8,11 +9,13 @@ from torch import Tensor, nn
 from lewm.contracts import WorldModel
 
 FRAMES_AT_ONCE = 256
-"""Frames encoded together. More would cost memory, and on a CPU time as well: their activations leave the caches."""
+"""Frames encoded together. More would cost memory, and on a CPU time as well: their activations
+leave the caches."""
 
 
 def encode(model: WorldModel, pixels: Tensor) -> Tensor:
-    """(B, T, 3, h, w) uint8 on any device -> (B, T, D) latents on the model's, in fixed portions of whole rows."""
+    """(B, T, 3, h, w) uint8 on any device -> (B, T, D) latents on the model's, in fixed portions of
+    whole rows."""
     portion = max(1, FRAMES_AT_ONCE // pixels.shape[1])
     device = device_of(model)
     with torch.no_grad():
@@ -29,6 +32,6 @@ def require_evaluation_mode(model: WorldModel) -> None:
     """Refuse a model that is in training mode, or a part of which is, with a ValueError."""
     if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
         raise ValueError(
-            "expected a model in evaluation mode, got one (or a part of one) in training mode: dropout and batch statistics "
-            "would corrupt what it says. Call model.eval() first."
+            "expected a model in evaluation mode, got one (or a part of one) in training mode: "
+            "dropout and batch statistics would corrupt what it says. Call model.eval() first."
         )

@@ -1,7 +1,9 @@
-"""The neural parts that models are made of: ViT encoder, projector, action encoder, causal AdaLN-zero predictor.
+"""The neural parts that models are made of: ViT encoder, projector, action encoder, causal
+AdaLN-zero predictor.
 
-Sizes are arguments, shapes are in the docstrings, and every deviation from the defaults of PyTorch is one of LeWorldModel's
-own choices (paper, sec. 3 and appendix; the published code where the text is silent).
+Sizes are arguments, shapes are in the docstrings, and every deviation from the defaults of PyTorch
+is one of LeWorldModel's own choices (paper, sec. 3 and appendix; the published code where the text
+is silent).
 """
 
 from __future__ import annotations
@@ -17,14 +19,21 @@ from torch.autograd.function import FunctionCtx
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of (n, width) rows over the batch of *all* devices, on CPU as well as on GPU.
+    """Batch normalisation of (n, width) rows over the batch of *all* devices, on CPU as well as on
+    GPU.
 
-    With per-device statistics the loss would depend on how a batch is spread over devices. `torch.nn.SyncBatchNorm` mends
-    that but refuses CPU, where the equality with one process can be tested by everybody.
+    With per-device statistics the loss would depend on how a batch is spread over devices.
+    `torch.nn.SyncBatchNorm` mends that but refuses CPU, where the equality with one process can be
+    tested by everybody.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not (
+            self.training
+            and dist.is_available()
+            and dist.is_initialized()
+            and dist.get_world_size() > 1
+        ):
             return super().forward(input)
         x = input if input.dtype == torch.float64 else input.float()
         total = _SumOverDevices.apply(torch.cat([x.sum(0), x.new_tensor([float(len(x))])]))
@@ -37,15 +46,22 @@ class BatchNorm(nn.BatchNorm1d):
             assert self.num_batches_tracked is not None
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+                momentum = (
+                    self.momentum
+                    if self.momentum is not None
+                    else 1.0 / float(self.num_batches_tracked)
+                )
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
                 unbiased = variance * count / (count - 1)  # as PyTorch stores it
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-        return ((x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(input.dtype)
+        return ((x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(
+            input.dtype
+        )
 
 
 class _SumOverDevices(torch.autograd.Function):
-    """The sum of a tensor over all devices, differentiable: every device's loss depends on every device's summand."""
+    """The sum of a tensor over all devices, differentiable: every device's loss depends on every
+    device's summand."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -63,8 +79,8 @@ class _SumOverDevices(torch.autograd.Function):
 class Projector(nn.Sequential):
     """(n, in) -> (n, out): Linear, BatchNorm, GELU, Linear.
 
-    The batch norm is what lets SIGReg work: the encoder's final LayerNorm fixes the norm of each sample, and without the batch
-    norm the latents collapse.
+    The batch norm is what lets SIGReg work: the encoder's final LayerNorm fixes the norm of each
+    sample, and without the batch norm the latents collapse.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, norm: bool = True) -> None:
@@ -81,7 +97,11 @@ class MLP(nn.Sequential):
 
     def __init__(self, width: int, hidden_dim: int, dropout: float = 0.0) -> None:
         super().__init__(
-            nn.Linear(width, hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_dim, width), nn.Dropout(dropout)
+            nn.Linear(width, hidden_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, width),
+            nn.Dropout(dropout),
         )
 
 
@@ -89,13 +109,21 @@ class Attention(nn.Module):
     """Multi-head self-attention, (n, tokens, width) -> (n, tokens, width).
 
     Args:
-        head_dim: width of one head; heads * head_dim may differ from `width`, as it does in the predictor.
+        head_dim: width of one head; heads * head_dim may differ from `width`, as it does in the
+            predictor.
         bias: whether queries, keys and values have one. The output always has.
         causal: token i sees tokens 0..i.
     """
 
     def __init__(
-        self, width: int, heads: int, head_dim: int, *, bias: bool, causal: bool = False, dropout: float = 0.0
+        self,
+        width: int,
+        heads: int,
+        head_dim: int,
+        *,
+        bias: bool,
+        causal: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.heads, self.causal, self.dropout = heads, causal, dropout
@@ -103,19 +131,27 @@ class Attention(nn.Module):
         self.out = nn.Linear(heads * head_dim, width)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Mix tokens; with `queries`, return only that many leading tokens and spend nothing on the others' outputs."""
+        """Mix tokens; with `queries`, return only that many leading tokens and spend nothing on the
+        others' outputs."""
         n, tokens, _ = x.shape
         wanted = tokens if queries is None else queries
         inner = self.out.in_features
         weights, biases = self.qkv.weight, self.qkv.bias
         dropout = self.dropout if self.training else 0.0
-        if tokens == 1 and not dropout:  # a token that is alone attends to itself: its value is the mixture
-            mixed = F.linear(x, weights[2 * inner :], None if biases is None else biases[2 * inner :])
+        # a token that is alone attends to itself: its value is the mixture
+        if tokens == 1 and not dropout:
+            mixed = F.linear(
+                x, weights[2 * inner :], None if biases is None else biases[2 * inner :]
+            )
         else:
             q = F.linear(x[:, :wanted], weights[:inner], None if biases is None else biases[:inner])
-            k, v = F.linear(x, weights[inner:], None if biases is None else biases[inner:]).chunk(2, dim=-1)
+            k, v = F.linear(x, weights[inner:], None if biases is None else biases[inner:]).chunk(
+                2, dim=-1
+            )
             q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, dropout_p=dropout)
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, is_causal=self.causal, dropout_p=dropout
+            )
             mixed = mixed.transpose(1, 2).reshape(n, wanted, inner)
         return F.dropout(self.out(mixed), self.dropout, self.training)
 
@@ -131,28 +167,34 @@ class EncoderBlock(nn.Module):
         self.mlp = MLP(width, mlp_dim)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Update all tokens; with `queries`, only that many leading ones, which are returned alone."""
+        """Update all tokens; with `queries`, only that many leading ones, which are returned
+        alone."""
         x = x[:, :queries] + self.attention(self.norm1(x), queries)
         return x + self.mlp(self.norm2(x))
 
 
 class ViT(nn.Module):
-    """Vision transformer, (n, 3, h, w) normalised pixels -> (n, width), the CLS token after the final LayerNorm.
+    """Vision transformer, (n, 3, h, w) normalised pixels -> (n, width), the CLS token after the
+    final LayerNorm.
 
     Args:
-        position: "learned" is the paper's embedding, drawn with std 0.02. "sincos" starts from 2-D sines and cosines of unit
-            scale and learns on from there.
-        overlap: each patch also sees half of its neighbours' pixels (a kernel twice as wide, the same stride).
-        stem: "patch" is one convolution as wide as its stride. "conv" is several 3 x 3 convolutions of stride 2, with GELU
-            between them, that reach the same grid: edges and corners are seen before they are mixed. Source: Xiao et al.,
-            "Early convolutions help transformers see better", 2021.
+        position: "learned" is the paper's embedding, drawn with std 0.02. "sincos" starts from 2-D
+            sines and cosines of unit scale and learns on from there.
+        overlap: each patch also sees half of its neighbours' pixels (a kernel twice as wide, the
+            same stride).
+        stem: "patch" is one convolution as wide as its stride. "conv" is several 3 x 3 convolutions
+            of stride 2, with GELU between them, that reach the same grid: edges and corners are
+            seen before they are mixed. Source: Xiao et al., "Early convolutions help transformers
+            see better", 2021.
 
-    Ours: both are for small models, which may otherwise learn where an object is *within* its patch rather than which patch it
-    is in, a signal that is as predictable and as Gaussian, so the loss looks excellent while probes and planning fail. The
-    embedding is what matters most; the overlap is a second guard (LOG.md has the ablations).
+    Ours: both are for small models, which may otherwise learn where an object is *within* its patch
+    rather than which patch it is in, a signal that is as predictable and as Gaussian, so the loss
+    looks excellent while probes and planning fail. The embedding is what matters most; the overlap
+    is a second guard (LOG.md has the ablations).
 
     Raises:
-        ValueError: the patch size does not divide the image size or is odd with overlap, or the heads do not divide the width.
+        ValueError: the patch size does not divide the image size or is odd with overlap, or the
+            heads do not divide the width.
     """
 
     def __init__(
@@ -170,14 +212,24 @@ class ViT(nn.Module):
         super().__init__()
         if stem == "conv" and (patch_size & (patch_size - 1) or overlap):
             raise ValueError(
-                f"a conv stem needs a patch_size that is a power of 2 and no overlap, got {patch_size}, {overlap}."
+                "a conv stem needs a patch_size that is a power of 2 and no overlap, got "
+                f"{patch_size}, {overlap}."
             )
         if image_size % patch_size:
-            raise ValueError(f"patch_size must divide image_size, got {patch_size} and {image_size}. Change one of the two.")
+            raise ValueError(
+                f"patch_size must divide image_size, got {patch_size} and {image_size}. Change "
+                "one of the two."
+            )
         if width % heads:
-            raise ValueError(f"heads must divide the encoder's width, got {heads} and {width}. Change one of the two.")
+            raise ValueError(
+                f"heads must divide the encoder's width, got {heads} and {width}. Change one of "
+                "the two."
+            )
         if overlap and patch_size % 2:
-            raise ValueError(f"overlap needs an even patch_size, got {patch_size}. Change it, or switch overlap off.")
+            raise ValueError(
+                f"overlap needs an even patch_size, got {patch_size}. Change it, or switch "
+                "overlap off."
+            )
         side, margin = image_size // patch_size, patch_size // 2 if overlap else 0
         self.patches: nn.Module = (
             conv_stem(patch_size, width)
@@ -203,31 +255,40 @@ class ViT(nn.Module):
         x = torch.cat([self.cls.expand(len(patches), -1, -1), patches], dim=1) + self.position
         for block in self.blocks[:-1]:
             x = block(x)
-        return self.norm(self.blocks[-1](x, queries=1)[:, 0])  # of the last block only the CLS token is ever read
+        # of the last block only the CLS token is ever read
+        return self.norm(self.blocks[-1](x, queries=1)[:, 0])
 
 
 class ActionEncoder(nn.Module):
     """(..., A) normalised action blocks -> (..., width) conditioning vectors, one per frame."""
 
-    def __init__(self, block_dim: int, width: int, bottleneck: int = 10, expansion: int = 4) -> None:
+    def __init__(
+        self, block_dim: int, width: int, bottleneck: int = 10, expansion: int = 4
+    ) -> None:
         super().__init__()
         self.mix = nn.Linear(block_dim, bottleneck)  # the published Conv1d of kernel 1
-        self.embed = nn.Sequential(nn.Linear(bottleneck, expansion * width), nn.SiLU(), nn.Linear(expansion * width, width))
+        self.embed = nn.Sequential(
+            nn.Linear(bottleneck, expansion * width), nn.SiLU(), nn.Linear(expansion * width, width)
+        )
 
     def forward(self, actions: Tensor) -> Tensor:
         return self.embed(self.mix(actions))
 
 
 class PredictorBlock(nn.Module):
-    """Causal transformer block whose LayerNorms are modulated by the action (AdaLN-zero): it starts as the identity.
+    """Causal transformer block whose LayerNorms are modulated by the action (AdaLN-zero): it starts
+    as the identity.
 
-    Both branches begin with a second, affine LayerNorm after the modulated one, as in the published weights.
+    Both branches begin with a second, affine LayerNorm after the modulated one, as in the published
+    weights.
 
     Args:
         zero: whether it does; False leaves the modulation as PyTorch draws it, an ablation.
     """
 
-    def __init__(self, width: int, heads: int, head_dim: int, mlp_dim: int, dropout: float, zero: bool = True) -> None:
+    def __init__(
+        self, width: int, heads: int, head_dim: int, mlp_dim: int, dropout: float, zero: bool = True
+    ) -> None:
         super().__init__()
         self.modulation = nn.Linear(width, 6 * width)
         if zero:
@@ -239,7 +300,9 @@ class PredictorBlock(nn.Module):
         self.mlp = MLP(width, mlp_dim, dropout)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(condition)).chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(
+            F.silu(condition)
+        ).chunk(6, dim=-1)
         x = x + gate_a * self.attention(self.norm_attention(_modulate(x, shift_a, scale_a)))
         return x + gate_m * self.mlp(self.norm_mlp(_modulate(x, shift_m, scale_m)))
 
@@ -247,8 +310,8 @@ class PredictorBlock(nn.Module):
 class Predictor(nn.Module):
     """Next-latent transformer: (n, K, D) latents and (n, K, width) conditions -> (n, K, width).
 
-    Token k sees latents and actions 0..k and its output belongs to the frame after k. Shorter contexts use the first position
-    embeddings, so an episode may begin with a single frame.
+    Token k sees latents and actions 0..k and its output belongs to the frame after k. Shorter
+    contexts use the first position embeddings, so an episode may begin with a single frame.
     """
 
     def __init__(
@@ -266,7 +329,9 @@ class Predictor(nn.Module):
         super().__init__()
         self.position = nn.Parameter(torch.randn(1, context, latent_dim))
         self.inward = nn.Linear(latent_dim, width) if latent_dim != width else nn.Identity()
-        self.blocks = nn.ModuleList(PredictorBlock(width, heads, head_dim, mlp_dim, dropout, zero) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            PredictorBlock(width, heads, head_dim, mlp_dim, dropout, zero) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, latents: Tensor, conditions: Tensor) -> Tensor:
@@ -277,7 +342,8 @@ class Predictor(nn.Module):
 
 
 def conv_stem(stride: int, width: int) -> nn.Sequential:
-    """(n, 3, h, w) -> (n, width, h / stride, w / stride): 3 x 3 convolutions that halve the picture, double the channels."""
+    """(n, 3, h, w) -> (n, width, h / stride, w / stride): 3 x 3 convolutions that halve the
+    picture, double the channels."""
     halvings = stride.bit_length() - 1
     layers: list[nn.Module] = []
     channels = 3
@@ -290,11 +356,14 @@ def conv_stem(stride: int, width: int) -> nn.Sequential:
 def sincos_2d(side: int, width: int, temperature: float = 100.0) -> Tensor:
     """(side * side, width) sines and cosines of row and column, unit amplitude, row-major.
 
-    Wavelengths are geometric from 2 pi to 2 pi * `temperature` patches. Ours: the usual 10^4 is for long
-    sequences; on a grid of 8 x 8 it would leave half of the components constant.
+    Wavelengths are geometric from 2 pi to 2 pi * `temperature` patches. Ours: the usual 10^4 is for
+    long sequences; on a grid of 8 x 8 it would leave half of the components constant.
     """
     if width % 4:
-        raise ValueError(f"a sin-cos position embedding needs a width divisible by 4, got {width}. Change the encoder's width.")
+        raise ValueError(
+            f"a sin-cos position embedding needs a width divisible by 4, got {width}. Change the "
+            "encoder's width."
+        )
     frequency = temperature ** (-torch.arange(width // 4) / (width // 4))
     angle = torch.arange(side)[:, None] * frequency  # (side, width / 4)
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)
@@ -305,10 +374,12 @@ def sincos_2d(side: int, width: int, temperature: float = 100.0) -> Tensor:
 
 @contextmanager
 def recalibrating(model: nn.Module) -> Iterator[None]:
-    """Re-estimate BatchNorm statistics from the batches that go through `model` inside; it ends in evaluation mode.
+    """Re-estimate BatchNorm statistics from the batches that go through `model` inside; it ends in
+    evaluation mode.
 
-    Everything is in evaluation mode (no dropout) but the batch norms, which forget what they have seen and take the plain
-    average. With the usual running average, statistics lag behind a short schedule by orders of magnitude in evaluation error.
+    Everything is in evaluation mode (no dropout) but the batch norms, which forget what they have
+    seen and take the plain average. With the usual running average, statistics lag behind a short
+    schedule by orders of magnitude in evaluation error.
     """
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]

@@ -1,7 +1,9 @@
-"""What was done in such a situation? Inverse dynamics over many steps: from here to the goal in so much time, these blocks.
+"""What was done in such a situation? Inverse dynamics over many steps: from here to the goal in so
+much time, these blocks.
 
-One forward pass in place of a search. It imitates, so it is as good as the ways that were recorded: demonstrations that went
-somewhere make it a planner, a random walk makes it a proposal that a search should improve on.
+One forward pass in place of a search. It imitates, so it is as good as the ways that were recorded:
+demonstrations that went somewhere make it a planner, a random walk makes it a proposal that a
+search should improve on.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ class AmortisedConfig:
 
     def __post_init__(self) -> None:
         if min(self.hidden_dim, self.horizon) < 1:
-            raise ValueError(f"hidden_dim and horizon must be at least 1, got {self.hidden_dim} and {self.horizon}.")
+            raise ValueError(
+                f"hidden_dim and horizon must be at least 1, got {self.hidden_dim} and "
+                f"{self.horizon}."
+            )
 
     def build(self, latent_dim: int, block_dim: int) -> InverseDynamics:
         """Make a head with random weights for D-dimensional latents and blocks of width A."""
@@ -43,7 +48,8 @@ class InverseDynamics(nn.Module):
     Attributes:
         horizon: H, of its plans; fitting gives it that many blocks to learn from.
 
-    Source: after goal-conditioned inverse dynamics on LeWorldModel's latents (arXiv 2605.08732). Ours: several blocks at once.
+    Source: after goal-conditioned inverse dynamics on LeWorldModel's latents (arXiv 2605.08732).
+    Ours: several blocks at once.
     """
 
     def __init__(self, config: AmortisedConfig, latent_dim: int, block_dim: int) -> None:
@@ -61,16 +67,19 @@ class InverseDynamics(nn.Module):
     def plan(self, now: Tensor, goal: Tensor, steps: Tensor) -> Tensor:
         """Propose what leads from `now` to `goal` in `steps` env steps.
 
-        Told a fixed number again and again it procrastinates: count the steps down, or estimate them anew.
+        Told a fixed number again and again it procrastinates: count the steps down, or estimate
+        them anew.
 
         Args:
             now, goal: (B, D) latents.
             steps: (B,) env steps left; fewer than 1 count as 1.
 
         Returns:
-            (B, H, A) blocks, normalised and not clipped. Those that would begin after `steps` mean nothing.
+            (B, H, A) blocks, normalised and not clipped. Those that would begin after `steps` mean
+            nothing.
         """
-        # As logarithm and reciprocal the last steps differ as clearly as far ones, whatever the longest way is.
+        # As logarithm and reciprocal the last steps differ as clearly as far ones, whatever the
+        # longest way is.
         left = steps.clamp(min=1)[:, None]
         return self.network(torch.cat([now, goal, left.log(), left.reciprocal()], dim=-1))
 
@@ -81,6 +90,9 @@ class InverseDynamics(nn.Module):
             ValueError: the batch does not hold H blocks.
         """
         if batch.blocks.shape[1] != self.horizon:
-            raise ValueError(f"expected batches of {self.horizon} blocks, as horizon says, got {batch.blocks.shape[1]}.")
+            raise ValueError(
+                f"expected batches of {self.horizon} blocks, as horizon says, got "
+                f"{batch.blocks.shape[1]}."
+            )
         error = (self.plan(batch.now, batch.goal, batch.steps) - batch.blocks).square().mean(dim=-1)
         return Losses({"blocks": (error * batch.known).sum() / batch.known.sum().clamp(min=1)})

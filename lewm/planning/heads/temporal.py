@@ -1,8 +1,10 @@
-"""How many env steps lie between two latents? A quasimetric, so that what was learnt of short ways adds up along long ones.
+"""How many env steps lie between two latents? A quasimetric, so that what was learnt of short ways
+adds up along long ones.
 
-Distance in latent space saturates: two places that look different are about as far apart whether they are 30 steps or 90 away,
-and a wall in between does not count at all. Steps do count it. They are not symmetric (what was pushed cannot be pulled), but
-no detour is shorter than the way itself: d(x, z) <= d(x, y) + d(y, z). The network below can express nothing else.
+Distance in latent space saturates: two places that look different are about as far apart whether
+they are 30 steps or 90 away, and a wall in between does not count at all. Steps do count it. They
+are not symmetric (what was pushed cannot be pulled), but no detour is shorter than the way itself:
+d(x, z) <= d(x, y) + d(y, z). The network below can express nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ __all__ = ["TemporalConfig", "TemporalDistance"]
 
 
 FARTHEST = math.log1p(1000)
-"""Logarithm of 1 + env steps at which places are far enough apart. Without a limit what no way connects would grow for ever."""
+"""Logarithm of 1 + env steps at which places are far enough apart. Without a limit what no way
+connects would grow for ever."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class TemporalConfig:
         hidden_dim: width of the two hidden layers.
         metric_dim: of the embedding whose Euclidean distance is the symmetric part.
         oneway_dim: of the embedding whose greatest ascent is the asymmetric part.
-        expectile: below 0.5 the distance leans to the short ways among those that were seen; 0.5 is their mean.
+        expectile: below 0.5 the distance leans to the short ways among those that were seen; 0.5 is
+            their mean.
         apart: weight with which places are held apart that no recorded way connects quickly.
     """
 
@@ -42,25 +46,33 @@ class TemporalConfig:
 
     def __post_init__(self) -> None:
         if min(self.hidden_dim, self.metric_dim, self.oneway_dim) < 1:
-            raise ValueError(f"hidden_dim, metric_dim and oneway_dim must be at least 1, got {self}.")
+            raise ValueError(
+                f"hidden_dim, metric_dim and oneway_dim must be at least 1, got {self}."
+            )
         if not 0 < self.expectile < 1:
-            raise ValueError(f"expectile must lie between 0 and 1, got {self.expectile}. 0.5 is the mean.")
+            raise ValueError(
+                f"expectile must lie between 0 and 1, got {self.expectile}. 0.5 is the mean."
+            )
         if self.apart < 0:
             raise ValueError(f"apart is a weight and must not be negative, got {self.apart}.")
 
     def build(self, latent_dim: int, block_dim: int) -> TemporalDistance:
-        """Make a head with random weights for D-dimensional latents; the width of a block does not matter to it."""
+        """Make a head with random weights for D-dimensional latents; the width of a block does not
+        matter to it."""
         return TemporalDistance(self, latent_dim)
 
 
 class TemporalDistance(nn.Module):
-    """d(x, y) = |m(x) - m(y)| + max_i relu(o_i(y) - o_i(x)), in env steps; m and o are two halves of one MLP's output.
+    """d(x, y) = |m(x) - m(y)| + max_i relu(o_i(y) - o_i(x)), in env steps; m and o are two halves
+    of one MLP's output.
 
-    Whatever the weights are: d(x, x) = 0, d >= 0, and the triangle inequality holds, because both terms obey it.
+    Whatever the weights are: d(x, x) = 0, d >= 0, and the triangle inequality holds, because both
+    terms obey it.
 
-    Source: Ours, of known parts: a metric plus a maximum of one-way differences as in Pitis et al., "An inductive bias for
-    distances", 2020, and Liu et al., "Metric residual networks", 2023; expectiles as in Kostrikov et al., "Offline
-    reinforcement learning with implicit Q-learning", 2022.
+    Source: Ours, of known parts: a metric plus a maximum of one-way differences as in Pitis et al.,
+    "An inductive bias for distances", 2020, and Liu et al., "Metric residual networks", 2023;
+    expectiles as in Kostrikov et al., "Offline reinforcement learning with implicit Q-learning",
+    2022.
     """
 
     def __init__(self, config: TemporalConfig, latent_dim: int) -> None:
@@ -73,7 +85,8 @@ class TemporalDistance(nn.Module):
             nn.Linear(config.hidden_dim, config.hidden_dim),
             nn.LayerNorm(config.hidden_dim),
             nn.GELU(),
-            nn.Linear(config.hidden_dim, config.metric_dim + config.oneway_dim, bias=False),  # it would cancel
+            # it would cancel
+            nn.Linear(config.hidden_dim, config.metric_dim + config.oneway_dim, bias=False),
         )
 
     def distance(self, now: Tensor, goal: Tensor) -> Tensor:
@@ -89,16 +102,20 @@ class TemporalDistance(nn.Module):
         return self._between(self.embed(now), self.embed(goal))
 
     def loss(self, batch: Hindsight) -> Losses:
-        """Expectile regression of log(1 + distance) on log(1 + steps), and a pull that holds all other places apart.
+        """Expectile regression of log(1 + distance) on log(1 + steps), and a pull that holds all
+        other places apart.
 
-        What a demonstration took is an upper bound of what it takes: the shortest ways are the informative ones, so an estimate
-        that is too long costs (1 - expectile) / expectile times as much as one that is too short. Logarithms, because
-        an error of two steps matters near the goal and not far from it. In a world of chance this leans to lucky ways.
+        What a demonstration took is an upper bound of what it takes: the shortest ways are the
+        informative ones, so an estimate that is too long costs (1 - expectile) / expectile times as
+        much as one that is too short. Logarithms, because an error of two steps matters near the
+        goal and not far from it. In a world of chance this leans to lucky ways.
 
-        Two sides of a wall look alike, and ways from one to the other are rare on record: a smooth network would take them for
-        near. So goals of other pairs of the batch are pushed away, as far as the ways on record allow.
+        Two sides of a wall look alike, and ways from one to the other are rare on record: a smooth
+        network would take them for near. So goals of other pairs of the batch are pushed away, as
+        far as the ways on record allow.
 
-        Source: the second term after Wang et al., "Optimal goal-reaching RL via quasimetric learning", 2023.
+        Source: the second term after Wang et al., "Optimal goal-reaching RL via quasimetric
+        learning", 2023.
         """
         now, goal = self.embed(batch.now), self.embed(batch.goal)
         error = self._between(now, goal).log1p() - batch.steps.log1p()
@@ -106,7 +123,9 @@ class TemporalDistance(nn.Module):
         return Losses(
             terms={
                 "expectile": (weight * error.square()).mean(),
-                "nearness": (FARTHEST - self._between(now, goal.roll(1, dims=0)).log1p()).relu().mean(),
+                "nearness": (FARTHEST - self._between(now, goal.roll(1, dims=0)).log1p())
+                .relu()
+                .mean(),
             },
             weights={"nearness": self.config.apart},
             watch={"log_error": error.detach().abs().mean()},
@@ -115,5 +134,6 @@ class TemporalDistance(nn.Module):
     def _between(self, now: Tensor, goal: Tensor) -> Tensor:
         sizes = self.config.metric_dim, self.config.oneway_dim
         (here, low), (there, high) = now.split(sizes, -1), goal.split(sizes, -1)
-        # `vector_norm` has the subgradient 0 where both are the same; a square root would have none.
+        # `vector_norm` has the subgradient 0 where both are the same; a square root would have
+        # none.
         return torch.linalg.vector_norm(here - there, dim=-1) + (high - low).relu().amax(dim=-1)

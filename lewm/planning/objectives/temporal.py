@@ -1,4 +1,5 @@
-"""Env steps to the goal, as a learnt quasimetric estimates them: a planning cost that sees walls and does not saturate."""
+"""Env steps to the goal, as a learnt quasimetric estimates them: a planning cost that sees walls
+and does not saturate."""
 
 from __future__ import annotations
 
@@ -23,8 +24,10 @@ class Temporal:
     """Predicted env steps from the last predicted latent to the goal.
 
     Attributes:
-        network: the run's head "temporal", with `distance(now, goal)`; None until the run is opened.
-        intermediate: weight of the mean over the earlier steps, as in `L2`: above 0 for plans that are executed in part.
+        network: the run's head "temporal", with `distance(now, goal)`; None until the run is
+            opened.
+        intermediate: weight of the mean over the earlier steps, as in `L2`: above 0 for plans that
+            are executed in part.
 
     Source: Ours; see `heads/temporal.py`.
     """
@@ -36,7 +39,9 @@ class Temporal:
 
     def __post_init__(self) -> None:
         if self.intermediate < 0:
-            raise ValueError(f"intermediate is a weight and must not be negative, got {self.intermediate}.")
+            raise ValueError(
+                f"intermediate is a weight and must not be negative, got {self.intermediate}."
+            )
 
     def cost(self, rollout: Tensor, goal: Tensor) -> Tensor:
         """Score predicted latents; 0 at the goal, NaN where a rollout diverged.
@@ -53,7 +58,8 @@ class Temporal:
         """
         if self.network is None:
             raise ValueError(
-                "objective 'temporal': expected the head 'temporal', got none. Make it with: lewm fit RUN temporal"
+                "objective 'temporal': expected the head 'temporal', got none. Make it with: "
+                "lewm fit RUN temporal"
             )
         if not self.intermediate or rollout.shape[2] == 1:
             return self.network.distance(rollout[:, :, -1], goal[:, None])

@@ -1,4 +1,5 @@
-"""Ask a network what was done in such a situation, and take that as a plan, as the start of a search, or as its rival."""
+"""Ask a network what was done in such a situation, and take that as a plan, as the start of a
+search, or as its rival."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class Imitator(Protocol):
     """What is asked of the head "amortised"."""
 
     def plan(self, now: Tensor, goal: Tensor, steps: Tensor) -> Tensor:
-        """(B, D) current and goal latents, (B,) env steps remaining -> (B, H, A) normalised blocks."""
+        """(B, D) current and goal latents, (B,) env steps remaining -> (B, H, A) normalised
+        blocks."""
         ...
 
 
@@ -33,26 +35,32 @@ class Distance(Protocol):
 
 @dataclass(frozen=True)
 class Amortised:
-    """Goal-conditioned inverse dynamics as a planner: (latent, goal latent, steps remaining) -> the next blocks, in one pass.
+    """Goal-conditioned inverse dynamics as a planner: (latent, goal latent, steps remaining) -> the
+    next blocks, in one pass.
 
-    Alone, the proposal is the plan and nothing is scored. With `search`, a search starts from it; as the proposal is among
-    what that scores, its plan is not worse under the model's cost. `guarded`, the search starts cold instead, from what is
-    neither the data's habit nor its mistake, and the cheaper of the two plans is taken: the safe form where data were poor.
+    Alone, the proposal is the plan and nothing is scored. With `search`, a search starts from it;
+    as the proposal is among what that scores, its plan is not worse under the model's cost.
+    `guarded`, the search starts cold instead, from what is neither the data's habit nor its
+    mistake, and the cheaper of the two plans is taken: the safe form where data were poor.
 
-    The network has to be told how much time is left. Told the same again and again it puts the way off to the end, so it is
-    told what the temporal distance says of the current latents, or the rest of a countdown.
+    The network has to be told how much time is left. Told the same again and again it puts the way
+    off to the end, so it is told what the temporal distance says of the current latents, or the
+    rest of a countdown.
 
     Attributes:
-        network: the run's head "amortised", with `plan(now, goal, steps)`; None until the run is opened.
-        distance: the run's head "temporal", with `distance(now, goal)`; not asked where there is a countdown.
+        network: the run's head "amortised", with `plan(now, goal, steps)`; None until the run is
+            opened.
+        distance: the run's head "temporal", with `distance(now, goal)`; not asked where there is a
+            countdown.
         search: improves on the proposal; None takes it as it is.
         guarded: the search starts cold, and competes with the proposal.
-        countdown: env steps in which the goal is to be reached, counted down from when it was set; fewer than 1 count as 1.
-            None leaves it to the distance.
-        spread: std around the proposal with which a search starts from it, in normalised units. The proposal is mostly right:
-            less than the 1 of a cold search.
+        countdown: env steps in which the goal is to be reached, counted down from when it was set;
+            fewer than 1 count as 1. None leaves it to the distance.
+        spread: std around the proposal with which a search starts from it, in normalised units. The
+            proposal is mostly right: less than the 1 of a cold search.
 
-    Source: GC-IDM on LeWM's latents (arXiv 2605.08732) plans one block. Ours: whole plans, and the three ways to use them.
+    Source: GC-IDM on LeWM's latents (arXiv 2605.08732) plans one block. Ours: whole plans, and the
+    three ways to use them.
     """
 
     network: Imitator | None = field(default=None, repr=False)
@@ -66,11 +74,16 @@ class Amortised:
 
     def __post_init__(self) -> None:
         if self.guarded and self.search is None:
-            raise ValueError("guarded is a competition with a search, got no `search`. Give one, such as CEM(64, 8, 3).")
+            raise ValueError(
+                "guarded is a competition with a search, got no `search`. Give one, such as "
+                "CEM(64, 8, 3)."
+            )
         if self.countdown is not None and self.countdown < 1:
             raise ValueError(f"countdown must be at least 1 env step, got {self.countdown}.")
         if self.spread <= 0:
-            raise ValueError(f"spread must be positive, got {self.spread}: without spread there is no search.")
+            raise ValueError(
+                f"spread must be positive, got {self.spread}: without spread there is no search."
+            )
 
     @property
     def evaluations(self) -> int:
@@ -89,7 +102,8 @@ class Amortised:
             (B, H, A) normalised blocks, not clipped.
 
         Raises:
-            ValueError: the run has no such heads yet, or its network plans another number of blocks.
+            ValueError: the run has no such heads yet, or its network plans another number of
+                blocks.
         """
         if self.countdown is not None:
             steps = self.countdown - elapsed
@@ -99,20 +113,22 @@ class Amortised:
             steps = None
         if self.network is None or steps is None:
             raise ValueError(
-                "solver 'amortised': expected the heads of a run, 'amortised' and (but with a countdown) 'temporal', got none. "
-                "Make them with: lewm fit RUN amortised temporal"
+                "solver 'amortised': expected the heads of a run, 'amortised' and (but with a "
+                "countdown) 'temporal', got none. Make them with: lewm fit RUN amortised temporal"
             )
         blocks = self.network.plan(now, goal, steps.clamp(min=1))
         if blocks.shape[1] != horizon:
             raise ValueError(
-                f"expected a head 'amortised' that plans {horizon} blocks, as the horizon says, got one of {blocks.shape[1]}. "
-                f"Plan with a horizon of {blocks.shape[1]}, or fit the head for {horizon}."
+                f"expected a head 'amortised' that plans {horizon} blocks, as the horizon says, "
+                f"got one of {blocks.shape[1]}. Plan with a horizon of {blocks.shape[1]}, or fit "
+                f"the head for {horizon}."
             )
         return blocks
 
     @torch.no_grad()
     def solve(self, cost: Cost, start: Plan, box: Box, generators: Sequence[Generator]) -> Plan:
-        """Take `start`, whose mean is the proposal, as the plan, or let the search improve on it or compete with it.
+        """Take `start`, whose mean is the proposal, as the plan, or let the search improve on it or
+        compete with it.
 
         Args:
             cost: (B, N, H, A) -> (B, N).
@@ -121,22 +137,33 @@ class Amortised:
             generators: B of them, for the search.
 
         Returns:
-            The plan; alone its std is `spread`. Where both competitors diverge or cost the same it is the proposal.
+            The plan; alone its std is `spread`. Where both competitors diverge or cost the same it
+            is the proposal.
 
         Raises:
             ValueError: the number of generators is not B.
 
         Cost: that of the search; guarded, two calls with a single candidate besides.
         """
-        proposal = Plan(Search(start, box, generators).mean, torch.full_like(start.std, self.spread))
+        proposal = Plan(
+            Search(start, box, generators).mean, torch.full_like(start.std, self.spread)
+        )
         if self.search is None:
             return proposal
         if not self.guarded:
             return self.search.solve(cost, proposal, box, generators)
-        # Scored before the search, so that a deadline that cuts the search short leaves the competition open.
+        # Scored before the search, so that a deadline that cuts the search short leaves the
+        # competition open.
         proposed = cost(proposal.mean[:, None])
-        cold = self.search.solve(cost, Plan(torch.zeros_like(start.mean), start.std), box, generators)
+        cold = self.search.solve(
+            cost, Plan(torch.zeros_like(start.mean), start.std), box, generators
+        )
         found = cost(cold.mean[:, None])
-        better = torch.where(found.isnan(), torch.inf, found) < torch.where(proposed.isnan(), torch.inf, proposed)
+        better = torch.where(found.isnan(), torch.inf, found) < torch.where(
+            proposed.isnan(), torch.inf, proposed
+        )
         better = better[:, :, None]
-        return Plan(torch.where(better, cold.mean, proposal.mean), torch.where(better, cold.std, proposal.std))
+        return Plan(
+            torch.where(better, cold.mean, proposal.mean),
+            torch.where(better, cold.std, proposal.std),
+        )

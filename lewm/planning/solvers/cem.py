@@ -16,13 +16,17 @@ __all__ = ["CEM"]
 
 @dataclass(frozen=True)
 class CEM:
-    """Cross-entropy method. The defaults are the paper's for Push-T; elsewhere it uses 10 iterations.
+    """Cross-entropy method. The defaults are the paper's for Push-T; elsewhere it uses 10
+    iterations.
 
     Attributes:
-        num_candidates: N, action sequences scored per iteration; candidate 0 is the mean itself, so the incumbent competes.
-        num_elites: how many of the cheapest refit the Gaussian. At least 2, or there is no spread to measure.
+        num_candidates: N, action sequences scored per iteration; candidate 0 is the mean itself, so
+            the incumbent competes.
+        num_elites: how many of the cheapest refit the Gaussian. At least 2, or there is no spread
+            to measure.
         num_iterations: refits.
-        stop_spread: an environment is finished when the mean std of its elites falls below it; 0 never.
+        stop_spread: an environment is finished when the mean std of its elites falls below it; 0
+            never.
 
     Source: LeWorldModel's planning protocol (arXiv 2603.19312); the method is Rubinstein's (1999).
     """
@@ -37,24 +41,29 @@ class CEM:
 
     @property
     def evaluations(self) -> int:
-        """Sequences scored per environment: all candidates of all iterations, and the final mean once."""
+        """Sequences scored per environment: all candidates of all iterations, and the final mean
+        once."""
         return self.num_candidates * self.num_iterations + 1
 
     @torch.no_grad()
     def solve(self, cost: Cost, start: Plan, box: Box, generators: Sequence[Generator]) -> Plan:
         """Refit `start` to its cheapest samples, `num_iterations` times.
 
-        The mean that is returned is the last elite mean, as in the paper. Where it is worse than the start, the cheapest
-        candidate ever seen is returned in its place, for one evaluation more: see `Search.guarded`.
+        The mean that is returned is the last elite mean, as in the paper. Where it is worse than
+        the start, the cheapest candidate ever seen is returned in its place, for one evaluation
+        more: see `Search.guarded`.
 
-        A NaN cost marks a diverged rollout, which is never an elite. With fewer valid candidates than elites the best fills
-        the empty places and the spread is kept; with none at all the iteration changes nothing.
+        A NaN cost marks a diverged rollout, which is never an elite. With fewer valid candidates
+        than elites the best fills the empty places and the spread is kept; with none at all the
+        iteration changes nothing.
 
         Args:
             cost: (B, N, H, A) -> (B, N).
-            start: the Gaussian to begin from, mean and std (B, H, A); the mean is clamped to the box.
+            start: the Gaussian to begin from, mean and std (B, H, A); the mean is clamped to the
+                box.
             box: bounds that every scored and returned sequence respects.
-            generators: B of them; environment b draws from `generators[b]` alone, on the generator's own device.
+            generators: B of them; environment b draws from `generators[b]` alone, on the
+                generator's own device.
 
         Returns:
             The plan; its std is that of the last elites.
@@ -62,7 +71,8 @@ class CEM:
         Raises:
             ValueError: the number of generators is not B.
 
-        Cost: at most `num_iterations` calls of `cost` with N candidates, and one with a single candidate.
+        Cost: at most `num_iterations` calls of `cost` with N candidates, and one with a single
+        candidate.
         """
         search = Search(start, box, generators, self.stop_spread)
         for _ in range(self.num_iterations):

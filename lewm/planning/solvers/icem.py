@@ -1,4 +1,5 @@
-"""The cross-entropy method for few samples: coloured noise, elites that stay, the cheapest sequence instead of the mean."""
+"""The cross-entropy method for few samples: coloured noise, elites that stay, the cheapest sequence
+instead of the mean."""
 
 from __future__ import annotations
 
@@ -16,25 +17,29 @@ __all__ = ["ICEM"]
 
 @dataclass(frozen=True)
 class ICEM:
-    """Improved cross-entropy method. By default it scores as many sequences as the paper's CEM, less its final one.
+    """Improved cross-entropy method. By default it scores as many sequences as the paper's CEM,
+    less its final one.
 
     Attributes:
         num_candidates: N, new action sequences scored in the first iteration.
         num_elites: how many of the cheapest refit the Gaussian.
         num_iterations: refits.
-        noise_exponent: of the samples' power spectrum over the blocks of the plan; 0 is CEM's white noise, and the higher, the
-            more do neighbouring blocks move alike. Within a block the noise is white: the solver does not know that a block
-            is several steps (`hold_actions` is one way to tell it).
-        keep_fraction: part of the elites that compete again in the next iteration, at the cost they were found to have: they
-            are not scored again.
+        noise_exponent: of the samples' power spectrum over the blocks of the plan; 0 is CEM's white
+            noise, and the higher, the more do neighbouring blocks move alike. Within a block the
+            noise is white: the solver does not know that a block is several steps (`hold_actions`
+            is one way to tell it).
+        keep_fraction: part of the elites that compete again in the next iteration, at the cost they
+            were found to have: they are not scored again.
         momentum: how much of the old Gaussian the new one keeps.
-        decay: iteration i has N * decay**-i new candidates, but never fewer than twice the elites. 1 keeps N; the source has
-            1.25, to begin broadly and save where the spread is small already.
-        stop_spread: an environment is finished when the mean std of its Gaussian falls below it; 0 never.
+        decay: iteration i has N * decay**-i new candidates, but never fewer than twice the elites.
+            1 keeps N; the source has 1.25, to begin broadly and save where the spread is small
+            already.
+        stop_spread: an environment is finished when the mean std of its Gaussian falls below it; 0
+            never.
 
-    Source: Pinneri et al. (2020), arXiv 2008.06389, with its momentum and fraction; its exponents lie between 0.25 and 3.5,
-    task by task. The elites that it carries from one plan to the next are left out, because a solver holds no state;
-    `warm_start` carries the plan itself.
+    Source: Pinneri et al. (2020), arXiv 2008.06389, with its momentum and fraction; its exponents
+    lie between 0.25 and 3.5, task by task. The elites that it carries from one plan to the next are
+    left out, because a solver holds no state; `warm_start` carries the plan itself.
     """
 
     num_candidates: int = 300
@@ -51,15 +56,23 @@ class ICEM:
         if not 0 <= self.keep_fraction <= 1:
             raise ValueError(f"keep_fraction must lie between 0 and 1, got {self.keep_fraction}.")
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}: at 1 nothing is ever learnt.")
+            raise ValueError(
+                f"momentum must be at least 0 and below 1, got {self.momentum}: at 1 nothing is "
+                "ever learnt."
+            )
         if self.decay < 1:
-            raise ValueError(f"decay must be at least 1 (1 keeps the number of candidates), got {self.decay}.")
+            raise ValueError(
+                f"decay must be at least 1 (1 keeps the number of candidates), got {self.decay}."
+            )
 
     @property
     def populations(self) -> tuple[int, ...]:
         """New candidates of each iteration."""
         least = min(2 * self.num_elites, self.num_candidates)
-        return tuple(max(round(self.num_candidates * self.decay**-i), least) for i in range(self.num_iterations))
+        return tuple(
+            max(round(self.num_candidates * self.decay**-i), least)
+            for i in range(self.num_iterations)
+        )
 
     @property
     def evaluations(self) -> int:
@@ -68,16 +81,18 @@ class ICEM:
 
     @torch.no_grad()
     def solve(self, cost: Cost, start: Plan, box: Box, generators: Sequence[Generator]) -> Plan:
-        """Refit `start` to its cheapest samples and to the elites that stayed; return the cheapest sequence ever scored.
+        """Refit `start` to its cheapest samples and to the elites that stayed; return the cheapest
+        sequence ever scored.
 
-        The start competes as candidate 0 of the first iteration and the mean as candidate 0 of the last, in between neither
-        does: a mean that competes all along narrows the search too early. Arguments, errors and what a NaN cost means are
-        those of every solver; see `CEM.solve`.
+        The start competes as candidate 0 of the first iteration and the mean as candidate 0 of the
+        last, in between neither does: a mean that competes all along narrows the search too early.
+        Arguments, errors and what a NaN cost means are those of every solver; see `CEM.solve`.
 
         Returns:
             The plan; its std is that of the last Gaussian.
 
-        Cost: at most `num_iterations` calls of `cost`, with the numbers of candidates in `populations`.
+        Cost: at most `num_iterations` calls of `cost`, with the numbers of candidates in
+        `populations`.
         """
         search = Search(start, box, generators, self.stop_spread)
         kept = round(self.keep_fraction * self.num_elites)

@@ -1,4 +1,5 @@
-"""Model predictive path integral control: refit the Gaussian to all good samples, the better the heavier."""
+"""Model predictive path integral control: refit the Gaussian to all good samples, the better the
+heavier."""
 
 from __future__ import annotations
 
@@ -16,18 +17,22 @@ __all__ = ["MPPI", "softmin"]
 
 @dataclass(frozen=True)
 class MPPI:
-    """Iterated path integral control with an adaptive spread. By default it scores what the paper's CEM scores.
+    """Iterated path integral control with an adaptive spread. By default it scores what the paper's
+    CEM scores.
 
     Attributes:
         num_candidates: N, action sequences scored per iteration; candidate 0 is the mean itself.
-        num_elites: how many of the cheapest are weighted; `num_candidates` weights all, as the original does.
+        num_elites: how many of the cheapest are weighted; `num_candidates` weights all, as the
+            original does.
         num_iterations: refits.
-        temperature: of the weights, in standard deviations of the elites' costs, so that it need not be tuned to the scale of
-            an objective. Towards 0 the best alone counts; infinite weights the elites alike, which is CEM.
-        stop_spread: an environment is finished when the weighted mean std of its elites falls below it; 0 never.
+        temperature: of the weights, in standard deviations of the elites' costs, so that it need
+            not be tuned to the scale of an objective. Towards 0 the best alone counts; infinite
+            weights the elites alike, which is CEM.
+        stop_spread: an environment is finished when the weighted mean std of its elites falls below
+            it; 0 never.
 
-    Source: Williams et al. (2017), with elites and a spread that adapts as in TD-MPC (Hansen et al., 2022). Ours: the unit of
-    the temperature, and the unbiased weighted std.
+    Source: Williams et al. (2017), with elites and a spread that adapts as in TD-MPC (Hansen et
+    al., 2022). Ours: the unit of the temperature, and the unbiased weighted std.
     """
 
     num_candidates: int = 300
@@ -39,24 +44,31 @@ class MPPI:
     def __post_init__(self) -> None:
         check_sizes(self.num_candidates, self.num_iterations, self.stop_spread, self.num_elites)
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}: at 0 only the best sample would count.")
+            raise ValueError(
+                f"temperature must be positive, got {self.temperature}: at 0 only the best sample "
+                "would count."
+            )
 
     @property
     def evaluations(self) -> int:
-        """Sequences scored per environment: all candidates of all iterations, and the final mean once."""
+        """Sequences scored per environment: all candidates of all iterations, and the final mean
+        once."""
         return self.num_candidates * self.num_iterations + 1
 
     @torch.no_grad()
     def solve(self, cost: Cost, start: Plan, box: Box, generators: Sequence[Generator]) -> Plan:
-        """Move `start` to the weighted mean and spread of its cheapest samples, `num_iterations` times.
+        """Move `start` to the weighted mean and spread of its cheapest samples, `num_iterations`
+        times.
 
-        The last mean is returned, or the cheapest sequence ever scored where the mean is worse than the start: see
-        `Search.guarded`. Arguments, errors and what a NaN cost means are those of every solver; see `CEM.solve`.
+        The last mean is returned, or the cheapest sequence ever scored where the mean is worse than
+        the start: see `Search.guarded`. Arguments, errors and what a NaN cost means are those of
+        every solver; see `CEM.solve`.
 
         Returns:
             The plan; its std is the weighted one of the last elites.
 
-        Cost: at most `num_iterations` calls of `cost` with N candidates, and one with a single candidate.
+        Cost: at most `num_iterations` calls of `cost` with N candidates, and one with a single
+        candidate.
         """
         search = Search(start, box, generators, self.stop_spread)
         for _ in range(self.num_iterations):
@@ -65,8 +77,11 @@ class MPPI:
             weights = softmin(elites.costs, self.temperature)[..., None, None]
             mean = (weights * elites.actions).sum(dim=1)
             scatter = (weights * (elites.actions - mean[:, None]).square()).sum(dim=1)
-            # Bessel's correction for weights: n / (n-1) where all are 1/n. Without it the spread shrinks by itself.
-            std = (scatter / (1 - weights.square().sum(dim=1)).clamp_min(torch.finfo(mean.dtype).eps)).sqrt()
+            # Bessel's correction for weights: n / (n-1) where all are 1/n. Without it the spread
+            # shrinks by itself.
+            std = (
+                scatter / (1 - weights.square().sum(dim=1)).clamp_min(torch.finfo(mean.dtype).eps)
+            ).sqrt()
             search.refit(elites, mean, std)
             if search.finished:
                 break
@@ -78,7 +93,8 @@ def softmin(costs: Tensor, temperature: float) -> Tensor:
 
     Args:
         costs: (B, n); infinite costs get weight 0 and do not count in the std.
-        temperature: in standard deviations, those of the n candidates themselves (divided by n, not n-1).
+        temperature: in standard deviations, those of the n candidates themselves (divided by n, not
+            n-1).
 
     Returns:
         (B, n) weights that sum to 1; all alike where all costs are the same, or all infinite.

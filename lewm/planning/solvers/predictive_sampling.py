@@ -1,4 +1,5 @@
-"""Predictive sampling: try some perturbations of the plan, keep the best. The simplest search there is."""
+"""Predictive sampling: try some perturbations of the plan, keep the best. The simplest search there
+is."""
 
 from __future__ import annotations
 
@@ -16,15 +17,20 @@ __all__ = ["PredictiveSampling"]
 
 @dataclass(frozen=True)
 class PredictiveSampling:
-    """The best of N Gaussian perturbations, again around the best. By default it scores as many as the paper's CEM, less one.
+    """The best of N Gaussian perturbations, again around the best. By default it scores as many as
+    the paper's CEM, less one.
 
     Attributes:
         num_candidates: N, action sequences scored per iteration; candidate 0 is the best so far.
-        num_iterations: rounds. 1 is the source's method, which relies on replanning often from a warm start.
-        shrink: the std of a round is that of the one before times this. Without it no search of some rounds would settle.
-        stop_spread: the search is finished when the mean std of the next round would fall below it; 0 never.
+        num_iterations: rounds. 1 is the source's method, which relies on replanning often from a
+            warm start.
+        shrink: the std of a round is that of the one before times this. Without it no search of
+            some rounds would settle.
+        stop_spread: the search is finished when the mean std of the next round would fall below it;
+            0 never.
 
-    Source: Howell et al. (2022), arXiv 2212.00541, for one iteration. Ours: more of them, and `shrink`.
+    Source: Howell et al. (2022), arXiv 2212.00541, for one iteration. Ours: more of them, and
+    `shrink`.
     """
 
     num_candidates: int = 300

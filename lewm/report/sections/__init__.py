@@ -1,8 +1,10 @@
-"""An analysis on the page, a file for each: `draw(result) -> list[Panel]`, and what its numbers say.
+"""An analysis on the page, a file for each: `draw(result) -> list[Panel]`, and what its numbers
+say.
 
-Words and pictures only; nothing is computed. `SENTENCES` of a section make a paragraph, `HEADLINES` name numbers for a table.
-Each is a function of the values. Results are read from disk: they may be older than this version, or hold null where a number
-was not defined. A sentence that misses a number is left out, and the others stay.
+Words and pictures only; nothing is computed. `SENTENCES` of a section make a paragraph, `HEADLINES`
+name numbers for a table. Each is a function of the values. Results are read from disk: they may be
+older than this version, or hold null where a number was not defined. A sentence that misses a
+number is left out, and the others stay.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Pictures drawn from latents, beside the truth: of frames that were seen, and of frames that were imagined."""
+"""Pictures drawn from latents, beside the truth: of frames that were seen, and of frames that were
+imagined."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ SEEN, FILMED = ("truth", "decoded", "nearest"), ("truth", "encoded", "imagined",
 """Rows of the picture of reconstructions, and what is shown side by side of an imagined way."""
 
 PICTURE_PX, STRIP_PX, GAP_PX, MARGIN_PX = 192, 128, 8, 14
-"""A panel is some 800 pixels wide and is shown half as wide, on a phone less: hence also the size of the text."""
+"""A panel is some 800 pixels wide and is shown half as wide, on a phone less: hence also the size
+of the text."""
 
 TEXT_PX, LINE_PX = 31, 46
 INK, MUTED, ACCENT, EDGE = "#1d2329", "#5d6875", "#0b6bb8", "#c3c9d0"
@@ -54,8 +56,15 @@ def _ways(result: Result) -> list[Panel]:
         horizon, frameskip = len(films["truth"]) - 1, result.values["frameskip"]
         frames = [_side_by_side(films, t, horizon, frameskip) for t in range(horizon + 1)]
         chosen = np.rint(np.linspace(0, horizon, min(STRIP_COLUMNS, horizon + 1))).astype(int)
-        strip = _grid({name: film[chosen] for name, film in films.items()}, "start", f"{horizon * frameskip} steps on")
-        title = f"{horizon * frameskip} steps imagined of episode {clip['episode']}, from step {clip['env_step']}"
+        strip = _grid(
+            {name: film[chosen] for name, film in films.items()},
+            "start",
+            f"{horizon * frameskip} steps on",
+        )
+        title = (
+            f"{horizon * frameskip} steps imagined of episode {clip['episode']}, from step "
+            f"{clip['env_step']}"
+        )
         drawn.append(Panel(title, webp=_webp(frames), still=_webp([strip])))
     return drawn
 
@@ -74,8 +83,17 @@ def _curves(result: Result) -> Panel:
         for name, (label, colour, dashes) in styles.items():
             curve = result.values["imagination"][name]
             if name in ("imagined", "copy"):
-                axes.fill_between(steps, curve["low"], curve["high"], color=THEME[colour], alpha=0.16, linewidth=0)
-            axes.plot(steps, curve["share"], color=THEME[colour], linestyle=dashes, linewidth=1.9, label=label)
+                axes.fill_between(
+                    steps, curve["low"], curve["high"], color=THEME[colour], alpha=0.16, linewidth=0
+                )
+            axes.plot(
+                steps,
+                curve["share"],
+                color=THEME[colour],
+                linestyle=dashes,
+                linewidth=1.9,
+                label=label,
+            )
         axes.axhline(1, color=THEME["muted"], linewidth=1, zorder=0)
         axes.set_xlim(0, steps[-1])
         axes.set_ylim(bottom=0)
@@ -83,14 +101,22 @@ def _curves(result: Result) -> Panel:
         axes.set_ylabel("error, 1 = mean picture")
         axes.grid(axis="y", color=THEME["line"], linewidth=0.8)
         axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, fontsize=10, labelcolor=THEME["ink"], ncols=2
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.2),
+            frameon=False,
+            fontsize=10,
+            labelcolor=THEME["ink"],
+            ncols=2,
         )
 
-    return canvas.draw(f"error of imagined pictures, {result.values['windows']} episodes", draw_on, height=3.6)
+    return canvas.draw(
+        f"error of imagined pictures, {result.values['windows']} episodes", draw_on, height=3.6
+    )
 
 
 def _side_by_side(films: dict[str, np.ndarray], t: int, horizon: int, frameskip: int) -> np.ndarray:
-    """(h, w, 3) uint8: what was, is decoded, imagined and remembered after t blocks, under their names, and how far it is."""
+    """(h, w, 3) uint8: what was, is decoded, imagined and remembered after t blocks, under their
+    names, and how far it is."""
     from PIL import ImageDraw
 
     width = 2 * MARGIN_PX + len(films) * PICTURE_PX + (len(films) - 1) * GAP_PX
@@ -98,7 +124,14 @@ def _side_by_side(films: dict[str, np.ndarray], t: int, horizon: int, frameskip:
     pen = ImageDraw.Draw(card)
     for k, (name, film) in enumerate(films.items()):
         left = MARGIN_PX + k * (PICTURE_PX + GAP_PX)
-        _text(pen, left + PICTURE_PX // 2, LINE_PX // 2, name, ACCENT if name == "imagined" else INK, "mm")
+        _text(
+            pen,
+            left + PICTURE_PX // 2,
+            LINE_PX // 2,
+            name,
+            ACCENT if name == "imagined" else INK,
+            "mm",
+        )
         _paste(card, film[t], left, LINE_PX, PICTURE_PX)
     below = LINE_PX + PICTURE_PX + MARGIN_PX
     words = f"{t * frameskip} steps imagined" if t else "the frame it starts from"
@@ -107,12 +140,15 @@ def _side_by_side(films: dict[str, np.ndarray], t: int, horizon: int, frameskip:
     middle = below + LINE_PX // 2
     pen.rounded_rectangle((start, middle - 4, end, middle + 4), 4, fill=EDGE)
     if t:
-        pen.rounded_rectangle((start, middle - 4, start + (end - start) * t // horizon, middle + 4), 4, fill=ACCENT)
+        pen.rounded_rectangle(
+            (start, middle - 4, start + (end - start) * t // horizon, middle + 4), 4, fill=ACCENT
+        )
     return np.asarray(card)
 
 
 def _grid(rows: dict[str, np.ndarray], first: str, last: str) -> np.ndarray:
-    """(h, w, 3) uint8: a row of (n, h, w, 3) pictures per name, and what the first and the last column are."""
+    """(h, w, 3) uint8: a row of (n, h, w, 3) pictures per name, and what the first and the last
+    column are."""
     from PIL import ImageDraw
 
     columns, side, names = len(next(iter(rows.values()))), STRIP_PX, 5 * TEXT_PX
@@ -139,7 +175,8 @@ def _card(width: int, height: int) -> Image:
 def _text(pen: Any, x: int, y: int, words: str, colour: str, anchor: str) -> None:
     from PIL import ImageFont
 
-    pen.text((x, y), words, fill=colour, font=ImageFont.load_default(TEXT_PX), anchor=anchor)  # Pillow's own: no machine's
+    # Pillow's own: no machine's
+    pen.text((x, y), words, fill=colour, font=ImageFont.load_default(TEXT_PX), anchor=anchor)
 
 
 def _paste(card: Image, picture: np.ndarray, left: int, top: int, side: int) -> None:
@@ -157,7 +194,11 @@ def _webp(frames: Sequence[np.ndarray]) -> bytes:
     first, *others = (Image.fromarray(frame) for frame in frames)
     durations = [FRAME_MS] * len(others) + [END_MS]
     written = io.BytesIO()
-    moving: dict[str, Any] = {"save_all": True, "append_images": others, "duration": durations, "loop": 0} if others else {}
+    moving: dict[str, Any] = (
+        {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
+        if others
+        else {}
+    )
     first.save(written, format="WEBP", quality=QUALITY, method=3, **moving)
     return written.getvalue()
 
@@ -167,24 +208,36 @@ def _decoded(values: Values) -> list[str]:
     own = f"{tenths(found['decoder']['share'])} of the error of the mean picture"
     nearest, other = (tenths(found[name]["share"]) for name in ("nearest", "other latents"))
     return [
-        "A decoder was fitted to the frozen latents, for looking only: it takes no part in training or planning.",
-        f"Of {values['test_frames']} held-out frames it leaves {own} ({interval_words(found['decoder']['share_interval'], tenths)}); "
-        f"the nearest frame that it learnt from leaves {nearest}, and with the latents of other frames it would be {other}.",
+        (
+            "A decoder was fitted to the frozen latents, for looking only: it takes no part in "
+            "training or planning."
+        ),
+        f"Of {values['test_frames']} held-out frames it leaves {own} "
+        f"({interval_words(found['decoder']['share_interval'], tenths)}); the nearest frame that "
+        f"it learnt from leaves {nearest}, and with the latents of other frames it would be "
+        f"{other}.",
     ]
 
 
 def _imagined_pictures(values: Values) -> list[str]:
     found, steps = values["imagination"], values["horizon"] * values["frameskip"]
-    imagined, kept, seen = (whole_percent(found[name]["share"][-1]) for name in ("imagined", "copy", "encoded"))
+    imagined, kept, seen = (
+        whole_percent(found[name]["share"][-1]) for name in ("imagined", "copy", "encoded")
+    )
     return [
-        f"After {steps} imagined steps the drawn picture is off by {imagined} of that error; if the first frame were kept it "
-        f"would be {kept}, and {seen} is the decoder's own, on the frames that came."
+        f"After {steps} imagined steps the drawn picture is off by {imagined} of that error; if "
+        f"the first frame were kept it would be {kept}, and {seen} is the decoder's own, on the "
+        "frames that came."
     ]
 
 
 def _decoding_headline(values: Values) -> dict[str, str]:
     found = values["reconstruction"]["decoder"]
-    return {"decoder error, of the mean picture's": with_interval(found["share"], found["share_interval"], tenths)}
+    return {
+        "decoder error, of the mean picture's": with_interval(
+            found["share"], found["share_interval"], tenths
+        )
+    }
 
 
 SENTENCES = (_decoded, _imagined_pictures)

@@ -26,33 +26,52 @@ CELLS, CELL_TOKENS = 3, 400
 """Small fields in a row, and up to how many tokens a field counts as small."""
 
 MOST_DOTS = 20_000
-"""Fields of more would be a grey plane: as many are drawn, and the label says what a dot stands for."""
+"""Fields of more would be a grey plane: as many are drawn, and the label says what a dot stands
+for."""
 
 COLOURS = {"measured": "accent", "published": "muted", "estimated": "floor"}
 
 
 def draw(result: Result) -> list[Panel]:
-    """The field of dots; where plans were published or measured, their time; of a measured run, its arithmetic."""
+    """The field of dots; where plans were published or measured, their time; of a measured run, its
+    arithmetic."""
     drawn = [_dots_panel(result), _time_panel(result)]
     return [*drawn, _flops_panel(result)] if "flops" in result.values else drawn
 
 
 def _dots_panel(result: Result) -> Panel:
     """Every model's frame as a field of its tokens, all at one scale, small ones side by side."""
-    ours = [("this run", "measured", result.values["tokens_per_frame"])] if "tokens_per_frame" in result.values else []
-    others = [(row["name"], row["kind"], row["tokens"]) for row in result.values["published"] if row["tokens"]]
-    fields = sorted([*ours, *others], key=lambda field: field[2])  # stable: ours stays before equals
+    ours = (
+        [("this run", "measured", result.values["tokens_per_frame"])]
+        if "tokens_per_frame" in result.values
+        else []
+    )
+    others = [
+        (row["name"], row["kind"], row["tokens"])
+        for row in result.values["published"]
+        if row["tokens"]
+    ]
+    # stable: ours stays before equals
+    fields = sorted([*ours, *others], key=lambda field: field[2])
     small = [field for field in fields if field[2] <= CELL_TOKENS]
     rows = [small[first : first + CELLS] for first in range(0, len(small), CELLS)]
     rows += [[field] for field in fields[len(small) :]]
-    heights = [LABEL_PT + max(PITCH_PT * ceil(tokens / _columns(tokens)) for *_, tokens in row) + GAP_PT for row in rows]
+    heights = [
+        LABEL_PT + max(PITCH_PT * ceil(tokens / _columns(tokens)) for *_, tokens in row) + GAP_PT
+        for row in rows
+    ]
     width, height = 72 * PANEL_INCHES[0] - 2 * MARGIN_PT, sum(heights)
 
     def draw(axes: Axes) -> None:
         figure = axes.figure
         figure.set_layout_engine("none")  # type: ignore[union-attr]
         axes.set_position(
-            (MARGIN_PT / (width + 2 * MARGIN_PT), 0, width / (width + 2 * MARGIN_PT), height / (height + TITLE_PT))
+            (
+                MARGIN_PT / (width + 2 * MARGIN_PT),
+                0,
+                width / (width + 2 * MARGIN_PT),
+                height / (height + TITLE_PT),
+            )
         )
         axes.set_axis_off()
         axes.set_xlim(0, width)  # points, so that dashes of a line can be dots of a field
@@ -61,7 +80,9 @@ def _dots_panel(result: Result) -> Panel:
             for place, (name, kind, tokens) in enumerate(row):
                 _field(axes, place * width / CELLS, float(top), name, kind, tokens)
 
-    return canvas.draw("a frame of each model, one dot per token", draw, height=(height + TITLE_PT) / 72)
+    return canvas.draw(
+        "a frame of each model, one dot per token", draw, height=(height + TITLE_PT) / 72
+    )
 
 
 def _field(axes: Axes, left: float, top: float, name: str, kind: str, tokens: int) -> None:
@@ -70,14 +91,26 @@ def _field(axes: Axes, left: float, top: float, name: str, kind: str, tokens: in
     count = f"{tokens:,} token{'s' * (tokens > 1)}" + (f", {unit} a dot" if unit > 1 else "")
     weight = "bold" if kind == "measured" else "normal"
     axes.text(left, top, name, va="top", fontsize=10, fontweight=weight, color=THEME["ink"])
-    axes.text(left, top + 13, count + (f", {kind}" if kind == "estimated" else ""), va="top", fontsize=9, color=THEME["muted"])
+    axes.text(
+        left,
+        top + 13,
+        count + (f", {kind}" if kind == "estimated" else ""),
+        va="top",
+        fontsize=9,
+        color=THEME["muted"],
+    )
     dots, columns = ceil(tokens / unit), _columns(ceil(tokens / unit))
     x, y = [], []
     for row in range(ceil(dots / columns)):
         last = min(columns, dots - row * columns) - 1
-        x += [left + PITCH_PT, left + (last + 1.2) * PITCH_PT, np.nan]  # beyond the last dot, which rounding could cut off
+        # beyond the last dot, which rounding could cut off
+        x += [left + PITCH_PT, left + (last + 1.2) * PITCH_PT, np.nan]
         y += [top + LABEL_PT + row * PITCH_PT] * 2 + [np.nan]
-    style: dict[str, Any] = {"dashes": (0, PITCH_PT / DOT_PT), "dash_capstyle": "round", "clip_on": False}
+    style: dict[str, Any] = {
+        "dashes": (0, PITCH_PT / DOT_PT),
+        "dash_capstyle": "round",
+        "clip_on": False,
+    }
     axes.plot(x, y, color=THEME[COLOURS[kind]], linewidth=DOT_PT, **style)
     if tokens == 1:  # or it would be overlooked
         axes.plot(
@@ -100,7 +133,12 @@ def _columns(tokens: int) -> int:
 
 def _time_panel(result: Result) -> Panel:
     bars = [
-        (f"this run: {name}", f"measured, {result.values['hardware']}, {plan['steps']} env steps a plan", True, plan["seconds"])
+        (
+            f"this run: {name}",
+            f"measured, {result.values['hardware']}, {plan['steps']} env steps a plan",
+            True,
+            plan["seconds"],
+        )
         for name, plan in result.values.get("plans", {}).items()
     ]
     for row in result.values["published"]:
@@ -111,25 +149,53 @@ def _time_panel(result: Result) -> Panel:
 
 def _flops_panel(result: Result) -> Panel:
     flops = result.values["flops"]
-    bars = [("encode a frame", "", True, flops["encode"]), ("predict a latent", "", True, flops["predict"])]
-    bars += [(f"a plan: {name}", "", True, plan["flops"]) for name, plan in result.values["plans"].items()]
+    bars = [
+        ("encode a frame", "", True, flops["encode"]),
+        ("predict a latent", "", True, flops["predict"]),
+    ]
+    bars += [
+        (f"a plan: {name}", "", True, plan["flops"])
+        for name, plan in result.values["plans"].items()
+    ]
     bars = [(*about, count / 1e9) for *about, count in bars if count]
     return _bars_panel("arithmetic of this run, counted", bars, "GFLOP")
 
 
 def _bars_panel(title: str, bars: Sequence[tuple[str, str, bool, float]], label: str) -> Panel:
-    """Bars of (name, remark, whether it was measured here, value), logarithmic, under their names: beside them is no room."""
+    """Bars of (name, remark, whether it was measured here, value), logarithmic, under their names:
+    beside them is no room."""
     values = [value for *_, value in bars]
-    low, high = 10 ** np.floor(np.log10(min(values)) - 0.3), 10 ** np.ceil(np.log10(max(values)) + 0.3)
+    low, high = (
+        10 ** np.floor(np.log10(min(values)) - 0.3),
+        10 ** np.ceil(np.log10(max(values)) + 0.3),
+    )
     above = 0.54 if any(remark for _, remark, *_ in bars) else 0.34
 
     def draw(axes: Axes) -> None:
         for place, (name, remark, measured, value) in enumerate(bars):
             y, weight = place * (above + 0.34), "bold" if measured else "normal"
-            axes.barh(y, value - low, left=low, height=0.2, color=THEME["accent" if measured else "floor"])
-            axes.text(low, y - above + 0.1, name, va="center", fontsize=10, fontweight=weight, color=THEME["ink"])
+            axes.barh(
+                y, value - low, left=low, height=0.2, color=THEME["accent" if measured else "floor"]
+            )
+            axes.text(
+                low,
+                y - above + 0.1,
+                name,
+                va="center",
+                fontsize=10,
+                fontweight=weight,
+                color=THEME["ink"],
+            )
             axes.text(low, y - 0.21, remark, va="center", fontsize=9, color=THEME["muted"])
-            axes.text(value * 1.15, y, f"{value:.3g}", va="center", fontsize=10, fontweight=weight, color=THEME["ink"])
+            axes.text(
+                value * 1.15,
+                y,
+                f"{value:.3g}",
+                va="center",
+                fontsize=10,
+                fontweight=weight,
+                color=THEME["ink"],
+            )
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         axes.set_ylim((len(bars) - 1) * (above + 0.34) + 0.2, -above - 0.05)
@@ -150,21 +216,26 @@ def _frame(values: Values) -> list[str]:
 
 def _plans(values: Values) -> list[str]:
     return [
-        f"A plan by {name} takes {short_time(plan['seconds'])} here ({values['hardware']}, median of {plan['plans']}) "
-        f"and predicts {plan['predictor_calls']:,} latents."
+        f"A plan by {name} takes {short_time(plan['seconds'])} here ({values['hardware']}, median "
+        f"of {plan['plans']}) and predicts {plan['predictor_calls']:,} latents."
         for name, plan in values["plans"].items()
     ]
 
 
 def _others(values: Values) -> list[str]:
-    return ["What others published, or what is estimated of them, was not measured here and is marked so."] * bool(
-        values["published"]
-    )
+    return [
+        (
+            "What others published, or what is estimated of them, was not measured here and is "
+            "marked so."
+        )
+    ] * bool(values["published"])
 
 
 def _economy_headline(values: Values) -> dict[str, str]:
     frame = {"MFLOP per predicted frame": f"{values['flops']['predict'] / 1e6:.3g}"}
-    return frame | {f"a plan by {name}": short_time(plan["seconds"]) for name, plan in values["plans"].items()}
+    return frame | {
+        f"a plan by {name}": short_time(plan["seconds"]) for name, plan in values["plans"].items()
+    }
 
 
 SENTENCES = (_frame, _plans, _others)

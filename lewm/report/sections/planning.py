@@ -21,7 +21,8 @@ WAYS = 16
 
 
 def draw(result: Result) -> list[Panel]:
-    """What plans were imagined to do beside what they did. The recorded attempts are animations, which `animation` draws."""
+    """What plans were imagined to do beside what they did. The recorded attempts are animations,
+    which `animation` draws."""
     drawn = [_horizon_panel(result)]
     if "imagined" in result.arrays:
         drawn.append(_ways_panel(result))
@@ -39,7 +40,15 @@ def _horizon_panel(result: Result) -> Panel:
         axes.fill_between(steps, low, high, color=THEME["accent"], alpha=0.18, linewidth=0)
         axes.plot(steps, ratio, color=THEME["accent"], linewidth=1.8, marker="o", markersize=5)
         axes.axhline(100, color=THEME["muted"], linewidth=1, linestyle=(0, (4, 3)))
-        axes.text(steps[-1], 97, "as if nothing changed", ha="right", va="top", fontsize=9, color=THEME["muted"])
+        axes.text(
+            steps[-1],
+            97,
+            "as if nothing changed",
+            ha="right",
+            va="top",
+            fontsize=9,
+            color=THEME["muted"],
+        )
         axes.set_ylim(0, max(108, 1.05 * high.max()))
         axes.set_xlim(0, 1.04 * steps[-1])
         axes.set_xticks([0, *steps])
@@ -65,8 +74,17 @@ def _ways_panel(result: Result) -> Panel:
         axes.set_xlabel(f"x, {unit}")
         axes.set_ylabel(f"y, {unit}")
         axes.grid(color=THEME["line"], linewidth=0.8)
-        for place, (words, colour) in enumerate((("start", "ink"), ("imagined", "warm"), ("real", "accent"))):
-            axes.text(1.03, 0.98 - 0.09 * place, words, transform=axes.transAxes, va="top", color=THEME[colour])
+        for place, (words, colour) in enumerate(
+            (("start", "ink"), ("imagined", "warm"), ("real", "accent"))
+        ):
+            axes.text(
+                1.03,
+                0.98 - 0.09 * place,
+                words,
+                transform=axes.transAxes,
+                va="top",
+                color=THEME[colour],
+            )
 
     return canvas.draw(f"{len(real)} plans, imagined and carried out", draw, height=3.6)
 
@@ -78,8 +96,24 @@ def _search_panel(result: Result) -> Panel:
     rounds = np.arange(1, len(middle) + 1)
 
     def draw(axes: Axes) -> None:
-        axes.fill_between(rounds, low, high, color=THEME["accent"], alpha=0.18, linewidth=0, label="10th to 90th percentile")
-        axes.plot(rounds, middle, color=THEME["accent"], linewidth=1.8, marker="o", markersize=4, label="median candidate")
+        axes.fill_between(
+            rounds,
+            low,
+            high,
+            color=THEME["accent"],
+            alpha=0.18,
+            linewidth=0,
+            label="10th to 90th percentile",
+        )
+        axes.plot(
+            rounds,
+            middle,
+            color=THEME["accent"],
+            linewidth=1.8,
+            marker="o",
+            markersize=4,
+            label="median candidate",
+        )
         axes.set_ylim(bottom=0)
         axes.set_xlabel("round of the search")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -92,14 +126,26 @@ def _search_panel(result: Result) -> Panel:
 
 def _imagined_end(values: Values) -> list[str]:
     last = values["horizon"][-1]
-    off = f"{whole_percent(last['ratio'])} of how far the latent had moved ({interval_words(last['ratio_interval'], whole_percent)})"
+    off = (
+        f"{whole_percent(last['ratio'])} of how far the latent had moved "
+        f"({interval_words(last['ratio_interval'], whole_percent)})"
+    )
     if "place_error" in last:
-        unit, interval = values["unit"], interval_words(last["place_error_interval"], "{:.1f}".format)
+        unit, interval = (
+            values["unit"],
+            interval_words(last["place_error_interval"], "{:.1f}".format),
+        )
         off += f", or by {last['place_error']:.1f} {unit} in the world ({interval} {unit})"
     return [
-        f"From {values['pairs']} held-out pictures the agent made a plan, and carried it out to its end without looking.",
+        (
+            f"From {values['pairs']} held-out pictures the agent made a plan, and carried it out "
+            "to its end without looking."
+        ),
         f"After {last['steps']} steps the imagined latent was off by {off}.",
-        "A plan is chosen for where it is imagined to end, so this is where a model's errors matter most.",
+        (
+            "A plan is chosen for where it is imagined to end, so this is where a model's errors "
+            "matter most."
+        ),
     ]
 
 

@@ -1,4 +1,5 @@
-"""What a model is surprised by: prediction errors around an edit, episode by episode, and as a detector."""
+"""What a model is surprised by: prediction errors around an edit, episode by episode, and as a
+detector."""
 
 from __future__ import annotations
 
@@ -27,12 +28,20 @@ def draw(surprise: Result) -> list[Panel]:
     values, arrays = surprise.values, surprise.arrays
     names, edits, n = values["conditions"], values["edits"], values["episodes"]
     at = int(np.flatnonzero(arrays["frames"] == 0)[0])
-    logarithmic = bool((arrays["mean"] > 0).all())  # a surprise of 0, as a perfect model has it, has no place on such a scale
+    # a surprise of 0, as a perfect model has it, has no place on such a scale
+    logarithmic = bool((arrays["mean"] > 0).all())
     styles = _styles(names, {name: edit["kind"] for name, edit in edits.items()})
 
     def over_time(axes: Axes) -> None:
         axes.axvline(0, color=THEME["line"], linewidth=8, zorder=0)
-        axes.annotate("edit", (0, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", color=THEME["muted"])
+        axes.annotate(
+            "edit",
+            (0, 1),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="bottom",
+            color=THEME["muted"],
+        )
         for c, name in enumerate(names):
             shown = slice(0 if c == 0 else max(at - 1, 0), None)  # before the edit all are one
             frames, style = arrays["frames"][shown], styles[name]
@@ -54,7 +63,12 @@ def draw(surprise: Result) -> list[Panel]:
             x = np.repeat(arrays["surprise"][c, :, at], 3)
             y = np.tile([row - 0.3, row + 0.1, np.nan], n)
             axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.6)
-            axes.plot([arrays["low"][c, at], arrays["high"][c, at]], [row + 0.27] * 2, color=colour, linewidth=2.5)
+            axes.plot(
+                [arrays["low"][c, at], arrays["high"][c, at]],
+                [row + 0.27] * 2,
+                color=colour,
+                linewidth=2.5,
+            )
             axes.plot(arrays["mean"][c, at], row + 0.27, "o", color=colour, markersize=5.5)
         if logarithmic:
             axes.set_xscale("log")
@@ -69,7 +83,13 @@ def draw(surprise: Result) -> list[Panel]:
         def draw_on(axes: Axes) -> None:
             axes.plot([0, 1], [0, 1], color=THEME["line"], linewidth=1)
             for curve, (name, area) in zip(curves, areas.items(), strict=True):
-                axes.plot(arrays["roc_false_alarms"], curve, label=f"{name}: area {area:.3f}", clip_on=False, **styles[name])
+                axes.plot(
+                    arrays["roc_false_alarms"],
+                    curve,
+                    label=f"{name}: area {area:.3f}",
+                    clip_on=False,
+                    **styles[name],
+                )
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1)
             axes.set_xlabel(f"share of {others} that raise an alarm")
@@ -79,8 +99,14 @@ def draw(surprise: Result) -> list[Panel]:
         return canvas.draw(title, draw_on, height=2.9 + 0.2 * len(areas))
 
     drawn = [
-        canvas.draw(f"surprise over time, mean of {n} episodes", over_time, height=3.2 + 0.1 * len(names)),
-        canvas.draw(f"surprise at the edit: {n} episodes, mean above", by_episode, height=0.9 + 0.5 * len(names)),
+        canvas.draw(
+            f"surprise over time, mean of {n} episodes", over_time, height=3.2 + 0.1 * len(names)
+        ),
+        canvas.draw(
+            f"surprise at the edit: {n} episodes, mean above",
+            by_episode,
+            height=0.9 + 0.5 * len(names),
+        ),
         detector(
             "telling edits from normal motion",
             arrays["roc"],
@@ -88,9 +114,20 @@ def draw(surprise: Result) -> list[Panel]:
             "normal frames",
         ),
     ]
-    against = {name: edit["against_colour"]["auc"] for name, edit in edits.items() if "against_colour" in edit}
+    against = {
+        name: edit["against_colour"]["auc"]
+        for name, edit in edits.items()
+        if "against_colour" in edit
+    }
     if against:
-        drawn.append(detector("telling teleports from changes of colour", arrays["roc_colour"], against, "changes of colour"))
+        drawn.append(
+            detector(
+                "telling teleports from changes of colour",
+                arrays["roc_colour"],
+                against,
+                "changes of colour",
+            )
+        )
     return drawn
 
 
@@ -100,7 +137,11 @@ def _styles(names: Sequence[str], kinds: dict[str, str]) -> dict[str, dict[str, 
     drawn = dict.fromkeys(COLOURS, 0)
     for name in names:
         kind = kinds.get(name, "unperturbed")
-        styles[name] = {"color": THEME[COLOURS[kind]], "linestyle": DASHES[drawn[kind] % len(DASHES)], "linewidth": 1.8}
+        styles[name] = {
+            "color": THEME[COLOURS[kind]],
+            "linestyle": DASHES[drawn[kind] % len(DASHES)],
+            "linewidth": 1.8,
+        }
         drawn[kind] += 1
     return styles
 
@@ -121,8 +162,8 @@ def _legend(axes: Axes, columns: int = 2) -> None:
 
 def _edited(values: Values) -> list[str]:
     return [
-        f"In {values['episodes']} episodes something that cannot happen happens in the middle: a thing jumps, or changes its "
-        "colour.",
+        f"In {values['episodes']} episodes something that cannot happen happens in the middle: a "
+        "thing jumps, or changes its colour.",
         "Surprise is the squared error of the latent that the model predicted for that frame.",
     ]
 
@@ -132,16 +173,25 @@ def _surprised(values: Values) -> list[str]:
     for name, edit in values["edits"].items():
         p, area = p_value(edit["t_p"]), with_interval(edit["auc"], edit["auc_interval"], two_places)
         told.append(
-            f"{name[:1].upper()}{name[1:]}: {edit['ratio']:.3g} times the surprise of the same frames unedited (p "
-            f"{p if p.startswith('<') else '= ' + p}, effect size {edit['effect_size']:.2f}); AUC {area} against normal frames."
+            f"{name[:1].upper()}{name[1:]}: {edit['ratio']:.3g} times the surprise of the same "
+            f"frames unedited (p {p if p.startswith('<') else '= ' + p}, effect size "
+            f"{edit['effect_size']:.2f}); AUC {area} against normal frames."
         )
     return told
 
 
 def _false_alarms(values: Values) -> list[str]:
     found = values["false_alarms"]
-    nominal, rate = whole_percent(found["nominal"]), with_interval(found["rate"], found["interval"], whole_percent)
-    return [f"A threshold set for {nominal} false alarms on half of the episodes gives {rate} on the other half."]
+    nominal, rate = (
+        whole_percent(found["nominal"]),
+        with_interval(found["rate"], found["interval"], whole_percent),
+    )
+    return [
+        (
+            f"A threshold set for {nominal} false alarms on half of the episodes gives {rate} on "
+            "the other half."
+        )
+    ]
 
 
 def _warned(values: Values) -> list[str]:
@@ -150,7 +200,8 @@ def _warned(values: Values) -> list[str]:
 
 def _surprise_headline(values: Values) -> dict[str, str]:
     return {
-        f"surprise AUC, {name}": with_interval(e["auc"], e["auc_interval"], two_places) for name, e in values["edits"].items()
+        f"surprise AUC, {name}": with_interval(e["auc"], e["auc_interval"], two_places)
+        for name, e in values["edits"].items()
     }
 
 

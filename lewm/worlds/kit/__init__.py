@@ -1,1 +1,2 @@
-"""What worlds share: opening them, the single environment, looks, rasters, drawing without a screen, pushing."""
+"""What worlds share: opening them, the single environment, looks, rasters, drawing without a
+screen, pushing."""

@@ -20,12 +20,15 @@ def color_digits(name: str, value: Any) -> str:
     """
     digits = str(value).lower().removeprefix("#")
     if not re.fullmatch("[0-9a-f]{6}", digits):
-        raise ValueError(f"{name} must be six hexadecimal digits such as 0000ff for blue, got '{value}'.")
+        raise ValueError(
+            f"{name} must be six hexadecimal digits such as 0000ff for blue, got '{value}'."
+        )
     return digits
 
 
 def turned_color(digits: str, turn: float = 0.5) -> str:
-    """Another colour, as bright: `turn` of the way round the colour wheel, half way being the opposite.
+    """Another colour, as bright: `turn` of the way round the colour wheel, half way being the
+    opposite.
 
     It is vivid even where the given one is grey or dark, and so has no place on the wheel.
 
@@ -39,8 +42,11 @@ def turned_color(digits: str, turn: float = 0.5) -> str:
     return bytes(round(255 * part) for part in turned).hex()
 
 
-def read_look(world: str, look: str, names: Sequence[str], colors: Mapping[str, str]) -> tuple[str, str, dict[str, str]]:
-    """Read the look of a world that has a few named ones, in which things can be painted: "fast,block_color=00ff00".
+def read_look(
+    world: str, look: str, names: Sequence[str], colors: Mapping[str, str]
+) -> tuple[str, str, dict[str, str]]:
+    """Read the look of a world that has a few named ones, in which things can be painted:
+    "fast,block_color=00ff00".
 
     Args:
         world: its name, for the error.
@@ -48,7 +54,8 @@ def read_look(world: str, look: str, names: Sequence[str], colors: Mapping[str, 
         colors: thing -> its colour when it is not painted.
 
     Returns:
-        The look as `WorldSpec.look` has it, the named one in it, and the colours of the things whose colour it changes.
+        The look as `WorldSpec.look` has it, the named one in it, and the colours of the things
+        whose colour it changes.
 
     Raises:
         ValueError: no such look or thing, or no colour.
@@ -57,7 +64,9 @@ def read_look(world: str, look: str, names: Sequence[str], colors: Mapping[str, 
     for word in look.split(","):
         key, equals, value = (part.strip() for part in word.partition("="))
         if equals:
-            thing = choose(f"colour of {world}", key, [f"{thing}_color" for thing in colors]).removesuffix("_color")
+            thing = choose(
+                f"colour of {world}", key, [f"{thing}_color" for thing in colors]
+            ).removesuffix("_color")
             painted[thing] = color_digits(key, value)
         else:
             named = choose(f"look of {world}", key, names)

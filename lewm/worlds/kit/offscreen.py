@@ -1,9 +1,12 @@
-"""MuJoCo pictures on a machine without a screen: finding an OpenGL that works, and the looks that scenes are drawn in.
+"""MuJoCo pictures on a machine without a screen: finding an OpenGL that works, and the looks that
+scenes are drawn in.
 
-A GL context belongs to the process and thread that made it, so `open_scene` makes one for each thread, and worlds of one kind
-share it. Contexts do not survive a fork: start worker processes with "spawn". Workers inherit what was found in `MUJOCO_GL`.
+A GL context belongs to the process and thread that made it, so `open_scene` makes one for each
+thread, and worlds of one kind share it. Contexts do not survive a fork: start worker processes with
+"spawn". Workers inherit what was found in `MUJOCO_GL`.
 
-Source: measurements of 2026-11 (two CPU cores, Mesa's software renderer); the programming guide of MuJoCo, "Visualization".
+Source: measurements of 2026-11 (two CPU cores, Mesa's software renderer); the programming guide of
+MuJoCo, "Visualization".
 """
 
 from __future__ import annotations
@@ -23,7 +26,15 @@ import numpy as np
 
 from lewm.registry import choose
 
-__all__ = ["FAST_MESH_M", "LOOKS", "Scene", "find_backend", "once_per_thread", "open_scene", "thin_meshes"]
+__all__ = [
+    "FAST_MESH_M",
+    "LOOKS",
+    "Scene",
+    "find_backend",
+    "once_per_thread",
+    "open_scene",
+    "thin_meshes",
+]
 
 Arguments = ParamSpec("Arguments")
 Made = TypeVar("Made")
@@ -31,34 +42,39 @@ Made = TypeVar("Made")
 Paint = tuple[tuple[str, str], ...]
 
 LOOKS = ("published", "fast")
-"""Named appearances of the MuJoCo worlds. "published" is what the benchmark draws. "fast" is for machines without a GPU: no
-shadows, no mirror images in the floor, meshes thinned to `FAST_MESH_M`, and edges smoothed by drawing at twice the size instead
-of by multisampling. It is another picture, so numbers of the two are never mixed."""
+"""Named appearances of the MuJoCo worlds. "published" is what the benchmark draws. "fast" is for
+machines without a GPU: no shadows, no mirror images in the floor, meshes thinned to `FAST_MESH_M`,
+and edges smoothed by drawing at twice the size instead of by multisampling. It is another picture,
+so numbers of the two are never mixed."""
 
 FAST_MESH_M = 0.005
-"""Ours: below this distance the vertices of a mesh become one in the fast look. It takes 88% of the 185,000 faces of the Cube
-robot and changes its 64 px picture by less than one grey level on average."""
+"""Ours: below this distance the vertices of a mesh become one in the fast look. It takes 88% of the
+185,000 faces of the Cube robot and changes its 64 px picture by less than one grey level on
+average."""
 
 PACKAGES = (
-    "Headless rendering needs EGL or OSMesa. On Debian and Ubuntu install one with: apt-get install libegl1 libegl-mesa0 "
-    "libgl1-mesa-dri (EGL; a GPU's own driver brings it too), or: apt-get install libosmesa6 (OSMesa). The variable MUJOCO_GL "
-    "chooses between them."
+    "Headless rendering needs EGL or OSMesa. On Debian and Ubuntu install one with: apt-get "
+    "install libegl1 libegl-mesa0 libgl1-mesa-dri (EGL; a GPU's own driver brings it too), or: "
+    "apt-get install libosmesa6 (OSMesa). The variable MUJOCO_GL chooses between them."
 )
 
 _TRIAL = """
 import importlib, mujoco, sys
 context = importlib.import_module(f"mujoco.{sys.argv[1]}").GLContext(16, 16)
 context.make_current()
-mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_50).free()
+model = mujoco.MjModel.from_xml_string("<mujoco/>")
+mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50).free()
 context.free()
 """
 
 
 def find_backend() -> str:
-    """The OpenGL backend to draw with: `MUJOCO_GL` where it is set, else the first of EGL and OSMesa that works.
+    """The OpenGL backend to draw with: `MUJOCO_GL` where it is set, else the first of EGL and
+    OSMesa that works.
 
-    Each is tried in a process of its own, since one that fails leaves PyOpenGL bound to it for good. What is found is put into
-    `MUJOCO_GL`, where libraries that read it on import and processes started later find it. Takes 0.4 s, once.
+    Each is tried in a process of its own, since one that fails leaves PyOpenGL bound to it for
+    good. What is found is put into `MUJOCO_GL`, where libraries that read it on import and
+    processes started later find it. Takes 0.4 s, once.
 
     Raises:
         ValueError: neither works; the Debian packages are named.
@@ -66,11 +82,14 @@ def find_backend() -> str:
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if chosen:
         return chosen
-    if not sys.platform.startswith("linux"):  # other systems draw through their window system, screen or not
+    # other systems draw through their window system, screen or not
+    if not sys.platform.startswith("linux"):
         return "cgl" if sys.platform == "darwin" else "glfw"
     failures = []
     for backend in ("egl", "osmesa"):
-        trial = subprocess.run([sys.executable, "-c", _TRIAL, backend], capture_output=True, text=True, check=False)
+        trial = subprocess.run(
+            [sys.executable, "-c", _TRIAL, backend], capture_output=True, text=True, check=False
+        )
         if trial.returncode == 0:
             os.environ["MUJOCO_GL"] = backend
             return backend
@@ -82,17 +101,21 @@ class Scene:
     """A model and what draws it through one of its cameras. It belongs to the thread that made it.
 
     Args:
-        model: an `mujoco.MjModel` of the scene's own: the look changes its meshes and rendering quality.
+        model: an `mujoco.MjModel` of the scene's own: the look changes its meshes and rendering
+            quality.
         image_size: height and width of the pictures.
         camera: a camera of the model, by name.
         look: one of `LOOKS`.
-        paint: materials or shapes (geoms) of the model, by name, and another colour for each, six hexadecimal digits rrggbb.
+        paint: materials or shapes (geoms) of the model, by name, and another colour for each, six
+            hexadecimal digits rrggbb.
 
     Raises:
         ValueError: unknown look, or OpenGL does not work here.
     """
 
-    def __init__(self, model: Any, image_size: int, camera: str, look: str = "published", paint: Paint = ()) -> None:
+    def __init__(
+        self, model: Any, image_size: int, camera: str, look: str = "published", paint: Paint = ()
+    ) -> None:
         import mujoco
 
         self.model, self.image_size = model, image_size
@@ -112,8 +135,11 @@ class Scene:
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         except Exception as error:  # each backend has exceptions of its own
-            raise ValueError(f"the OpenGL backend '{backend}' does not work here ({error!r}). {PACKAGES}") from error
-        # Registered after the backend's own clean-up, hence run before it: freeing a context later than that is an error.
+            raise ValueError(
+                f"the OpenGL backend '{backend}' does not work here ({error!r}). {PACKAGES}"
+            ) from error
+        # Registered after the backend's own clean-up, hence run before it: freeing a context later
+        # than that is an error.
         atexit.register(self.close)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._data, self._scene = mujoco.MjData(model), mujoco.MjvScene(model, maxgeom=1000)
@@ -121,19 +147,25 @@ class Scene:
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._scene.flags[flag] = 0
         self._camera = mujoco.MjvCamera()
-        self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(camera).id
+        self._camera.type, self._camera.fixedcamid = (
+            mujoco.mjtCamera.mjCAMERA_FIXED,
+            model.camera(camera).id,
+        )
         self._option, self._viewport = mujoco.MjvOption(), mujoco.MjrRect(0, 0, size, size)
         self._upside_down = np.empty((size, size, 3), np.uint8)
 
     def draw(self, qpos: np.ndarray, out: np.ndarray) -> None:
-        """Write the picture of joint positions, (nq,), to `out`, (h, w, 3) uint8. Equal positions give equal pictures."""
+        """Write the picture of joint positions, (nq,), to `out`, (h, w, 3) uint8. Equal positions
+        give equal pictures."""
         import mujoco
 
         self._data.qpos = qpos
         mujoco.mj_kinematics(self.model, self._data)
         mujoco.mj_camlight(self.model, self._data)
         everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(self.model, self._data, self._option, None, self._camera, everything, self._scene)
+        mujoco.mjv_updateScene(
+            self.model, self._data, self._option, None, self._camera, everything, self._scene
+        )
         self._gl.make_current()
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         mujoco.mjr_readPixels(self._upside_down, None, self._viewport, self._context)
@@ -145,19 +177,26 @@ class Scene:
         with suppress(Exception):  # at exit: another library may have ended EGL already
             self._context.free()
             self._gl.free()
-        self._gl.free = lambda: None  # its destructor would try again, when there is no EGL any more
+        # its destructor would try again, when there is no EGL any more
+        self._gl.free = lambda: None
 
 
 def thin_meshes(model: Any, cell_m: float) -> None:
-    """Let all vertices of a mesh in one cube of `cell_m` become one of them, and drop the faces that vanish. In place.
+    """Let all vertices of a mesh in one cube of `cell_m` become one of them, and drop the faces
+    that vanish. In place.
 
     For a model that is only drawn: collisions are computed from the same meshes.
     """
     for mesh in range(model.nmesh):
         vertices = model.mesh_vert[model.mesh_vertadr[mesh] :][: model.mesh_vertnum[mesh]]
         begin, count = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
-        faces, normals = model.mesh_face[begin : begin + count], model.mesh_facenormal[begin : begin + count]
-        _, first, cell = np.unique(np.floor(vertices / cell_m), axis=0, return_index=True, return_inverse=True)
+        faces, normals = (
+            model.mesh_face[begin : begin + count],
+            model.mesh_facenormal[begin : begin + count],
+        )
+        _, first, cell = np.unique(
+            np.floor(vertices / cell_m), axis=0, return_index=True, return_inverse=True
+        )
         merged = first[cell.ravel()][faces]
         corners, distinct = np.unique(np.sort(merged, axis=1), axis=0, return_index=True)
         kept = distinct[(np.diff(corners, axis=1) > 0).all(axis=1)]  # three different corners
@@ -186,6 +225,9 @@ def once_per_thread(make: Callable[Arguments, Made]) -> Callable[Arguments, Made
 
 
 @once_per_thread
-def open_scene(load: Callable[[], Any], image_size: int, camera: str, look: str, paint: Paint = ()) -> Scene:
-    """The scene of this thread for a model that `load` compiles: made once, then shared. Arguments as in `Scene`."""
+def open_scene(
+    load: Callable[[], Any], image_size: int, camera: str, look: str, paint: Paint = ()
+) -> Scene:
+    """The scene of this thread for a model that `load` compiles: made once, then shared. Arguments
+    as in `Scene`."""
     return Scene(load(), image_size, camera, look, paint)

@@ -1,4 +1,5 @@
-"""Worlds by name, to be stepped together: those with a batched form, and single environments in a loop."""
+"""Worlds by name, to be stepped together: those with a batched form, and single environments in a
+loop."""
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ class Looped:
     """The role `World` over single Gymnasium environments, for plug-ins that have no batched form.
 
     Args:
-        envs: equal environments after the contract of a world plug-in: `env_spec`, `reset(seed=, options=)` with `info` holding
-            "state", "goal" and "success", `step`, `render_state(state)` and `policy(name, seed)`; `regions(states)` if it
-            has any. One with several success criteria has them all in `info["criteria"]`, by name. One whose spec names
-            things has `teleport(things, state, seed)` and `recoloured(thing, turn)`. Where drawing is slow, `advance(action)`
-            may do what `step` does but draw, and return the `info`: not every step is looked at.
+        envs: equal environments after the contract of a world plug-in: `env_spec`, `reset(seed=,
+            options=)` with `info` holding "state", "goal" and "success", `step`,
+            `render_state(state)` and `policy(name, seed)`; `regions(states)` if it has any. One
+            with several success criteria has them all in `info["criteria"]`, by name. One whose
+            spec names things has `teleport(things, state, seed)` and `recoloured(thing, turn)`.
+            Where drawing is slow, `advance(action)` may do what `step` does but draw, and return
+            the `info`: not every step is looked at.
     """
 
     def __init__(self, envs: Sequence[Any]):
@@ -44,7 +47,9 @@ class Looped:
         return np.stack([np.array(info["goal"], np.float32) for info in self._infos])
 
     def reset(self, seeds: Sequence[int]) -> None:
-        self._infos = [env.reset(seed=int(seed))[1] for env, seed in zip(self.envs, seeds, strict=True)]
+        self._infos = [
+            env.reset(seed=int(seed))[1] for env, seed in zip(self.envs, seeds, strict=True)
+        ]
 
     def set_states(self, states: np.ndarray) -> None:
         self._set(states, self.goals)
@@ -65,9 +70,17 @@ class Looped:
         return np.stack([self.envs[0].render_state(state) for state in states])
 
     def success(self, criterion: str | None = None) -> np.ndarray:
-        first, name = self.spec.criteria[0], self.spec.criteria[0] if criterion is None else criterion
+        first, name = (
+            self.spec.criteria[0],
+            self.spec.criteria[0] if criterion is None else criterion,
+        )
         registry.choose(f"success criterion of {self.spec.name}", name, self.spec.criteria)
-        return np.array([bool(info["success"] if name == first else info["criteria"][name]) for info in self._infos])
+        return np.array(
+            [
+                bool(info["success"] if name == first else info["criteria"][name])
+                for info in self._infos
+            ]
+        )
 
     def policy(self, name: str, seeds: Sequence[int]) -> Policy:
         registry.choose(f"policy of {self.spec.name}", name, self.policies)
@@ -77,17 +90,27 @@ class Looped:
     def regions(self, states: np.ndarray) -> np.ndarray | None:
         return self.envs[0].regions(states) if hasattr(self.envs[0], "regions") else None
 
-    def teleport(self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        moved = [self.envs[0].teleport(things, state, int(seed)) for state, seed in zip(states, seeds, strict=True)]
+    def teleport(
+        self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]
+    ) -> np.ndarray:
+        moved = [
+            self.envs[0].teleport(things, state, int(seed))
+            for state, seed in zip(states, seeds, strict=True)
+        ]
         return np.stack(moved).astype(np.float32)
 
     def recoloured(self, thing: str, turn: float = 0.5) -> str:
         return str(self.envs[0].recoloured(thing, turn))
 
     def _set(self, states: np.ndarray, goals: np.ndarray) -> None:
-        # By reset, not by set_state: only reset answers with an `info` that is true of the new state and goal.
-        options = [{"state": state, "goal": goal} for state, goal in zip(states, goals, strict=True)]
-        self._infos = [env.reset(options=option)[1] for env, option in zip(self.envs, options, strict=True)]
+        # By reset, not by set_state: only reset answers with an `info` that is true of the new
+        # state and goal.
+        options = [
+            {"state": state, "goal": goal} for state, goal in zip(states, goals, strict=True)
+        ]
+        self._infos = [
+            env.reset(options=option)[1] for env, option in zip(self.envs, options, strict=True)
+        ]
 
 
 def open_world(name: str, num_envs: int, **options: Any) -> World:
@@ -99,7 +122,8 @@ def open_world(name: str, num_envs: int, **options: Any) -> World:
 
     Raises:
         ValueError: no such world or option; the nearest names are offered.
-        ImportError: the world needs a package that is missing; the message names the extra to install.
+        ImportError: the world needs a package that is missing; the message names the extra to
+            install.
     """
     plugin = registry.load("worlds", name)
     batched = hasattr(plugin, "batched")
@@ -109,4 +133,8 @@ def open_world(name: str, num_envs: int, **options: Any) -> World:
         known = [parameter for parameter in parameters if parameter != "num_envs"]
         for option in options:
             registry.choose(f"option of world '{name}'", option, known)
-    return plugin.batched(num_envs, **options) if batched else Looped([plugin(**options) for _ in range(num_envs)])
+    return (
+        plugin.batched(num_envs, **options)
+        if batched
+        else Looped([plugin(**options) for _ in range(num_envs)])
+    )

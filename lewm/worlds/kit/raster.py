@@ -1,9 +1,11 @@
-"""Pictures of flat worlds: rigid bodies of boxes and discs, drawn in numpy with soft edges, many pictures together.
+"""Pictures of flat worlds: rigid bodies of boxes and discs, drawn in numpy with soft edges, many
+pictures together.
 
-A pixel takes of a shape's colour about the share of its area that the shape covers, so that motion by a fraction of a pixel
-shows, which is what a model of small pictures has to see. The share comes from the distance of the pixel's middle to the edge:
-exact for a box along the axes of the picture, off by a twentieth at most along an edge that is turned. All arithmetic is
-elementwise: what else is drawn in the same call never changes a picture.
+A pixel takes of a shape's colour about the share of its area that the shape covers, so that motion
+by a fraction of a pixel shows, which is what a model of small pictures has to see. The share comes
+from the distance of the pixel's middle to the edge: exact for a box along the axes of the picture,
+off by a twentieth at most along an edge that is turned. All arithmetic is elementwise: what else is
+drawn in the same call never changes a picture.
 """
 
 from __future__ import annotations
@@ -36,9 +38,13 @@ class Box:
         return math.hypot(abs(self.x) + self.half_width, abs(self.y) + self.half_height)
 
     def cover(self, x: np.ndarray, y: np.ndarray, grow: float, pixel: float) -> np.ndarray:
-        """Share of each pixel inside the box grown by `grow` on all sides; `x` and `y` are pixels' places in pixels."""
+        """Share of each pixel inside the box grown by `grow` on all sides; `x` and `y` are pixels'
+        places in pixels."""
         sides = ((x, self.x, self.half_width), (y, self.y, self.half_height))
-        across, along = (_share((half + grow) / pixel, np.abs(place - np.float32(mid / pixel))) for place, mid, half in sides)
+        across, along = (
+            _share((half + grow) / pixel, np.abs(place - np.float32(mid / pixel)))
+            for place, mid, half in sides
+        )
         return np.multiply(across, along, out=across)
 
 
@@ -63,7 +69,8 @@ class Part:
 
     Attributes:
         color: six hexadecimal digits, rrggbb.
-        rim: half width of a line drawn along the edge in `color`, the inside being a fifth lighter; 0 fills flatly.
+        rim: half width of a line drawn along the edge in `color`, the inside being a fifth lighter;
+            0 fills flatly.
     """
 
     shape: Box | Disc
@@ -76,8 +83,8 @@ def paint(pictures: np.ndarray, poses: np.ndarray, parts: Sequence[Part], extent
 
     Args:
         pictures: (n, h, h, 3) uint8, contiguous.
-        poses: (n, 3) x, y (of the body's origin, in units of the world, from the picture's corner) and angle, in radians, that
-            takes the body's x axis towards its y axis; y points down.
+        poses: (n, 3) x, y (of the body's origin, in units of the world, from the picture's corner)
+            and angle, in radians, that takes the body's x axis towards its y axis; y points down.
         parts: of the body, which may touch each other but should not overlap.
         extent: width of the picture in units of the world.
     """
@@ -94,14 +101,18 @@ def paint(pictures: np.ndarray, poses: np.ndarray, parts: Sequence[Part], extent
         offsets = (corners - centres)[:, :, None] + (np.arange(patch) + 0.5)
         right, down = offsets.astype(np.float32).transpose(1, 0, 2)
         right, down = right[:, None, :], down[:, :, None]
-        cos, sin = np.cos(chunk[:, 2, None, None]).astype(np.float32), np.sin(chunk[:, 2, None, None]).astype(np.float32)
+        cos, sin = (
+            np.cos(chunk[:, 2, None, None]).astype(np.float32),
+            np.sin(chunk[:, 2, None, None]).astype(np.float32),
+        )
         x, y = cos * right + sin * down, cos * down - sin * right
 
         where = (np.arange(start, start + len(chunk)), corners[:, 1], corners[:, 0])
         left = np.ones_like(x)  # share of each pixel that no part has taken yet
         inks: list[tuple[np.ndarray, np.ndarray]] = []
         for part in parts:
-            # Parts that touch share the pixels along their seam: each takes what is left, so that no floor shines through.
+            # Parts that touch share the pixels along their seam: each takes what is left, so that
+            # no floor shines through.
             cover = np.minimum(part.shape.cover(x, y, part.rim, pixel), left)
             left -= cover
             edge = rgb(part.color)
@@ -124,6 +135,8 @@ def rgb(color: str) -> np.ndarray:
 
 
 def _share(half: float, distance: np.ndarray) -> np.ndarray:
-    """Share of a pixel that lies within `half` pixels of a line or point, from the distance of its middle; in place."""
+    """Share of a pixel that lies within `half` pixels of a line or point, from the distance of its
+    middle; in place."""
     np.subtract(np.float32(half + 0.5), distance, out=distance)
-    return np.clip(distance, 0, min(1.0, 2 * half), out=distance)  # a thin shape covers no pixel wholly
+    # a thin shape covers no pixel wholly
+    return np.clip(distance, 0, min(1.0, 2 * half), out=distance)

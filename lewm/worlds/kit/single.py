@@ -1,4 +1,5 @@
-"""The single environment of a batched world, a batch of one; generators for many; rows of states, checked."""
+"""The single environment of a batched world, a batch of one; generators for many; rows of states,
+checked."""
 
 from __future__ import annotations
 
@@ -15,14 +16,17 @@ __all__ = ["Single", "finite_rows", "generators"]
 
 
 class Single(gymnasium.Env):
-    """One environment of a `contracts.World`; a world plug-in derives from it and says which world, see `worlds/reacher.py`.
+    """One environment of a `contracts.World`; a world plug-in derives from it and says which world,
+    see `worlds/reacher.py`.
 
-    Reward: 1.0 on a step that ends in success by the first criterion, which also terminates the episode, else 0.0. Truncation
-    is the business of a time limit (`env_spec.max_steps`; `gymnasium.make` adds one). `info` holds "state" and "goal", (S,)
-    float32 each, and "success"; where the world has several criteria also "criteria", which says of each whether it is met.
+    Reward: 1.0 on a step that ends in success by the first criterion, which also terminates the
+    episode, else 0.0. Truncation is the business of a time limit (`env_spec.max_steps`;
+    `gymnasium.make` adds one). `info` holds "state" and "goal", (S,) float32 each, and "success";
+    where the world has several criteria also "criteria", which says of each whether it is met.
 
     Attributes:
-        world_class: called as `world_class(num_envs, image_size=..., **options)`; its signature tells the world's options.
+        world_class: called as `world_class(num_envs, image_size=..., **options)`; its signature
+            tells the world's options.
         policies: the names that `policy` knows.
         looks: named appearances, "published" first.
         world: the batch of one.
@@ -38,20 +42,28 @@ class Single(gymnasium.Env):
     policies: ClassVar[tuple[str, ...]]
     looks: ClassVar[tuple[str, ...]]
 
-    def __init__(self, image_size: int = 224, render_mode: str | None = "rgb_array", **options: Any) -> None:
+    def __init__(
+        self, image_size: int = 224, render_mode: str | None = "rgb_array", **options: Any
+    ) -> None:
         self.world = self.batched(1, image_size=image_size, **options)
         self.env_spec = spec = self.world.spec
         self.render_mode = render_mode
         self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Box(np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32))
+        self.action_space = gymnasium.spaces.Box(
+            np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
+        )
 
     @classmethod
     def batched(cls, num_envs: int, **options: Any) -> World:
-        """B environments as one `contracts.World`; environment i with seed s equals a single one with seed s."""
+        """B environments as one `contracts.World`; environment i with seed s equals a single one
+        with seed s."""
         return cls.world_class(num_envs, **options)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Draw start and goal from `seed`; `options` may fix them with "state" and "goal", (S,) each."""
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Draw start and goal from `seed`; `options` may fix them with "state" and "goal", (S,)
+        each."""
         super().reset(seed=seed)
         self.world.reset([int(self.np_random.integers(2**63)) if seed is None else seed])
         setters = {"state": self.set_state, "goal": self.set_goal}
@@ -60,7 +72,8 @@ class Single(gymnasium.Env):
         return self.render(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Advance by one step; an action outside of its box is clipped to it, and NaN counts as 0."""
+        """Advance by one step; an action outside of its box is clipped to it, and NaN counts as
+        0."""
         self.world.step(np.asarray(action)[None])
         info = self._info()
         return self.render(), float(info["success"]), info["success"], False, info
@@ -70,7 +83,8 @@ class Single(gymnasium.Env):
         return self.world.render()[0]
 
     def render_state(self, state: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 picture of another state, such as a goal; the environment stays as it is."""
+        """(h, w, 3) uint8 picture of another state, such as a goal; the environment stays as it
+        is."""
         return self.world.render(np.asarray(state)[None])[0]
 
     def set_state(self, state: np.ndarray) -> None:
@@ -86,12 +100,19 @@ class Single(gymnasium.Env):
 
     def _info(self) -> dict[str, Any]:
         met = {name: bool(self.world.success(name)[0]) for name in self.env_spec.criteria}
-        info = {"state": self.world.states[0], "goal": self.world.goals[0], "success": met[self.env_spec.criteria[0]]}
+        info = {
+            "state": self.world.states[0],
+            "goal": self.world.goals[0],
+            "success": met[self.env_spec.criteria[0]],
+        }
         return info | ({"criteria": met} if len(met) > 1 else {})
 
 
-def generators(purposes: Sequence[str], purpose: str, seeds: Sequence[int], num_envs: int) -> list[np.random.Generator]:
-    """One generator per environment, from its seed and what it is for: one seed may serve world and policy, draws stay apart.
+def generators(
+    purposes: Sequence[str], purpose: str, seeds: Sequence[int], num_envs: int
+) -> list[np.random.Generator]:
+    """One generator per environment, from its seed and what it is for: one seed may serve world and
+    policy, draws stay apart.
 
     Raises:
         ValueError: not one seed per environment.
@@ -101,7 +122,9 @@ def generators(purposes: Sequence[str], purpose: str, seeds: Sequence[int], num_
     return [np.random.default_rng([purposes.index(purpose), int(seed)]) for seed in seeds]
 
 
-def finite_rows(what: str, values: np.ndarray, names: Sequence[str], rows: int | None = None) -> np.ndarray:
+def finite_rows(
+    what: str, values: np.ndarray, names: Sequence[str], rows: int | None = None
+) -> np.ndarray:
     """States or goals that a world is given, as float32.
 
     Args:
@@ -113,10 +136,15 @@ def finite_rows(what: str, values: np.ndarray, names: Sequence[str], rows: int |
         ValueError: another shape than (rows, S), or values that are not finite.
     """
     values, width = np.asarray(values, np.float32), len(names)
-    if values.ndim != 2 or values.shape[1] != width or rows not in (None, len(values)) or not np.isfinite(values).all():
+    if (
+        values.ndim != 2
+        or values.shape[1] != width
+        or rows not in (None, len(values))
+        or not np.isfinite(values).all()
+    ):
         listed = ", ".join(names[:8]) + ", ..." * (width > 8)
         raise ValueError(
-            f"{what} must be finite rows ({listed}) of shape ({rows or 'n'}, {width}), got shape {values.shape}: "
-            f"{values.tolist()!s:.80}."
+            f"{what} must be finite rows ({listed}) of shape ({rows or 'n'}, {width}), got shape "
+            f"{values.shape}: {values.tolist()!s:.80}."
         )
     return values
