@@ -1,4 +1,5 @@
-"""A recipe, carried out: collect its data, train, fit its heads, evaluate beside the floors, probe beside the controls.
+"""A recipe, carried out: collect its data, train, fit its heads, evaluate beside the floors, probe
+beside the controls.
 
 out/
   reproduction.json  what the folder holds, and how long its stages took
@@ -69,17 +70,19 @@ def reproduce(
     report: Report = lambda *_: None,
     minutes: float | None = None,
 ) -> dict[str, Any]:
-    """Do everything of a recipe that is not done yet in `out`, and return what `result.json` then holds.
+    """Do everything of a recipe that is not done yet in `out`, and return what `result.json` then
+    holds.
 
     Args:
         recipe: name of one of `recipes.RECIPES`.
-        out: folder. One that was interrupted is continued, a finished one is left alone and its result returned.
+        out: folder. One that was interrupted is continued, a finished one is left alone and its
+            result returned.
         seed: of data, weights, pairs, search and probe.
         pairs: start/goal pairs of the paper's task (offset 25, budget 50).
         short: much less of everything, to see that it works; the result says so.
         report: called as stages proceed.
-        minutes: train for this long in place of the recipe's updates, see `TrainingConfig`; collecting and evaluating take
-            their own time beside it. The result says so.
+        minutes: train for this long in place of the recipe's updates, see `TrainingConfig`;
+            collecting and evaluating take their own time beside it. The result says so.
 
     Raises:
         ValueError: no such recipe, or `out` holds a reproduction with other settings.
@@ -88,13 +91,21 @@ def reproduce(
     out = Path(out)
     experiment = seeded(recipes.load(recipe), seed)
     if short:
-        collection = dataclasses.replace(experiment.collection, episodes=min(SHORT_EPISODES, experiment.collection.episodes))
-        training = dataclasses.replace(experiment.training, updates=SHORT_UPDATES, checkpoint_every=SHORT_UPDATES)
+        collection = dataclasses.replace(
+            experiment.collection, episodes=min(SHORT_EPISODES, experiment.collection.episodes)
+        )
+        training = dataclasses.replace(
+            experiment.training, updates=SHORT_UPDATES, checkpoint_every=SHORT_UPDATES
+        )
         fitting = dataclasses.replace(experiment.fitting, updates=SHORT_UPDATES)
-        experiment = dataclasses.replace(experiment, collection=collection, training=training, fitting=fitting)
+        experiment = dataclasses.replace(
+            experiment, collection=collection, training=training, fitting=fitting
+        )
         pairs = SHORT_PAIRS
     if minutes is not None:
-        experiment = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, minutes=minutes))
+        experiment = dataclasses.replace(
+            experiment, training=dataclasses.replace(experiment.training, minutes=minutes)
+        )
     name = experiment.recipe
     claim = {"recipe": name, "seed": seed, "pairs": pairs, "short": short, "minutes": minutes}
     book = Book.open(out / "reproduction.json", claim)
@@ -112,7 +123,9 @@ def reproduce(
         with book.timed("fit"):
             planning = fit_planning(experiment, model, episodes, split, out / "run", report)
         with book.timed("evaluate"):
-            evaluation = _evaluate(experiment, planning, model, episodes, split["heldout"], pairs, seed, report)
+            evaluation = _evaluate(
+                experiment, planning, model, episodes, split["heldout"], pairs, seed, report
+            )
         with book.timed("probe"):
             report("probe", 0, 1, "", "")
             probing = Probing(seed=seed).run(Run(model, episodes, split["train"], split["heldout"]))
@@ -168,7 +181,9 @@ def seeded(experiment: Experiment, seed: int) -> Experiment:
 def collect_episodes(experiment: Experiment, path: Path, report: Report) -> Episodes:
     """Record a recipe's episodes, or those that are missing."""
     settings = experiment.collection
-    options = experiment.options | ({} if settings.max_steps is None else {"max_steps": settings.max_steps})
+    options = experiment.options | (
+        {} if settings.max_steps is None else {"max_steps": settings.max_steps}
+    )
     return collect(
         experiment.world,
         path,
@@ -189,7 +204,9 @@ def train_model(experiment: Experiment, data: Path, folder: Path, report: Report
 
     def progress(p: Progress) -> None:
         shown = ("prediction", "sigreg", "latent_std", "effective_rank")
-        note = ", ".join(f"{name.replace('_', ' ')} {p.metrics[name]:.3g}" for name in shown if name in p.metrics)
+        note = ", ".join(
+            f"{name.replace('_', ' ')} {p.metrics[name]:.3g}" for name in shown if name in p.metrics
+        )
         report(p.stage, p.update, p.total, note, p.alarm)
 
     origin = {
@@ -198,29 +215,52 @@ def train_model(experiment: Experiment, data: Path, folder: Path, report: Report
         "lewm": lewm.__version__,
         "planning": describe_planning(experiment.planning),
     }
-    return train(experiment.model, experiment.training, data, folder, experiment=origin, report=progress)
+    return train(
+        experiment.model, experiment.training, data, folder, experiment=origin, report=progress
+    )
 
 
 def fit_planning(
-    experiment: Experiment, model: WorldModel, episodes: Episodes, split: Mapping[str, list[int]], folder: Path, report: Report
+    experiment: Experiment,
+    model: WorldModel,
+    episodes: Episodes,
+    split: Mapping[str, list[int]],
+    folder: Path,
+    report: Report,
 ) -> PlanningConfig:
-    """How a recipe plans, with the heads that it asks for: those of the run, or else fitted now and stored there."""
+    """How a recipe plans, with the heads that it asks for: those of the run, or else fitted now and
+    stored there."""
     wanted = heads_of(experiment.planning)
     if missing := sorted(wanted - set(checkpoints.head_names(folder))):
 
         def progress(stage: str, done: int, total: int, note: str) -> None:
             report(f"fit {stage}" if stage in missing else stage, done, total, note, "")
 
-        fit_heads(folder, model, episodes, split["train"], split["heldout"], missing, experiment.fitting, progress)
-    return attach(experiment.planning, {name: checkpoints.load_head(folder, name, model) for name in wanted})
+        fit_heads(
+            folder,
+            model,
+            episodes,
+            split["train"],
+            split["heldout"],
+            missing,
+            experiment.fitting,
+            progress,
+        )
+    return attach(
+        experiment.planning, {name: checkpoints.load_head(folder, name, model) for name in wanted}
+    )
 
 
 def open_recipe_world(experiment: Experiment, num_envs: int) -> World:
     """The world of a recipe, in its size and look."""
-    return open_world(experiment.world, num_envs, image_size=experiment.image_size, **experiment.options)
+    return open_world(
+        experiment.world, num_envs, image_size=experiment.image_size, **experiment.options
+    )
 
 
-def facts(experiment: Experiment, model: Any, episodes: Episodes, trained: Mapping[str, Any]) -> dict[str, Any]:
+def facts(
+    experiment: Experiment, model: Any, episodes: Episodes, trained: Mapping[str, Any]
+) -> dict[str, Any]:
     """What was used, on what: settings, data, machine and versions, JSON-ready."""
     device = device_of(model)
     return {
@@ -233,9 +273,13 @@ def facts(experiment: Experiment, model: Any, episodes: Episodes, trained: Mappi
         },
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "machine": {
-            "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cpus": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}",
+            "device": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"CPU, {platform.machine()}",
             "precision": trained["precision"],
         },
         "versions": {
@@ -248,7 +292,8 @@ def facts(experiment: Experiment, model: Any, episodes: Episodes, trained: Mappi
 
 
 class Book:
-    """A small file that says what a folder holds, and how long its stages took over all calls that worked on it."""
+    """A small file that says what a folder holds, and how long its stages took over all calls that
+    worked on it."""
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         self.path, self._content = path, content
@@ -267,10 +312,12 @@ class Book:
             return book
         there = read_json(path)
         if differing := [name for name in claim if there.get(name) != claim[name]]:
-            expected, got = (", ".join(f"{name} {of.get(name)}" for name in differing) for of in (claim, there))
+            expected, got = (
+                ", ".join(f"{name} {of.get(name)}" for name in differing) for of in (claim, there)
+            )
             raise ValueError(
-                f"{path.parent} holds another {path.stem}: expected {expected}, got {got}. Name another folder with --out, or "
-                "give the settings it was begun with."
+                f"{path.parent} holds another {path.stem}: expected {expected}, got {got}. Name "
+                "another folder with --out, or give the settings it was begun with."
             )
         return cls(path, there)
 
@@ -296,16 +343,29 @@ class Book:
 
 
 def _markdown(result: Mapping[str, Any], evaluation: Evaluation) -> str:
-    """The numbers of a reproduction as tables: success beside the floors, probes beside their controls."""
-    lines = [f"`{result['command']}`", "", evaluation.markdown(), "", *_probe_table(result["probe"])]
+    """The numbers of a reproduction as tables: success beside the floors, probes beside their
+    controls."""
+    lines = [
+        f"`{result['command']}`",
+        "",
+        evaluation.markdown(),
+        "",
+        *_probe_table(result["probe"]),
+    ]
     angles = [
-        f"mean error of {name}: {error:.1f} degrees by ridge, {result['mlp_angles'][name]:.1f} by MLP (90 if guessed)"
+        (
+            f"mean error of {name}: {error:.1f} degrees by ridge, "
+            f"{result['mlp_angles'][name]:.1f} by MLP (90 if guessed)"
+        )
         for name, error in result["angles"].items()
     ]
     seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in result["seconds"].items())
     budget = checkpoints.budget_in_words(result)
     trained = f"trained with a {budget}; " if budget else ""
-    cost = f"{trained}{result['parameters']:,} parameters; {seconds}; {result['machine']['cpus']} CPU cores."
+    cost = (
+        f"{trained}{result['parameters']:,} parameters; {seconds}; {result['machine']['cpus']} "
+        "CPU cores."
+    )
     return "\n".join([*lines, "", *angles, "", cost]) + "\n"
 
 
@@ -317,7 +377,7 @@ def _probe_table(variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
         low, high = score["r_interval"]
         controls = " | ".join(f"{score['controls'][rival]['r']:.3f}" for rival in rivals)
         rows.append(
-            f"| {name} | {score['r']:.3f} | [{low:.3f}, {high:.3f}] | {score['mlp']['r']:.3f} | {controls} | "
-            f"{score['rmse']:.3g} | {score['unit']} |"
+            f"| {name} | {score['r']:.3f} | [{low:.3f}, {high:.3f}] | {score['mlp']['r']:.3f} | "
+            f"{controls} | {score['rmse']:.3g} | {score['unit']} |"
         )
     return rows
