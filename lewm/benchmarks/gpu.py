@@ -730,14 +730,14 @@ def _waits(bench: Bench) -> None:
     """How often the host waits for the device in ten updates between two log lines."""
     trainer = _trainer(bench)
     for update in range(3):
-        trainer.step(update, 100, trainer.windows.batch(update))
+        trainer.step(update, 100, trainer.batches.batch(update))
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             for update in range(3, 13):
-                trainer.step(update, 100, trainer.windows.batch(update))
+                trainer.step(update, 100, trainer.batches.batch(update))
     finally:
         torch.cuda.set_sync_debug_mode(before)
     waits = [warning for warning in said if "synchroniz" in str(warning.message).lower()]
@@ -807,7 +807,7 @@ def _update_rate(bench: Bench, trainer: Trainer) -> float:
 
     def update() -> None:
         n = next(number)
-        trainer.step(n, 10**6, trainer.windows.batch(n))
+        trainer.step(n, 10**6, trainer.batches.batch(n))
 
     return _per_second(bench, update)
 
@@ -823,7 +823,7 @@ def _plain_rate(bench: Bench, like: Trainer) -> float:
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    windows = like.windows.windows
+    windows = like.batches.windows
     store = (
         torch.from_numpy(windows.source.rows("pixels", windows.file_rows))
         .permute(0, 3, 1, 2)
@@ -873,7 +873,7 @@ def _compiled(bench: Bench) -> None:
     begun = time.monotonic()
     try:
         trainer = _trainer(bench, compile=True)
-        trainer.step(0, 10**6, trainer.windows.batch(0))
+        trainer.step(0, 10**6, trainer.batches.batch(0))
         synchronise(bench.device)
         took = time.monotonic() - begun
         bench.add(

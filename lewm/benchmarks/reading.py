@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lewm.data import split
 from lewm.data.collecting import collect
-from lewm.data.windows import Reader, Resident, Streamed, Windows
+from lewm.data.windows import Batches, Resident, Streamed, Windows
 
 IMAGE_SIZE, LENGTH, FRAMESKIP, BATCH = 96, 4, 5, 32
 
@@ -92,7 +92,7 @@ def run(quick: bool = False) -> dict[str, Any]:
 
 
 def _compare(
-    case: str, ours: Reader, reference: Reader, pairs: int, updates: int
+    case: str, ours: Batches, reference: Batches, pairs: int, updates: int
 ) -> dict[str, Any]:
     assert torch.equal(ours.batch(0).pixels, reference.batch(0).pixels)
     speeds = np.array(
@@ -107,10 +107,10 @@ def _compare(
     }
 
 
-def _speed(reader: Reader, updates: int) -> float:
+def _speed(reader: Batches, updates: int) -> float:
     """Windows per second once batches have begun to come; the start of workers is no matter of
     reading."""
-    with reader.batches(0, updates + 5) as batches:
+    with reader.between(0, updates + 5) as batches:
         for _ in range(5):
             next(batches)
         start = time.perf_counter()

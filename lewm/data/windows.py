@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from lewm.contracts import Batch, Statistics, sent
 from lewm.registry import choose
 
-__all__ = ["Reader", "Resident", "Streamed", "Windows", "beginnings", "open_windows"]
+__all__ = ["Batches", "Resident", "Streamed", "Windows", "beginnings", "open_windows"]
 
 MEMORY_SHARE = 0.5
 """Of the memory that is free, what resident pixels may take. The rest is for the model, and for
@@ -142,7 +142,7 @@ class Windows:
 
 
 @dataclass(eq=False)
-class Reader(ABC):
+class Batches(ABC):
     """Batches of windows in an order that depends on `seed` alone; how their pixels are read is up
     to the subclass.
 
@@ -209,7 +209,7 @@ class Reader(ABC):
         return map(self.batch, range(count))
 
     @contextmanager
-    def batches(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
+    def between(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
         """Give the batches of updates start to stop-1, in order, and let nothing keep running once
         the context is left."""
         yield map(self.batch, range(start, stop))
@@ -220,7 +220,7 @@ class Reader(ABC):
 
 
 @dataclass(eq=False)
-class Resident(Reader):
+class Resident(Batches):
     """All pixels of the windows' episodes in memory, on the device where they fit there, else on
     the CPU.
 
@@ -255,7 +255,7 @@ class Resident(Reader):
 
 
 @dataclass(eq=False)
-class Streamed(Reader):
+class Streamed(Batches):
     """Rows read as they are needed, by worker processes that open the file themselves and work
     `PREFETCH` batches ahead.
 
@@ -276,7 +276,7 @@ class Streamed(Reader):
         self.workers = min(self.workers, _shared_memory_bytes() // (self.world_size * ahead))
 
     @contextmanager
-    def batches(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
+    def between(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
         workers = min(self.workers, stop - start)
         if workers < 1:
             yield map(self.batch, range(start, stop))
@@ -322,10 +322,10 @@ def open_windows(
     rank: int = 0,
     world_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> Reader:
+) -> Batches:
     """Open the training windows of some episodes for reading.
 
-    Arguments are those of `Windows`, `Reader`, `Resident` and `Streamed`; all modes give
+    Arguments are those of `Windows`, `Batches`, `Resident` and `Streamed`; all modes give
     bit-identical batches.
 
     Args:
@@ -336,7 +336,7 @@ def open_windows(
         ValueError: an unknown mode, windows that do not fit the episodes, or batches that do not
             fit the devices.
     """
-    choose("reading mode", mode, ("auto", "resident", "streamed"))
+    choose("way to read batches", mode, ("auto", "resident", "streamed"))
     windows = Windows(source, episode_ids, length, frameskip, statistics)
     if mode == "auto":
         room = max(_free_ram_bytes() // world_size, _free_device_bytes(device)) * MEMORY_SHARE
@@ -390,7 +390,7 @@ def beginnings(
 class _Updates(Dataset):
     """Update number -> tensors of its batch: what a worker process runs."""
 
-    def __init__(self, reader: Reader):
+    def __init__(self, reader: Batches):
         self.reader = reader
 
     def __getitem__(self, update: int) -> tuple[Tensor, Tensor] | ValueError:

@@ -27,10 +27,10 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lewm.contracts import Batch, DataSpec
+from lewm.contracts import Batch, DataSpec, Statistics
 from lewm.data.episodes import Episodes
 from lewm.data.split import Split, split, statistics
-from lewm.data.windows import Reader, beginnings, open_windows
+from lewm.data.windows import Batches, beginnings, open_windows
 from lewm.devices import deterministic, fastest_precision, synchronise
 from lewm.files import read_json
 from lewm.models.nn import losses
@@ -42,7 +42,7 @@ COLLAPSED_STD = 0.2
 """Mean latent standard deviation under which the alarm sounds. Ours: SIGReg holds it at 0.8 to 1;
 collapses end below 0.02."""
 
-CONDUCT = ("reading", "workers", "log_every", "checkpoint_every", "tensorboard")
+CONDUCT = ("batches", "workers", "log_every", "checkpoint_every", "tensorboard")
 """Settings that change how a training is carried out and nothing of what comes out: a run may be
 continued with others."""
 
@@ -101,7 +101,7 @@ class TrainingConfig:
         compile: put the model's parts through `torch.compile`. It takes up to minutes before the
             first update.
         accelerator, devices: as in Fabric.
-        reading: "resident" (all pixels in memory), "streamed" (worker processes) or "auto"
+        batches: "resident" (all pixels in memory), "streamed" (worker processes) or "auto"
             (resident where it fits).
         workers: processes of the streamed reader.
         log_every, checkpoint_every: in updates.
@@ -127,7 +127,7 @@ class TrainingConfig:
     compile: bool = False
     accelerator: str = "auto"
     devices: int = 1
-    reading: str = "auto"
+    batches: str = "auto"
     workers: int = 2
     log_every: int = 10
     checkpoint_every: int = 500
@@ -137,7 +137,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         choose("precision", self.precision, ("auto", "32-true", "bf16-mixed"))
-        choose("reading mode", self.reading, ("auto", "resident", "streamed"))
+        choose("way to read batches", self.batches, ("auto", "resident", "streamed"))
         least = {
             "updates": 1,
             "epochs": 0,
@@ -222,43 +222,19 @@ def train(
     """
     began = time.monotonic()
     episodes = Episodes.open(data)
-    chosen = split(
-        len(episodes.lengths),
-        config.holdout,
-        config.seed if config.holdout_seed is None else config.holdout_seed,
-    )
+    # whole episodes are held out; the statistics are those of the others
+    drawn = config.seed if config.holdout_seed is None else config.holdout_seed
+    chosen = split(len(episodes.lengths), config.holdout, drawn)
     stats = statistics(episodes, chosen.train, seed=config.seed)
     fabric, precision = launch(config, run)
-    windows = open_windows(
-        episodes,
-        chosen.train,
-        config.window,
-        config.frameskip,
-        stats,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        mode=config.reading,
-        device=fabric.device,
-        workers=config.workers,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-        progress=lambda done, total: (
-            report(Progress(done, total, {}, stage="read")) if fabric.is_global_zero else None
-        ),
-    )
+    batches = _open_batches(fabric, config, episodes, chosen, stats, report)
+    paths = beginnings(episodes, chosen.heldout, config.frameskip, seed=config.seed)
 
     torch.manual_seed(config.seed)
     bare = model_config.build(DataSpec(episodes.image_size, config.frameskip, stats))
     with deterministic(fabric.device):
-        trainer = Trainer(
-            fabric,
-            bare,
-            config,
-            windows,
-            beginnings(episodes, chosen.heldout, config.frameskip, seed=config.seed),
-        )
+        trainer = Trainer(fabric, bare, config, batches, paths)
         description = _description(bare, config, episodes, chosen)
-        budget = checkpoints.budget(run, description)
         extra = {
             "data_path": str(Path(data).resolve()),
             "torch": torch.__version__,
@@ -266,64 +242,81 @@ def train(
             "conduct": {name: getattr(config, name) for name in CONDUCT},
             **(experiment or {}),
         }
-        checkpoints.claim(run, description, extra, write=fabric.is_global_zero)
-        fabric.barrier()  # the description is there
-        if config.minutes is not None:
-            budget = budget or trainer.budget(began, run, report)
-            extra["budget"] = budget
-            checkpoints.claim(run, description, extra, write=fabric.is_global_zero)
-        total = _updates(config, budget, len(windows))
-        progress = checkpoints.restore(run, bare, trainer.optimiser) or {
-            "update": 0,
-            "seconds": 0.0,
-        }
-        first, seconds = int(progress["update"]), float(progress["seconds"])
+        total = _claimed(trainer, run, description, extra, began, report)
+        progress = checkpoints.restore(run, bare, trainer.optimiser) or {}
+        first = int(progress.get("update", 0))
         fabric.barrier()  # nobody writes before all have read
-        if first >= total:
-            return run
-        log = checkpoints.Log(run, first) if fabric.is_global_zero else None
-
-        started = time.monotonic()
-        with _graceful_stop() as stop, windows.batches(first, total) as batches:
-            for update, batch in zip(range(first, total), batches, strict=False):
-                seen = trainer.step(update, total, batch)
-
-                done, metrics, alarm = update + 1, {}, ""
-                saving = done % config.checkpoint_every == 0 or done == total
-                if done % config.log_every == 0 or done == total:
-                    elapsed = time.monotonic() - started
-                    metrics = trainer.look(seen, done)
-                    if (
-                        done - config.log_every
-                    ) * LOOKS % total < config.log_every * LOOKS or done == total:
-                        metrics |= trainer.look_at_paths()
-                    metrics |= {
-                        "seconds": round(seconds + elapsed, 3),
-                        "updates_per_second": round((done - first) / elapsed, 3),
-                    }
-                    alarm = _alarm(metrics, done, total)
-                stopping = _anywhere(fabric, stop.is_set(), done % ASKED_EVERY == 0 or saving)
-                if saving or stopping:
-                    trainer.settle()
-                if metrics and log:
-                    log.write({**metrics, **({"alarm": alarm} if alarm else {})})
-                    fabric.log_dict(metrics, step=done)
-                if saving or stopping:
-                    if fabric.is_global_zero:
-                        elapsed = seconds + time.monotonic() - started
-                        checkpoints.save(
-                            run,
-                            done,
-                            bare,
-                            trainer.optimiser,
-                            {"seconds": elapsed, "total": total, "alarm": alarm},
-                        )
-                    fabric.barrier()
-                if fabric.is_global_zero:
-                    report(Progress(done, total, metrics, first, alarm))
-                if stopping and done < total:
-                    raise KeyboardInterrupt
+        if first < total:
+            before = float(progress.get("seconds", 0.0))
+            _Session(trainer, run, first, total, before, report).carry_out()
     return run
+
+
+@dataclass
+class _Session:
+    """The updates that one process does of a training: its loop, its log and its checkpoints.
+
+    Attributes:
+        first, total: the update to begin with, and how many are planned.
+        before: seconds that earlier processes took.
+    """
+
+    trainer: Trainer
+    run: Path
+    first: int
+    total: int
+    before: float
+    report: Callable[[Progress], None]
+
+    def carry_out(self) -> None:
+        """Train from the first to the last update.
+
+        Raises:
+            KeyboardInterrupt: asked to stop; the update in progress is finished and saved.
+        """
+        trainer, config, fabric = self.trainer, self.trainer.config, self.trainer.fabric
+        self.log = checkpoints.Log(self.run, self.first) if fabric.is_global_zero else None
+        self.started = time.monotonic()
+        with _graceful_stop() as stop, trainer.batches.between(self.first, self.total) as batches:
+            for update, batch in zip(range(self.first, self.total), batches, strict=False):
+                seen = trainer.step(update, self.total, batch)
+
+                done, last = update + 1, update + 1 == self.total
+                due = last or done % config.checkpoint_every == 0
+                stopping = _anywhere(fabric, stop.is_set(), due or done % ASKED_EVERY == 0)
+                looking = last or done % config.log_every == 0
+                metrics = self._look(seen, done) if looking else {}
+                alarm = _alarm(metrics, done, self.total)
+                if due or stopping:
+                    trainer.settle()
+                if metrics and self.log:
+                    self.log.write({**metrics, **({"alarm": alarm} if alarm else {})})
+                    fabric.log_dict(metrics, step=done)
+                if due or stopping:
+                    self._save(done, alarm)
+                if fabric.is_global_zero:
+                    self.report(Progress(done, self.total, metrics, self.first, alarm))
+                if stopping and not last:
+                    raise KeyboardInterrupt
+
+    def _look(self, seen: Step, done: int) -> dict[str, float]:
+        """The line of the log."""
+        elapsed = time.monotonic() - self.started
+        metrics = self.trainer.look(seen, done)
+        every = self.trainer.config.log_every
+        if done == self.total or (done - every) * LOOKS % self.total < every * LOOKS:
+            metrics |= self.trainer.look_at_paths()
+        metrics["seconds"] = round(self.before + elapsed, 3)
+        metrics["updates_per_second"] = round((done - self.first) / elapsed, 3)
+        return metrics
+
+    def _save(self, done: int, alarm: str) -> None:
+        trainer = self.trainer
+        if trainer.fabric.is_global_zero:
+            seconds = self.before + time.monotonic() - self.started
+            state = {"seconds": seconds, "total": self.total, "alarm": alarm}
+            checkpoints.save(self.run, done, trainer.bare, trainer.optimiser, state)
+        trainer.fabric.barrier()
 
 
 @dataclass(frozen=True)
@@ -355,7 +348,7 @@ class Trainer:
         fabric: launched.
         bare: the model; it is moved to the device.
         config: how it is trained.
-        windows: gives the batches.
+        batches: of its data.
         paths: (n, T, 3, h, w) uint8, whose straightness is looked at; or None.
     """
 
@@ -364,16 +357,11 @@ class Trainer:
         fabric: Fabric,
         bare: Any,
         config: TrainingConfig,
-        windows: Reader,
+        batches: Batches,
         paths: Tensor | None = None,
     ) -> None:
-        self.fabric, self.bare, self.config, self.windows, self.paths = (
-            fabric,
-            bare,
-            config,
-            windows,
-            paths,
-        )
+        self.fabric, self.bare, self.config = fabric, bare, config
+        self.batches, self.paths = batches, paths
         if config.compile:
             for part in bare.children():
                 part.compile()
@@ -457,7 +445,7 @@ class Trainer:
         self._require_finite()
         with self._eager():
             recalibrate(
-                self.bare, self.windows.first(self.config.recalibration), self.fabric.device
+                self.bare, self.batches.first(self.config.recalibration), self.fabric.device
             )
 
     def budget(
@@ -501,7 +489,7 @@ class Trainer:
             action()
             return time.monotonic() - start
 
-        with self.windows.batches(0, whole) as batches:
+        with self.batches.between(0, whole) as batches:
             timed(batches, 0, FIRST)
             update_s, seen = timed(batches, FIRST, FIRST)
             worthwhile = round(min(max(TIMED_SHARE * limit / update_s, TIMED[0]), TIMED[1] - FIRST))
@@ -632,12 +620,58 @@ def _precision(config: TrainingConfig, run: Path) -> str:
     return fastest_precision(Fabric(accelerator=config.accelerator, devices=1).device)
 
 
-def _updates(config: TrainingConfig, budget: Mapping[str, float] | None, windows: int) -> int:
-    """Planned updates: what a time budget decided, those that were asked for, or so many passes
-    over the windows."""
-    if budget is not None:
+def _open_batches(
+    fabric: Fabric,
+    config: TrainingConfig,
+    episodes: Episodes,
+    chosen: Split,
+    stats: Statistics,
+    report: Callable[[Progress], None],
+) -> Batches:
+    """This process's share of the training windows."""
+
+    def read(done: int, total: int) -> None:
+        if fabric.is_global_zero:
+            report(Progress(done, total, {}, stage="read"))
+
+    return open_windows(
+        episodes,
+        chosen.train,
+        config.window,
+        config.frameskip,
+        stats,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        mode=config.batches,
+        device=fabric.device,
+        workers=config.workers,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        progress=read,
+    )
+
+
+def _claimed(
+    trainer: Trainer,
+    run: Path,
+    description: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    began: float,
+    report: Callable[[Progress], None],
+) -> int:
+    """Make the folder this experiment's, or check that it is; the planned updates."""
+    config, fabric = trainer.config, trainer.fabric
+    budget = checkpoints.budget(run, description)
+    checkpoints.claim(run, description, extra, write=fabric.is_global_zero)
+    fabric.barrier()  # the description is there
+    if config.minutes is not None:
+        budget = budget or trainer.budget(began, run, report)
+        checkpoints.claim(
+            run, description, {**extra, "budget": budget}, write=fabric.is_global_zero
+        )
         return int(budget["updates"])
-    return config.updates or max(1, math.ceil(config.epochs * windows / config.batch_size))
+    windows = config.epochs * len(trainer.batches)
+    return config.updates or max(1, math.ceil(windows / config.batch_size))
 
 
 def _anywhere(fabric: Fabric, flag: bool, asked: bool) -> bool:
