@@ -51,8 +51,8 @@ from lewm.devices import deterministic, fastest_precision, synchronise
 from lewm.evaluation.evaluate import COLUMNS, evaluate, markdown_table
 from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
+from lewm.experiments.pipeline import Report, facts, train_model
 from lewm.experiments.recipes import CollectionConfig, Experiment
-from lewm.experiments.reproduce import Report, facts, train_model
 from lewm.files import read_json, write_atomically, write_json
 from lewm.models.lewm import LeWM
 from lewm.models.nn import losses
