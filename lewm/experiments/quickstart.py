@@ -30,7 +30,7 @@ ANALYSES = {
     "planning": {"pairs": 24},
     "probing": {"mlp": False, "rollouts": 64},
     "surprise": {"episodes": 60},
-    "geometry": {"episodes": 40, "gaussians": 100, "pairs": 20},
+    "geometry": {"episodes": 40, "gaussians": 100, "pairs": 20, "draws": 150},
     "economy": {"paper_plans": 0},
 }
 """Those that a quickstart can afford, and in which settings. `lewm analyse` asks all of them in

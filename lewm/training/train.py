@@ -365,8 +365,8 @@ class Trainer:
         if config.compile:
             for part in bare.children():
                 part.compile()
-        # One kernel for all parameters, where there is one; on a CPU the plain form.
-        fused = True if fabric.device.type == "cuda" else None
+        # one kernel for all parameters, where there is one
+        fused = True if fabric.device.type in ("cuda", "cpu") else None
         adamw = torch.optim.AdamW(
             bare.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
