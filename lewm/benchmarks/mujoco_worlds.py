@@ -1,8 +1,9 @@
 """Reacher and Cube, step and render: the fast look against the published one, in one process.
 
-The looks are drawn alternately (A B A B ...) by worlds that are otherwise equal, and the ratio is the median of the pairwise
-ratios, so that another process which slows the machine down for a while slows both. Mesa's software renderer takes as many
-threads as there are cores unless `LP_NUM_THREADS` says otherwise.
+The looks are drawn alternately (A B A B ...) by worlds that are otherwise equal, and the ratio is
+the median of the pairwise ratios, so that another process which slows the machine down for a while
+slows both. Mesa's software renderer takes as many threads as there are cores unless
+`LP_NUM_THREADS` says otherwise.
 """
 
 from __future__ import annotations
@@ -21,21 +22,25 @@ BATCH = 4
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Compare steps per second at 64 px under random actions. A world that does not open is left out.
+    """Compare steps per second at 64 px under random actions. A world that does not open is left
+    out.
 
     Args:
         quick: fewer and shorter pairs.
 
     Returns:
-        `rows` of {case, ours, reference, unit, ratio}, two for each world: the fast look against the published one, and steps
-        without a picture against steps with one in the fast look. ratio = ours / reference.
+        `rows` of {case, ours, reference, unit, ratio}, two for each world: the fast look against
+        the published one, and steps without a picture against steps with one in the fast look.
+        ratio = ours / reference.
     """
     pairs, seconds = (2, 0.2) if quick else (7, 1.0)
     rows = []
     for name in ("reacher", "cube"):
         try:
             plugin = registry.load("worlds", name)
-            fast, published = (plugin.batched(BATCH, image_size=64, look=look) for look in ("fast", "published"))
+            fast, published = (
+                plugin.batched(BATCH, image_size=64, look=look) for look in ("fast", "published")
+            )
         except (ImportError, ValueError):  # its extra is missing, or an OpenGL
             continue
         ways = ((fast, True), (published, True), (fast, False))

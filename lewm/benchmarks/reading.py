@@ -1,9 +1,10 @@
 """Reading training windows: single rows, and pixels held in memory, against the published way.
 
-The published way reads the whole contiguous range of a window, T x frameskip rows, and keeps every `frameskip`-th. Batches are
-those of the paper's training (T=4, frameskip 5; here 32 windows) in random order, of Two-Room at 96 px, from a file that the
-operating system has cached: a cold disk only widens the gap. The two alternate (A B A B ...) in one run and the ratio is the
-median of the pairwise ratios, so that another process which slows the machine down for a while slows both.
+The published way reads the whole contiguous range of a window, T x frameskip rows, and keeps every
+`frameskip`-th. Batches are those of the paper's training (T=4, frameskip 5; here 32 windows) in
+random order, of Two-Room at 96 px, from a file that the operating system has cached: a cold disk
+only widens the gap. The two alternate (A B A B ...) in one run and the ratio is the median of the
+pairwise ratios, so that another process which slows the machine down for a while slows both.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from lewm.data import split
 from lewm.data.collecting import collect
-from lewm.data.windows import Reader, Resident, Streamed, Windows
+from lewm.data.windows import Batches, Resident, Streamed, Windows
 
 IMAGE_SIZE, LENGTH, FRAMESKIP, BATCH = 96, 4, 5, 32
 
@@ -46,7 +47,8 @@ def run(quick: bool = False) -> dict[str, Any]:
     """Compare the ways of reading; `quick` takes a smaller file and fewer pairs.
 
     Returns:
-        `rows` of {case, ours, reference, unit, ratio}; ratio = ours / reference, above 1 if ours is faster.
+        `rows` of {case, ours, reference, unit, ratio}; ratio = ours / reference, above 1 if ours is
+        faster.
     """
     episodes, pairs, updates = (12, 2, 5) if quick else (60, 7, 20)
     rows = []
@@ -56,25 +58,46 @@ def run(quick: bool = False) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             for compression in (None, "blosc"):
                 path = Path(folder) / f"{compression}.h5"
-                with collect("two-room", path, episodes, image_size=IMAGE_SIZE, compression=compression) as file:
+                with collect(
+                    "two-room", path, episodes, image_size=IMAGE_SIZE, compression=compression
+                ) as file:
                     stats = split.statistics(file, range(episodes), max_frames=64)
                     windows = Windows(file, range(episodes), LENGTH, FRAMESKIP, stats)
                     for what, ours, reference in (
-                        ("resident", Resident(windows, BATCH), Published(windows, BATCH, workers=0)),
-                        ("streamed, no worker", Streamed(windows, BATCH, workers=0), Published(windows, BATCH, workers=0)),
-                        ("streamed, 2 workers", Streamed(windows, BATCH, workers=2), Published(windows, BATCH, workers=2)),
+                        (
+                            "resident",
+                            Resident(windows, BATCH),
+                            Published(windows, BATCH, workers=0),
+                        ),
+                        (
+                            "streamed, no worker",
+                            Streamed(windows, BATCH, workers=0),
+                            Published(windows, BATCH, workers=0),
+                        ),
+                        (
+                            "streamed, 2 workers",
+                            Streamed(windows, BATCH, workers=2),
+                            Published(windows, BATCH, workers=2),
+                        ),
                     ):
                         case = f"{what}, {'compressed' if compression else 'uncompressed'}"
                         rows.append(_compare(case, ours, reference, pairs, updates))
     finally:
         torch.set_num_threads(threads)
-    what = f"windows of {LENGTH} frames, {FRAMESKIP} steps apart, {IMAGE_SIZE} px, batches of {BATCH}, one thread a process"
+    what = (
+        f"windows of {LENGTH} frames, {FRAMESKIP} steps apart, {IMAGE_SIZE} px, batches of "
+        f"{BATCH}, one thread a process"
+    )
     return {"name": "reading", "what": what, "rows": rows}
 
 
-def _compare(case: str, ours: Reader, reference: Reader, pairs: int, updates: int) -> dict[str, Any]:
+def _compare(
+    case: str, ours: Batches, reference: Batches, pairs: int, updates: int
+) -> dict[str, Any]:
     assert torch.equal(ours.batch(0).pixels, reference.batch(0).pixels)
-    speeds = np.array([[_speed(reader, updates) for reader in (ours, reference)] for _ in range(pairs)])
+    speeds = np.array(
+        [[_speed(reader, updates) for reader in (ours, reference)] for _ in range(pairs)]
+    )
     return {
         "case": case,
         "ours": round(float(np.median(speeds[:, 0]))),
@@ -84,9 +107,10 @@ def _compare(case: str, ours: Reader, reference: Reader, pairs: int, updates: in
     }
 
 
-def _speed(reader: Reader, updates: int) -> float:
-    """Windows per second once batches have begun to come; the start of workers is no matter of reading."""
-    with reader.batches(0, updates + 5) as batches:
+def _speed(reader: Batches, updates: int) -> float:
+    """Windows per second once batches have begun to come; the start of workers is no matter of
+    reading."""
+    with reader.between(0, updates + 5) as batches:
         for _ in range(5):
             next(batches)
         start = time.perf_counter()

@@ -1,10 +1,12 @@
-"""Two-Room, step and render: the batched world against one environment written as plainly as it can be.
+"""Two-Room, step and render: the batched world against one environment written as plainly as it can
+be.
 
-The reference moves one dot in short straight bits and draws every picture by blending the dot over the whole frame, as one
-would write it first and as the published environment does; its empty room is drawn once and kept, to be fair. It also serves
-the tests as the slow, obvious twin of dynamics and rendering. The two alternate (A B A B ...) in one run and the ratio is the
-median of the pairwise ratios, so that another process which slows the machine down for a while slows both. Everything is
-elementwise numpy, which runs on one thread.
+The reference moves one dot in short straight bits and draws every picture by blending the dot over
+the whole frame, as one would write it first and as the published environment does; its empty room
+is drawn once and kept, to be fair. It also serves the tests as the slow, obvious twin of dynamics
+and rendering. The two alternate (A B A B ...) in one run and the ratio is the median of the
+pairwise ratios, so that another process which slows the machine down for a while slows both.
+Everything is elementwise numpy, which runs on one thread.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ BATCH = 64
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Compare frames per second, stepping and rendering included; `quick` takes fewer and shorter pairs.
+    """Compare frames per second, stepping and rendering included; `quick` takes fewer and shorter
+    pairs.
 
     Returns:
-        `rows` of {case, ours, reference, unit, ratio}; ratio = ours / reference, above 1 if ours is faster.
+        `rows` of {case, ours, reference, unit, ratio}; ratio = ours / reference, above 1 if ours is
+        faster.
     """
     pairs, seconds = (3, 0.05) if quick else (15, 0.3)
     rows = []
@@ -45,19 +49,28 @@ def run(quick: bool = False) -> dict[str, Any]:
                 "ratio": statistics.median(a / b for a, b in rates),
             }
         )
-    return {"name": "two-room", "what": "step + render, random actions, one thread", "pairs": pairs, "rows": rows}
+    return {
+        "name": "two-room",
+        "what": "step + render, random actions, one thread",
+        "pairs": pairs,
+        "rows": rows,
+    }
 
 
 def reference_can_stand(x: float, y: float) -> bool:
-    """May the centre of the dot be here? Numbers spelt out from the published geometry, in px of the 224 px picture."""
+    """May the centre of the dot be here? Numbers spelt out from the published geometry, in px of
+    the 224 px picture."""
     in_border = x < 14 + 7 or x > 210 - 7 or y < 14 + 7 or y > 210 - 7
     in_wall = 112 - 5 - 7.5 < x < 112 + 5 + 7.5
     in_door = 49 - 14 - 1.75 <= y <= 49 + 14 + 1.75
     return not in_border and (not in_wall or in_door)
 
 
-def reference_step(state: np.ndarray, action: np.ndarray, speed: float = 5.0, bit_px: float = 1.0) -> np.ndarray:
-    """Move in bits of at most `bit_px`, trying each axis on its own, so that a blocked axis leaves the other free to slide."""
+def reference_step(
+    state: np.ndarray, action: np.ndarray, speed: float = 5.0, bit_px: float = 1.0
+) -> np.ndarray:
+    """Move in bits of at most `bit_px`, trying each axis on its own, so that a blocked axis leaves
+    the other free to slide."""
     x, y = map(float, state)
     dx, dy = (speed * min(max(float(a), -1.0), 1.0) for a in action)
     bits = max(1, math.ceil(math.hypot(dx, dy) / bit_px))
@@ -71,7 +84,8 @@ def reference_step(state: np.ndarray, action: np.ndarray, speed: float = 5.0, bi
 
 @functools.cache
 def reference_background(image_size: int) -> np.ndarray:
-    """(h, w, 3) float: the published picture pixel by pixel, each blown up and averaged down to the size asked for."""
+    """(h, w, 3) float: the published picture pixel by pixel, each blown up and averaged down to the
+    size asked for."""
     picture = np.full((224, 224, 3), 255.0)
     picture[:, 107:118] = 0  # the wall, from edge to edge
     picture[35:64, 107:118] = 255  # its door
@@ -80,13 +94,20 @@ def reference_background(image_size: int) -> np.ndarray:
         picture[:, line] = 0
     common = math.lcm(224, image_size)
     fine = picture.repeat(common // 224, axis=0).repeat(common // 224, axis=1)
-    return fine.reshape(image_size, common // image_size, image_size, common // image_size, 3).mean(axis=(1, 3))
+    return fine.reshape(image_size, common // image_size, image_size, common // image_size, 3).mean(
+        axis=(1, 3)
+    )
 
 
-def reference_render(state: np.ndarray, image_size: int, color: tuple[int, int, int] = (255, 0, 0)) -> np.ndarray:
-    """(h, w, 3) uint8: a Gaussian of 7 px, widened by the size of a pixel, blended over the whole picture."""
+def reference_render(
+    state: np.ndarray, image_size: int, color: tuple[int, int, int] = (255, 0, 0)
+) -> np.ndarray:
+    """(h, w, 3) uint8: a Gaussian of 7 px, widened by the size of a pixel, blended over the whole
+    picture."""
     pixel = 224 / image_size
-    middles = (np.arange(image_size) + 0.5) * pixel - 0.5  # of our pixels, in px of the 224 px picture
+    middles = (
+        np.arange(image_size) + 0.5
+    ) * pixel - 0.5  # of our pixels, in px of the 224 px picture
     x, y = np.meshgrid(middles, middles)
     variance = 7**2 + (pixel**2 - 1) / 12
     alpha = 7**2 / variance * np.exp(-((x - state[0]) ** 2 + (y - state[1]) ** 2) / (2 * variance))

@@ -1,9 +1,11 @@
-"""Training windows: which there are, in what order they are drawn, and two ways to read them that give the same bits.
+"""Training windows: which there are, in what order they are drawn, and two ways to read them that
+give the same bits.
 
-A window is T observations, `frameskip` env steps apart, and the T-1 action blocks between them; where a file holds a row per
-`every` env steps, that is `frameskip / every` rows. *Resident* reading decodes all
-pixels once into memory and gathers; *streamed* reading fetches single rows in worker processes, ahead of the training.
-Which windows update u sees is a pure function of (seed, u), so a training that resumes stores no cursor but its update.
+A window is T observations, `frameskip` env steps apart, and the T-1 action blocks between them;
+where a file holds a row per `every` env steps, that is `frameskip / every` rows. *Resident* reading
+decodes all pixels once into memory and gathers; *streamed* reading fetches single rows in worker
+processes, ahead of the training. Which windows update u sees is a pure function of (seed, u), so a
+training that resumes stores no cursor but its update.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from torch.utils.data import DataLoader, Dataset
 from lewm.contracts import Batch, Statistics, sent
 from lewm.registry import choose
 
-__all__ = ["Reader", "Resident", "Streamed", "Windows", "beginnings", "open_windows"]
+__all__ = ["Batches", "Resident", "Streamed", "Windows", "beginnings", "open_windows"]
 
 MEMORY_SHARE = 0.5
-"""Of the memory that is free, what resident pixels may take. The rest is for the model, and for others."""
+"""Of the memory that is free, what resident pixels may take. The rest is for the model, and for
+others."""
 
 PREFETCH = 2
 """Batches that each worker of the streamed reader works ahead."""
@@ -39,7 +42,8 @@ LOAD_BYTES = 64 << 20
 
 
 class Source(Protocol):
-    """What windows need of an opened episode file; see `episodes.Episodes`. Worker processes are given copies of it."""
+    """What windows need of an opened episode file; see `episodes.Episodes`. Worker processes are
+    given copies of it."""
 
     path: Path
     lengths: np.ndarray
@@ -54,10 +58,12 @@ class Source(Protocol):
 class Windows:
     """All windows of some episodes, numbered.
 
-    A window that starts at row s of an episode shows rows s, s + stride, .., s + (T-1) stride, all in that episode, where
-    stride = frameskip / every. Its block t holds the `frameskip` actions taken from row s + t stride on, side by side, so the
-    last row of an episode, from which no action is taken, is seen but never acted from. A window may start at any row: a file
-    with a row per `every` steps gives those windows of one with a row per step that start at a multiple of `every`.
+    A window that starts at row s of an episode shows rows s, s + stride, .., s + (T-1) stride, all
+    in that episode, where stride = frameskip / every. Its block t holds the `frameskip` actions
+    taken from row s + t stride on, side by side, so the last row of an episode, from which no
+    action is taken, is seen but never acted from. A window may start at any row: a file with a row
+    per `every` steps gives those windows of one with a row per step that start at a multiple of
+    `every`.
 
     Args:
         source: the opened file.
@@ -67,38 +73,58 @@ class Windows:
         statistics: normalise the actions, once and for all windows.
 
     Raises:
-        ValueError: no episode is long enough, `frameskip` is no multiple of the file's `every`, or the statistics are of
-            another action width.
+        ValueError: no episode is long enough, `frameskip` is no multiple of the file's `every`, or
+            the statistics are of another action width.
     """
 
-    def __init__(self, source: Source, episode_ids: Sequence[int], length: int, frameskip: int, statistics: Statistics):
+    def __init__(
+        self,
+        source: Source,
+        episode_ids: Sequence[int],
+        length: int,
+        frameskip: int,
+        statistics: Statistics,
+    ):
         if length < 2 or frameskip < 1:
-            raise ValueError(f"a window needs 2 frames or more, 1 step or more apart, got T={length}, frameskip={frameskip}.")
+            raise ValueError(
+                f"a window needs 2 frames or more, 1 step or more apart, got T={length}, "
+                f"frameskip={frameskip}."
+            )
         if statistics.action_dim != source.action_dim:
             raise ValueError(
-                f"{source.path}: expected actions of {statistics.action_dim} numbers, as in the statistics, got "
-                f"{source.action_dim}. Use the statistics of this file's training split."
+                f"{source.path}: expected actions of {statistics.action_dim} numbers, as in the "
+                f"statistics, got {source.action_dim}. Use the statistics of this file's training "
+                "split."
             )
         if frameskip % source.every:
             raise ValueError(
-                f"{source.path}: expected a frameskip that is a multiple of {source.every}, as the file holds a row per "
-                f"{source.every} env steps, got {frameskip}. Choose such a frameskip, or collect with `--every` 1."
+                f"{source.path}: expected a frameskip that is a multiple of {source.every}, as "
+                f"the file holds a row per {source.every} env steps, got {frameskip}. Choose such "
+                "a frameskip, or collect with `--every` 1."
             )
         self.source, self.length, self.frameskip = source, length, frameskip
         self.stride = frameskip // source.every  # rows from one frame to the next
-        self.span = (length - 1) * self.stride  # rows, and rows of actions, from the first frame to the last
+        self.span = (
+            length - 1
+        ) * self.stride  # rows, and rows of actions, from the first frame to the last
         chosen = np.asarray(sorted(episode_ids), np.int64)
         lengths = source.lengths[chosen]
-        # The rows of the chosen episodes are renumbered without gaps ("packed"): that is how they lie in memory.
+        # The rows of the chosen episodes are renumbered without gaps ("packed"): that is how they
+        # lie in memory.
         first = np.cumsum(lengths) - lengths
-        self.file_rows = np.repeat(source.offsets[chosen] - first, lengths) + np.arange(lengths.sum())
+        self.file_rows = np.repeat(source.offsets[chosen] - first, lengths) + np.arange(
+            lengths.sum()
+        )
         counts = np.maximum(lengths - self.span, 0)
         if not counts.sum():
             raise ValueError(
-                f"{source.path}: expected a training episode of {self.span + 1} observations or more (T={length} frames, "
-                f"{self.stride} rows apart), got at most {lengths.max(initial=0)}. Record longer ones, or lower T or frameskip."
+                f"{source.path}: expected a training episode of {self.span + 1} observations or "
+                f"more (T={length} frames, {self.stride} rows apart), got at most "
+                f"{lengths.max(initial=0)}. Record longer ones, or lower T or frameskip."
             )
-        self.starts = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+        self.starts = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(
+            counts.sum()
+        )
         actions = torch.from_numpy(source.rows("action", self.file_rows))
         self.row_actions = statistics.normalise_actions(actions)
 
@@ -116,11 +142,12 @@ class Windows:
 
 
 @dataclass(eq=False)
-class Reader(ABC):
-    """Batches of windows in an order that depends on `seed` alone; how their pixels are read is up to the subclass.
+class Batches(ABC):
+    """Batches of windows in an order that depends on `seed` alone; how their pixels are read is up
+    to the subclass.
 
-    Each epoch visits every window once, in a permutation of its own; a batch may span two epochs. Several devices see one
-    global batch: rank r of W takes the r-th of W contiguous shares.
+    Each epoch visits every window once, in a permutation of its own; a batch may span two epochs.
+    Several devices see one global batch: rank r of W takes the r-th of W contiguous shares.
 
     Args:
         windows: to draw from.
@@ -140,10 +167,15 @@ class Reader(ABC):
     mode: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.batch_size % self.world_size or not 0 <= self.rank < self.world_size:
+        if (
+            self.batch_size < 1
+            or self.batch_size % self.world_size
+            or not 0 <= self.rank < self.world_size
+        ):
             raise ValueError(
-                f"expected a batch size that {self.world_size} devices can share evenly and a rank below that, got "
-                f"{self.batch_size} and rank {self.rank}. Choose a multiple of {self.world_size}."
+                f"expected a batch size that {self.world_size} devices can share evenly and a "
+                f"rank below that, got {self.batch_size} and rank {self.rank}. Choose a multiple "
+                f"of {self.world_size}."
             )
         self.device = torch.device(self.device)
 
@@ -172,12 +204,14 @@ class Reader(ABC):
         return self._pixels(self.windows.frames(windows)), self.windows.actions(windows)
 
     def first(self, count: int) -> Iterator[Batch]:
-        """The batches of updates 0 to count-1: the same few for whoever needs typical data, such as batch-norm statistics."""
+        """The batches of updates 0 to count-1: the same few for whoever needs typical data, such as
+        batch-norm statistics."""
         return map(self.batch, range(count))
 
     @contextmanager
-    def batches(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
-        """Give the batches of updates start to stop-1, in order, and let nothing keep running once the context is left."""
+    def between(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
+        """Give the batches of updates start to stop-1, in order, and let nothing keep running once
+        the context is left."""
         yield map(self.batch, range(start, stop))
 
     @abstractmethod
@@ -186,8 +220,9 @@ class Reader(ABC):
 
 
 @dataclass(eq=False)
-class Resident(Reader):
-    """All pixels of the windows' episodes in memory, on the device where they fit there, else on the CPU.
+class Resident(Batches):
+    """All pixels of the windows' episodes in memory, on the device where they fit there, else on
+    the CPU.
 
     Args:
         progress: called with (rows decoded, rows) while the file is read.
@@ -203,7 +238,9 @@ class Resident(Reader):
         source, file_rows = self.windows.source, self.windows.file_rows
         size, total = source.image_size, len(file_rows)
         fits = _pixel_bytes(self.windows) <= _free_device_bytes(self.device) * MEMORY_SHARE
-        store = torch.empty((total, 3, size, size), dtype=torch.uint8, device=self.device if fits else "cpu")
+        store = torch.empty(
+            (total, 3, size, size), dtype=torch.uint8, device=self.device if fits else "cpu"
+        )
         rows = max(1, LOAD_BYTES // (3 * size * size))
         for begin in range(0, total, rows):
             pixels = torch.from_numpy(source.rows("pixels", file_rows[begin : begin + rows]))
@@ -218,12 +255,14 @@ class Resident(Reader):
 
 
 @dataclass(eq=False)
-class Streamed(Reader):
-    """Rows read as they are needed, by worker processes that open the file themselves and work `PREFETCH` batches ahead.
+class Streamed(Batches):
+    """Rows read as they are needed, by worker processes that open the file themselves and work
+    `PREFETCH` batches ahead.
 
     Args:
-        workers: processes; fewer are started where shared memory, through which batches arrive, does not hold their batches
-            (containers often have only 64 MB). With none, batches are read in this process.
+        workers: processes; fewer are started where shared memory, through which batches arrive,
+            does not hold their batches (containers often have only 64 MB). With none, batches are
+            read in this process.
     """
 
     workers: int = 2
@@ -237,7 +276,7 @@ class Streamed(Reader):
         self.workers = min(self.workers, _shared_memory_bytes() // (self.world_size * ahead))
 
     @contextmanager
-    def batches(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
+    def between(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
         workers = min(self.workers, stop - start)
         if workers < 1:
             yield map(self.batch, range(start, stop))
@@ -250,7 +289,8 @@ class Streamed(Reader):
             prefetch_factor=PREFETCH,
             pin_memory=torch.device(self.device).type == "cuda",
         )
-        # Closing drops the loader's iterator, which ends its workers: they are not left to a garbage collector.
+        # Closing drops the loader's iterator, which ends its workers: they are not left to a
+        # garbage collector.
         with closing(self._arriving(loader)) as batches:
             yield batches
 
@@ -262,7 +302,9 @@ class Streamed(Reader):
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
         pixels = self.windows.source.rows("pixels", self.windows.file_rows[frames.ravel()])
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).unflatten(0, frames.shape)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).unflatten(
+            0, frames.shape
+        )
 
 
 def open_windows(
@@ -280,31 +322,43 @@ def open_windows(
     rank: int = 0,
     world_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> Reader:
+) -> Batches:
     """Open the training windows of some episodes for reading.
 
-    Arguments are those of `Windows`, `Reader`, `Resident` and `Streamed`; all modes give bit-identical batches.
+    Arguments are those of `Windows`, `Batches`, `Resident` and `Streamed`; all modes give
+    bit-identical batches.
 
     Args:
-        mode: "resident", "streamed", or "auto": resident where the pixels fit in a share of the memory that is free now,
-            each of `world_size` processes holding its own copy.
+        mode: "resident", "streamed", or "auto": resident where the pixels fit in a share of the
+            memory that is free now, each of `world_size` processes holding its own copy.
 
     Raises:
-        ValueError: an unknown mode, windows that do not fit the episodes, or batches that do not fit the devices.
+        ValueError: an unknown mode, windows that do not fit the episodes, or batches that do not
+            fit the devices.
     """
-    choose("reading mode", mode, ("auto", "resident", "streamed"))
+    choose("way to read batches", mode, ("auto", "resident", "streamed"))
     windows = Windows(source, episode_ids, length, frameskip, statistics)
     if mode == "auto":
         room = max(_free_ram_bytes() // world_size, _free_device_bytes(device)) * MEMORY_SHARE
         mode = "resident" if _pixel_bytes(windows) <= room else "streamed"
     order = (windows, batch_size, seed, device, rank, world_size)
-    return Resident(*order, progress=progress) if mode == "resident" else Streamed(*order, workers=workers)
+    return (
+        Resident(*order, progress=progress)
+        if mode == "resident"
+        else Streamed(*order, workers=workers)
+    )
 
 
 def beginnings(
-    source: Source, episode_ids: Sequence[int], frameskip: int, count: int = 16, length: int = 8, seed: int = 0
+    source: Source,
+    episode_ids: Sequence[int],
+    frameskip: int,
+    count: int = 16,
+    length: int = 8,
+    seed: int = 0,
 ) -> Tensor | None:
-    """Read how a few episodes begin, drawn at random: the same paths whenever a training looks at them.
+    """Read how a few episodes begin, drawn at random: the same paths whenever a training looks at
+    them.
 
     Args:
         episode_ids: to draw from.
@@ -314,28 +368,37 @@ def beginnings(
         seed: of the drawing.
 
     Returns:
-        (n, T, 3, h, w) uint8; None where no episode has three frames, of which a path with a turn is made.
+        (n, T, 3, h, w) uint8; None where no episode has three frames, of which a path with a turn
+        is made.
     """
     stride = frameskip // source.every
     frames = {int(i): int(source.lengths[i] - 1) // stride + 1 for i in episode_ids}
-    chosen = np.random.default_rng(seed).permutation([i for i, n in frames.items() if n >= 3])[:count]
+    chosen = np.random.default_rng(seed).permutation([i for i, n in frames.items() if n >= 3])[
+        :count
+    ]
     if not len(chosen):
         return None
     steps = np.arange(min(length, *(frames[int(i)] for i in chosen)))
     rows = source.offsets[chosen][:, None] + stride * steps
-    return torch.from_numpy(source.rows("pixels", rows.ravel())).permute(0, 3, 1, 2).unflatten(0, rows.shape)
+    return (
+        torch.from_numpy(source.rows("pixels", rows.ravel()))
+        .permute(0, 3, 1, 2)
+        .unflatten(0, rows.shape)
+    )
 
 
 class _Updates(Dataset):
     """Update number -> tensors of its batch: what a worker process runs."""
 
-    def __init__(self, reader: Reader):
+    def __init__(self, reader: Batches):
         self.reader = reader
 
     def __getitem__(self, update: int) -> tuple[Tensor, Tensor] | ValueError:
         try:
             return self.reader.read(update)
-        except ValueError as error:  # as a value: raised, it would arrive wrapped in the worker's traceback
+        except (
+            ValueError
+        ) as error:  # as a value: raised, it would arrive wrapped in the worker's traceback
             return error
 
 
@@ -349,7 +412,8 @@ def _pixel_bytes(windows: Windows) -> int:
 
 
 def _free_device_bytes(device: torch.device | str) -> int:
-    """Memory of its own that an accelerator could still give; 0 where it has none, or cannot tell."""
+    """Memory of its own that an accelerator could still give; 0 where it has none, or cannot
+    tell."""
     return torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else 0
 
 
@@ -358,16 +422,27 @@ def _free_ram_bytes() -> int:
     try:
         meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(meminfo["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # no Linux: half of what is built in, as far as that is known
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else 4 << 30
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+    ):  # no Linux: half of what is built in, as far as that is known
+        free = (
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+            if hasattr(os, "sysconf")
+            else 4 << 30
+        )
     with suppress(OSError, ValueError):  # "max" where there is no limit
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        cached = int(dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["file"])
+        cached = int(
+            dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["file"]
+        )
         free = min(free, limit - used + cached)
     return max(free, 0)
 
 
 def _shared_memory_bytes() -> int:
-    """Room in the file system through which Linux processes hand over tensors; elsewhere it has no limit of its own."""
+    """Room in the file system through which Linux processes hand over tensors; elsewhere it has no
+    limit of its own."""
     return shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 1 << 62

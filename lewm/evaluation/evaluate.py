@@ -1,4 +1,5 @@
-"""Does the agent get there? Success on held-out start/goal pairs, floors on the same pairs, an interval on every rate."""
+"""Does the agent get there? Success on held-out start/goal pairs, floors on the same pairs, an
+interval on every rate."""
 
 from __future__ import annotations
 
@@ -29,15 +30,25 @@ from lewm.stats import Paired, bootstrap_mean, p_value, paired, wilson
 
 AGENT = "agent"
 FLOORS = (DO_NOTHING, "random", "straight-line")
-"""Shown beside every success rate. "straight-line" walks straight to the goal and knows the state; not every world has it."""
+"""Shown beside every success rate. "straight-line" walks straight to the goal and knows the state;
+not every world has it."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the task and policy being played, the env steps played and the most there can be."""
 
-COLUMNS = ("task", "policy", "paper's protocol", "strict", "solved at start", "median steps", "ms per plan", "p against agent")
+COLUMNS = (
+    "task",
+    "policy",
+    "paper's protocol",
+    "strict",
+    "solved at start",
+    "median steps",
+    "ms per plan",
+    "p against agent",
+)
 """Names of what a row of results holds; p is that of McNemar's exact test on the strict pairs."""
 
-# ------------------------------------------------------------------------------------------------------------ records
+# ------------------------------------------------------------------------------------------ records
 
 
 @dataclass(frozen=True)
@@ -45,10 +56,13 @@ class Score:
     """Success of one policy under one way of counting.
 
     Attributes:
-        rate, low, high: share of successes and its 95% Wilson interval, as if every pair were independent.
-        episode_low, episode_high: 95% interval of a bootstrap over held-out episodes: pairs may be parts of one trajectory. It
-            shrinks to a point where all succeed or none, which Wilson's does not.
-        median_steps: env steps to the first success, among the successes that did not begin solved; None without any.
+        rate, low, high: share of successes and its 95% Wilson interval, as if every pair were
+            independent.
+        episode_low, episode_high: 95% interval of a bootstrap over held-out episodes: pairs may be
+            parts of one trajectory. It shrinks to a point where all succeed or none, which Wilson's
+            does not.
+        median_steps: env steps to the first success, among the successes that did not begin solved;
+            None without any.
     """
 
     episodes: int
@@ -71,13 +85,15 @@ class Evaluation:
     Attributes:
         protocol: the task.
         pairs: the attempts.
-        success_steps: policy -> (n,) env step of the first success: 0 if it began solved, -1 if it never came.
+        success_steps: policy -> (n,) env step of the first success: 0 if it began solved, -1 if it
+            never came.
         effort: of the agent's planning.
         batch: environments stepped and planned together.
         seconds: wall time of the agent's attempts, and of everything.
         omitted: floor -> why it was left out.
         criterion: by which `success_steps` counts, the first of the world's.
-        others: each further criterion of the world -> its steps, as `success_steps`. An attempt goes on until all were met.
+        others: each further criterion of the world -> its steps, as `success_steps`. An attempt
+            goes on until all were met.
         parts: the evaluations that were pooled, one per seed; empty where there is one seed.
     """
 
@@ -94,11 +110,15 @@ class Evaluation:
 
     @classmethod
     def pooled(cls, parts: Sequence[Evaluation]) -> Evaluation:
-        """One task played with several seeds, as one: all their pairs, some perhaps drawn twice; only `episode_low` knows."""
+        """One task played with several seeds, as one: all their pairs, some perhaps drawn twice;
+        only `episode_low` knows."""
         first = parts[0]
 
         def together(criterion: str) -> dict[str, np.ndarray]:
-            return {policy: np.concatenate([p.steps(policy, criterion) for p in parts]) for policy in first.success_steps}
+            return {
+                policy: np.concatenate([p.steps(policy, criterion) for p in parts])
+                for policy in first.success_steps
+            }
 
         return replace(
             first,
@@ -116,12 +136,18 @@ class Evaluation:
         return self.criterion, *self.others
 
     def steps(self, policy: str = AGENT, criterion: str | None = None) -> np.ndarray:
-        """(n,) env step at which a criterion was first met, as `success_steps`; None is the benchmark's."""
+        """(n,) env step at which a criterion was first met, as `success_steps`; None is the
+        benchmark's."""
         criterion = choose("criterion", criterion or self.criterion, self.criteria)
-        return (self.success_steps if criterion == self.criterion else self.others[criterion])[policy]
+        return (self.success_steps if criterion == self.criterion else self.others[criterion])[
+            policy
+        ]
 
-    def score(self, policy: str = AGENT, strict: bool = False, criterion: str | None = None) -> Score:
-        """Success of a policy under the paper's protocol, or without the pairs that begin solved by any criterion."""
+    def score(
+        self, policy: str = AGENT, strict: bool = False, criterion: str | None = None
+    ) -> Score:
+        """Success of a policy under the paper's protocol, or without the pairs that begin solved by
+        any criterion."""
         counted = self.pairs.strict if strict else self.pairs.paper
         steps = self.steps(policy, criterion)[counted]
         successes, episodes = int((steps >= 0).sum()), len(steps)
@@ -136,14 +162,24 @@ class Evaluation:
         )
 
     def against(self, rival: str | Evaluation, criterion: str | None = None) -> Paired:
-        """The agent beside a floor, or beside the agent of another evaluation of the same pairs: on the strict pairs."""
-        theirs = self.steps(rival, criterion) if isinstance(rival, str) else rival.steps(AGENT, criterion)
+        """The agent beside a floor, or beside the agent of another evaluation of the same pairs: on
+        the strict pairs."""
+        theirs = (
+            self.steps(rival, criterion)
+            if isinstance(rival, str)
+            else rival.steps(AGENT, criterion)
+        )
         strict = self.pairs.strict
-        return paired(self.steps(AGENT, criterion)[strict] >= 0, theirs[strict] >= 0, self.pairs.start_episodes[strict])
+        return paired(
+            self.steps(AGENT, criterion)[strict] >= 0,
+            theirs[strict] >= 0,
+            self.pairs.start_episodes[strict],
+        )
 
     @property
     def solved_at_start(self) -> float:
-        """Share of the paper's pairs that begin solved, and so count as successes whatever is done."""
+        """Share of the paper's pairs that begin solved, and so count as successes whatever is
+        done."""
         return self.share_solved_at_start()
 
     def share_solved_at_start(self, criterion: str | None = None) -> float:
@@ -151,9 +187,14 @@ class Evaluation:
         return float((self.steps(AGENT, criterion)[self.pairs.paper] == 0).mean())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers only; `pairs` holds each attempt's outcome, for paired comparisons. A pool has its seeds instead."""
+        """Plain numbers only; `pairs` holds each attempt's outcome, for paired comparisons. A pool
+        has its seeds instead."""
         pairs = {
-            **{name: values.tolist() for name, values in vars(self.pairs).items() if values.ndim == 1},
+            **{
+                name: values.tolist()
+                for name, values in vars(self.pairs).items()
+                if values.ndim == 1
+            },
             "success_steps": _plain(self.success_steps),
             "others": {criterion: _plain(steps) for criterion, steps in self.others.items()},
         }
@@ -171,25 +212,39 @@ class Evaluation:
             },
             "seconds": self.seconds,
             "omitted": self.omitted,
-            **({"seeds": [part.to_json() for part in self.parts]} if self.parts else {"pairs": pairs}),
+            **(
+                {"seeds": [part.to_json() for part in self.parts]}
+                if self.parts
+                else {"pairs": pairs}
+            ),
         }
 
     def _counts(self, criterion: str) -> dict[str, Any]:
         policies = list(self.success_steps)
         against = {floor: self.against(floor, criterion) for floor in policies if floor != AGENT}
         return {
-            "paper": {policy: asdict(self.score(policy, criterion=criterion)) for policy in policies},
+            "paper": {
+                policy: asdict(self.score(policy, criterion=criterion)) for policy in policies
+            },
             "strict": {policy: asdict(self.score(policy, True, criterion)) for policy in policies},
             "solved_at_start": self.share_solved_at_start(criterion),
-            "against": {floor: {**asdict(beside), "better": beside.better} for floor, beside in against.items()},
+            "against": {
+                floor: {**asdict(beside), "better": beside.better}
+                for floor, beside in against.items()
+            },
         }
 
     def rows(self) -> list[tuple[str, ...]]:
-        """One per policy and criterion, with a cell for each of `COLUMNS`; those of single seeds before their pool."""
+        """One per policy and criterion, with a cell for each of `COLUMNS`; those of single seeds
+        before their pool."""
         if not self.parts:
             return self._rows(self.protocol.name)
         name, seeds = self.protocol.name, [f"seed {part.protocol.seed}" for part in self.parts]
-        single = [row for part, seed in zip(self.parts, seeds, strict=True) for row in part._rows(f"{name}, {seed}")]
+        single = [
+            row
+            for part, seed in zip(self.parts, seeds, strict=True)
+            for row in part._rows(f"{name}, {seed}")
+        ]
         return single + self._rows(f"{name}, {len(seeds)} seeds")
 
     def _rows(self, task: str) -> list[tuple[str, ...]]:
@@ -212,24 +267,43 @@ class Evaluation:
         return rows
 
     def remarks(self) -> list[str]:
-        """Sentences: whether the agent is better than its floors, and what a table has no room for."""
+        """Sentences: whether the agent is better than its floors, and what a table has no room
+        for."""
         name, told = self.protocol.name, []
         for criterion in self.criteria:
             what = name if criterion == self.criterion else f"{name}, {criterion}"
             score = self.score(AGENT, True, criterion)
-            against = {floor: self.against(floor, criterion) for floor in self.success_steps if floor != AGENT}
+            against = {
+                floor: self.against(floor, criterion)
+                for floor in self.success_steps
+                if floor != AGENT
+            }
             beside = [
                 f"; {verdict} {', '.join(floors)}"
-                for sign, verdict in ((1, "significantly better than"), (0, "not shown to differ from"), (-1, "worse than"))
+                for sign, verdict in (
+                    (1, "significantly better than"),
+                    (0, "not shown to differ from"),
+                    (-1, "worse than"),
+                )
                 if (floors := [floor for floor, paired in against.items() if paired.better == sign])
             ]
             count = len(np.unique(self.pairs.start_episodes[self.pairs.strict]))
-            interval = f"[{score.episode_low:.1%}, {score.episode_high:.1%}] over {count} episodes drawn anew"
-            if score.episode_low == score.episode_high:  # a bootstrap of what never differs claims certainty
+            interval = (
+                f"[{score.episode_low:.1%}, {score.episode_high:.1%}] over {count} episodes drawn "
+                "anew"
+            )
+            if (
+                score.episode_low == score.episode_high
+            ):  # a bootstrap of what never differs claims certainty
                 interval = f"{score.rate:.1%} in every one of {count} episodes"
             enough = all(paired.enough for paired in against.values())
-            told.append(f"{what}: agent, strict {interval}{''.join(beside) if enough else ', too few to tell more'}.")
-        return told + [f"{name}: without {floor}, because {reason}" for floor, reason in self.omitted.items()]
+            told.append(
+                f"{what}: agent, strict "
+                f"{interval}{''.join(beside) if enough else ', too few to tell more'}."
+            )
+        return told + [
+            f"{name}: without {floor}, because {reason}" for floor, reason in self.omitted.items()
+        ]
 
     def markdown(self) -> str:
         return "\n\n".join([markdown_table(COLUMNS, self.rows()), *self.remarks()])
@@ -246,7 +320,8 @@ class Recording:
         goal_state: (S,).
         actions: (t, a) env units; action i leads from frame i to frame i+1.
         success_step: env step of the success, with which the recording ends; None if it never came.
-        replans: what was planned, with the latents in which candidates were imagined to end; see `agent.Replan`.
+        replans: what was planned, with the latents in which candidates were imagined to end; see
+            `agent.Replan`.
     """
 
     pixels: np.ndarray
@@ -258,7 +333,7 @@ class Recording:
     replans: tuple[Replan, ...]
 
 
-# ----------------------------------------------------------------------------------------------------------- attempts
+# ----------------------------------------------------------------------------------------- attempts
 
 
 def evaluate(
@@ -275,9 +350,12 @@ def evaluate(
     """Play one task with the agent and with the floors, on the same pairs.
 
     Args:
-        world: `num_envs` attempts are stepped and planned together; results do not depend on that number.
-        episodes, held_out: starts and goals come from these episodes; the agent is shown the goal as its recorded picture.
-        like: the task as another agent played it: its pairs and its floors are taken over, and neither drawn nor played again.
+        world: `num_envs` attempts are stepped and planned together; results do not depend on that
+            number.
+        episodes, held_out: starts and goals come from these episodes; the agent is shown the goal
+            as its recorded picture.
+        like: the task as another agent played it: its pairs and its floors are taken over, and
+            neither drawn nor played again.
 
     Raises:
         Unavailable: the task cannot be set; see `tasks.draw_pairs`.
@@ -292,7 +370,9 @@ def evaluate(
     def planning(part: Pairs) -> Actor:
         agent, goal_pixels = _agent(model, config, world, episodes, part, protocol.seed)
         agents.append(agent)
-        return lambda active: agent.act(world.render() if agent.observes else None, goal_pixels, active)
+        return lambda active: agent.act(
+            world.render() if agent.observes else None, goal_pixels, active
+        )
 
     def floor(name: str, part: Pairs) -> Actor:
         return follow(name, world, part.seeds(world.num_envs, protocol.seed))
@@ -302,7 +382,11 @@ def evaluate(
     omitted: dict[str, str] = {}
     if like is not None:
         omitted |= like.omitted
-        played |= {p: np.stack([like.steps(p, c) for c in like.criteria]) for p in like.success_steps if p != AGENT}
+        played |= {
+            p: np.stack([like.steps(p, c) for c in like.criteria])
+            for p in like.success_steps
+            if p != AGENT
+        }
         floors = ()
     for name in floors:
         try:
@@ -319,19 +403,29 @@ def evaluate(
         seconds={"agent": agent_seconds, "total": time.perf_counter() - began},
         omitted=omitted,
         criterion=main,
-        others={criterion: {p: steps[k] for p, steps in played.items()} for k, criterion in enumerate(others, 1)},
+        others={
+            criterion: {p: steps[k] for p, steps in played.items()}
+            for k, criterion in enumerate(others, 1)
+        },
     )
 
 
 def record_episodes(
-    model: WorldModel, config: PlanningConfig, world: World, episodes: Episodes, pairs: Pairs, protocol: Task
+    model: WorldModel,
+    config: PlanningConfig,
+    world: World,
+    episodes: Episodes,
+    pairs: Pairs,
+    protocol: Task,
 ) -> list[Recording]:
-    """Play some attempts once more with everything kept. The same model, pairs and protocol give the attempts that were scored.
+    """Play some attempts once more with everything kept. The same model, pairs and protocol give
+    the attempts that were scored.
 
     They end with the benchmark's success, whatever else there is to meet.
 
     Args:
-        world: every frame of all of them is kept, and a traced replan is large; a few environments are enough.
+        world: every frame of all of them is kept, and a traced replan is large; a few environments
+            are enough.
         pairs: those to be played, for instance `evaluation.pairs[:4]`, of one seed.
     """
     return [
@@ -342,7 +436,12 @@ def record_episodes(
 
 
 def _record(
-    model: WorldModel, config: PlanningConfig, world: World, episodes: Episodes, pairs: Pairs, protocol: Task
+    model: WorldModel,
+    config: PlanningConfig,
+    world: World,
+    episodes: Episodes,
+    pairs: Pairs,
+    protocol: Task,
 ) -> list[Recording]:
     agent, goal_pixels = _agent(model, config, world, episodes, pairs, protocol.seed, trace=True)
     pixels, states, actions = [], [], []
@@ -355,7 +454,10 @@ def _record(
         return actions[-1]
 
     first = attempt(world, pairs, protocol.budget, act, world.spec.criteria[:1])[0]
-    frames, places = np.stack([*pixels, world.render()[: len(pairs)]]), np.stack([*states, world.states])
+    frames, places = (
+        np.stack([*pixels, world.render()[: len(pairs)]]),
+        np.stack([*states, world.states]),
+    )
     moves = np.array(actions).reshape(len(actions), world.num_envs, agent.action_dim)
     recordings = []
     for i, success in enumerate(first.tolist()):
@@ -375,7 +477,12 @@ def _record(
 
 
 def _play(
-    world: World, pairs: Pairs, protocol: Task, actor: Callable[[Pairs], Actor], policy: str, progress: Progress | None
+    world: World,
+    pairs: Pairs,
+    protocol: Task,
+    actor: Callable[[Pairs], Actor],
+    policy: str,
+    progress: Progress | None,
 ) -> np.ndarray:
     """Play all pairs, `num_envs` at a time -> (C, n) as `tasks.attempt`."""
     parts = list(pairs.portions(world.num_envs))
@@ -386,12 +493,20 @@ def _play(
             if progress is not None:
                 progress(f"{protocol.name}, {policy}", before + step, len(parts) * protocol.budget)
 
-        steps.append(attempt(world, part, protocol.budget, actor(part), world.spec.criteria, report))
+        steps.append(
+            attempt(world, part, protocol.budget, actor(part), world.spec.criteria, report)
+        )
     return np.concatenate(steps, axis=1)
 
 
 def _agent(
-    model: WorldModel, config: PlanningConfig, world: World, episodes: Episodes, pairs: Pairs, seed: int, trace: bool = False
+    model: WorldModel,
+    config: PlanningConfig,
+    world: World,
+    episodes: Episodes,
+    pairs: Pairs,
+    seed: int,
+    trace: bool = False,
 ) -> tuple[Agent, np.ndarray]:
     """An agent for the pairs, and the (B, h, w, 3) recorded pictures of their goals."""
     goal_pixels = episodes.rows("pixels", pairs.goal_rows)[padded(len(pairs), world.num_envs)]

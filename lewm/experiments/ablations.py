@@ -1,10 +1,12 @@
-"""What happens to a tiny recipe when one ingredient is changed or taken out; what `lewm claims` reads beside the runs.
+"""What happens to a tiny recipe when one ingredient is changed or taken out; what `lewm claims`
+reads beside the runs.
 
-    python -m lewm.experiments.ablations --out runs/ablations --seeds 0 1 2 --variants base lambda-0 no-batch-norm
+    python -m lewm.experiments.ablations --out runs/ablations --seeds 0 1 2 --variants base lambda-0
+    no-batch-norm
 
-Each variant is trained on its seed's data, evaluated on held-out pairs and probed; finished rows are not repeated. Planning is
-the same plain search for all (latent L2, 100 candidates x 5), because heads would hide what the latents lack. Prints a
-Markdown table and writes OUT/ablations.json.
+Each variant is trained on its seed's data, evaluated on held-out pairs and probed; finished rows
+are not repeated. Planning is the same plain search for all (latent L2, 100 candidates x 5), because
+heads would hide what the latents lack. Prints a Markdown table and writes OUT/ablations.json.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from lewm.analyses.probing import Probing
 from lewm.evaluation.evaluate import AGENT, evaluate
 from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
+from lewm.experiments.pipeline import collect_episodes, open_recipe_world, seeded
 from lewm.experiments.recipes import Experiment
-from lewm.experiments.reproduce import collect_episodes, open_recipe_world, seeded
 from lewm.files import read_json, write_json
 from lewm.planning.config import plain_search
 from lewm.runs import checkpoints
@@ -51,11 +53,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Name -> changes of the model's config."""
 
 FAR = 75
-"""Offset of the harder pairs: at 25 steps even a weak model of a tiny world may reach nearly all."""
+"""Offset of the harder pairs: at 25 steps even a weak model of a tiny world may reach nearly
+all."""
 
 
 def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) -> dict[str, Any]:
-    """Train one variant on one seed's data and measure it; the numbers are kept in its run folder."""
+    """Train one variant on one seed's data and measure it; the numbers are kept in its run
+    folder."""
     run = out / f"{variant}-{seed}"
     if (run / "row.json").exists():
         return read_json(run / "row.json")
@@ -64,15 +68,28 @@ def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) 
     episodes = collect_episodes(experiment, data, lambda *_: None)
     model_config = dataclasses.replace(experiment.model, **VARIANTS[variant])
     started = time.perf_counter()
-    train(model_config, experiment.training, data, run, experiment={"recipe": experiment.recipe, "world": experiment.world})
+    train(
+        model_config,
+        experiment.training,
+        data,
+        run,
+        experiment={"recipe": experiment.recipe, "world": experiment.world},
+    )
     seconds = time.perf_counter() - started
     model, split = checkpoints.load(run), read_json(run / checkpoints.EXPERIMENT)["split"]
     world = open_recipe_world(experiment, experiment.together)
     scores: dict[str, Any] = {}
     for name, offset in (("success", 25), ("far", FAR)):
         protocol = Task.along(offset, pairs, seed=seed)
-        score = evaluate(model, plain_search(), world, episodes, split["heldout"], protocol, ()).score(AGENT, strict=True)
-        scores[name] = {"rate": score.rate, "low": score.low, "high": score.high, "pairs": score.episodes}
+        score = evaluate(
+            model, plain_search(), world, episodes, split["heldout"], protocol, ()
+        ).score(AGENT, strict=True)
+        scores[name] = {
+            "rate": score.rate,
+            "low": score.low,
+            "high": score.high,
+            "pairs": score.episodes,
+        }
     probing = Probing(mlp=False, controls=False, rollouts=0, seed=seed)
     probe = probing.run(Run(model, episodes, split["train"], split["heldout"])).values["variables"]
     lines = [json.loads(line) for line in (run / checkpoints.METRICS).read_text().splitlines()]
@@ -83,7 +100,10 @@ def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) 
         "seed": seed,
         **scores,
         "probe_r": min(found["r"] for found in probe.values()),
-        **{name: lines[-1][name] for name in ("latent_std", "effective_rank", "prediction", "sigreg")},
+        **{
+            name: lines[-1][name]
+            for name in ("latent_std", "effective_rank", "prediction", "sigreg")
+        },
         "seconds": seconds,
         "alarms": sum("alarm" in line for line in lines),
         "reports": len(lines),
@@ -94,11 +114,27 @@ def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) 
 
 def as_table(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown, one line per row."""
-    heads = ["variant", "seed", "success", f"offset {FAR}", "worst probe r", "latent std", "rank", "prediction", "alarm"]
+    heads = [
+        "variant",
+        "seed",
+        "success",
+        f"offset {FAR}",
+        "worst probe r",
+        "latent std",
+        "rank",
+        "prediction",
+        "alarm",
+    ]
     lines = [heads, ["---"] * len(heads)]
     for found in rows:
-        rates = [f"{s['rate']:.1%} [{100 * s['low']:.1f}, {100 * s['high']:.1f}]" for s in (found["success"], found["far"])]
-        numbers = [f"{found[name]:.4g}" for name in ("probe_r", "latent_std", "effective_rank", "prediction")]
+        rates = [
+            f"{s['rate']:.1%} [{100 * s['low']:.1f}, {100 * s['high']:.1f}]"
+            for s in (found["success"], found["far"])
+        ]
+        numbers = [
+            f"{found[name]:.4g}"
+            for name in ("probe_r", "latent_std", "effective_rank", "prediction")
+        ]
         alarm = f"{found['alarms']} of {found['reports']}"
         lines.append([found["variant"], str(found["seed"]), *rates, *numbers, alarm])
     return [f"| {' | '.join(line)} |" for line in lines]
@@ -110,7 +146,9 @@ def main(say: Callable[[str], None]) -> None:
     Args:
         say: called with each line of the table as it is known, and with the whole table.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))

@@ -189,7 +189,9 @@ class LeWM(nn.Module):
                 f"pixels must be uint8 of shape (B, T, 3, {size}, {size}), got {pixels.dtype} "
                 f"{tuple(pixels.shape)}. Resize the pictures, or train a model at their size."
             )
-        flat = (pixels.flatten(0, 1).float() / 255 - self.pixel_mean) / self.pixel_std
+        # in place: pictures are the largest numbers that there are here
+        flat = pixels.flatten(0, 1).float().div_(255).to(self.pixel_mean.dtype)
+        flat = flat.sub_(self.pixel_mean).div_(self.pixel_std)
         return self.projector(self.encoder(flat)).unflatten(0, pixels.shape[:2])
 
     def predict(self, latents: Tensor, actions: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
-"""Receding-horizon control in latent space: an `Agent` turns what it sees and a goal picture into actions.
+"""Receding-horizon control in latent space: an `Agent` turns what it sees and a goal picture into
+actions.
 
-It knows roles only. `model.encode` gives the context and the goal, `cost` makes a cost of action sequences from the model's
-rollout and the objective, `solver.solve` searches it, and the first blocks of the plan are executed before the next replan.
+It knows roles only. `model.encode` gives the context and the goal, `cost` makes a cost of action
+sequences from the model's rollout and the objective, `solver.solve` searches it, and the first
+blocks of the plan are executed before the next replan.
 """
 
 from __future__ import annotations
@@ -24,20 +26,22 @@ __all__ = ["Agent", "Effort", "History", "PlanningConfig", "Replan", "Scored"]
 
 @dataclass(frozen=True)
 class PlanningConfig:
-    """How to plan: a search, what it is for, and how far it looks. The defaults are the paper's protocol.
+    """How to plan: a search, what it is for, and how far it looks. The defaults are the paper's
+    protocol.
 
     Attributes:
         objective: (rollout, goal) -> cost.
         solver: the search over action sequences.
         horizon: H, length of a plan in action blocks.
         receding: blocks executed before replanning; the paper executes the whole plan.
-        hold_actions: search over (H, a) and hold each action for the `frameskip` steps of its block. A smaller search, and
-            enough where fine control within a block is not needed.
-        warm_start: begin from the part of the previous plan that was not executed, followed by zeros; a solver that proposes
-            where to begin (`contracts.Proposing`) is asked instead.
+        hold_actions: search over (H, a) and hold each action for the `frameskip` steps of its
+            block. A smaller search, and enough where fine control within a block is not needed.
+        warm_start: begin from the part of the previous plan that was not executed, followed by
+            zeros; a solver that proposes where to begin (`contracts.Proposing`) is asked instead.
         initial_std: of the search at its start, in normalised units. Source: 1 in the paper.
-        precision: of the rollouts that rank candidates; in another one than "float32" the cheapest are scored again in
-            float32, and are what plans are chosen from. The model's engine knows the names.
+        precision: of the rollouts that rank candidates; in another one than "float32" the cheapest
+            are scored again in float32, and are what plans are chosen from. The model's engine
+            knows the names.
     """
 
     objective: Objective
@@ -52,10 +56,14 @@ class PlanningConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.receding <= self.horizon:
             raise ValueError(
-                f"receding (blocks executed per plan) must lie between 1 and horizon={self.horizon}, got {self.receding}."
+                "receding (blocks executed per plan) must lie between 1 and "
+                f"horizon={self.horizon}, got {self.receding}."
             )
         if self.initial_std <= 0:
-            raise ValueError(f"initial_std must be positive, got {self.initial_std}: without spread there is no search.")
+            raise ValueError(
+                f"initial_std must be positive, got {self.initial_std}: without spread there is "
+                "no search."
+            )
 
 
 @dataclass(frozen=True)
@@ -94,9 +102,11 @@ class Replan:
     Attributes:
         step: env step, since the episodes began, at which it was made.
         environments: (b,) which environments of the batch it holds, ascending.
-        rounds: one per call of the cost, in order; CEM's last one scores its final mean alone. None where nothing was scored.
+        rounds: one per call of the cost, in order; CEM's last one scores its final mean alone. None
+            where nothing was scored.
         plan: (b, H, A) blocks of the plan, normalised units.
-        actions: (b, H * frameskip, a) the same, clipped, in env units; only the first `receding` blocks are executed.
+        actions: (b, H * frameskip, a) the same, clipped, in env units; only the first `receding`
+            blocks are executed.
         now, goal: (b, D) latents of the current observation and of the goal.
         latents: (b, H, D) predicted latents along the plan; index h is the latent after block h.
         cut_short: whether a deadline stopped the search.
@@ -113,21 +123,27 @@ class Replan:
     cut_short: bool = False
 
     def of(self, environment: int) -> Replan | None:
-        """The same for one environment, all with b = 1; None if it was not among those planned for."""
+        """The same for one environment, all with b = 1; None if it was not among those planned
+        for."""
         row = np.flatnonzero(self.environments == environment)
         if not len(row):
             return None
         rounds = tuple(Scored(r.costs[row], r.actions[row], r.ends[row]) for r in self.rounds)
-        arrays = {name: getattr(self, name)[row] for name in ("environments", "plan", "actions", "now", "goal", "latents")}
+        arrays = {
+            name: getattr(self, name)[row]
+            for name in ("environments", "plan", "actions", "now", "goal", "latents")
+        }
         return replace(self, rounds=rounds, **arrays)
 
 
 class History:
-    """The last K observations and the K-1 blocks executed between them: all the past that a model is given.
+    """The last K observations and the K-1 blocks executed between them: all the past that a model
+    is given.
 
-    `observe` and `execute` alternate, once per block. The block executed after the newest observation is the one that leaves
-    it, so when the next observation arrives there is one block between each two frames. An episode begins with one frame
-    and no block, and the context grows to K.
+    `observe` and `execute` alternate, once per block. The block executed after the newest
+    observation is the one that leaves it, so when the next observation arrives there is one block
+    between each two frames. An episode begins with one frame and no block, and the context grows to
+    K.
     """
 
     def __init__(self, context: int, block_dim: int) -> None:
@@ -150,32 +166,37 @@ class History:
 
     @property
     def past_actions(self) -> Tensor:
-        """(B, k-1, A) blocks; block i leaves observation i. For use after `observe`, before `execute`."""
+        """(B, k-1, A) blocks; block i leaves observation i. For use after `observe`, before
+        `execute`."""
         return (
-            torch.stack(tuple(self._blocks), dim=1) if self._blocks else torch.zeros(len(self._frames[0]), 0, self._block_dim)
+            torch.stack(tuple(self._blocks), dim=1)
+            if self._blocks
+            else torch.zeros(len(self._frames[0]), 0, self._block_dim)
         )
 
 
 class Agent:
     """Plans for B environments that are stepped together, and carries the plans out.
 
-    One generator per environment drives the search, so an environment is given the same plan alone or in any batch; a CUDA
-    device draws other numbers from a seed than a CPU. What may differ is the last digit of a latent, where a library encodes
-    one picture by another route than many.
+    One generator per environment drives the search, so an environment is given the same plan alone
+    or in any batch; a CUDA device draws other numbers from a seed than a CPU. What may differ is
+    the last digit of a latent, where a library encodes one picture by another route than many.
 
     Args:
         model: in evaluation mode.
         config: how to plan.
         env_spec: gives the action box, which bounds the search, and the image size.
         seeds: one per environment; their number is B.
-        trace: keep a `Replan` of every replan in `trace`. It costs memory, and one more rollout per replan that `effort`
-            does not count.
+        trace: keep a `Replan` of every replan in `trace`. It costs memory, and one more rollout per
+            replan that `effort` does not count.
         clock: seconds since some moment; what deadlines and efforts are measured by.
 
-    The model is rolled out by its `engine`, where it has one, made from the weights as they are now.
+    The model is rolled out by its `engine`, where it has one, made from the weights as they are
+    now.
 
     Raises:
-        ValueError: the model is in training mode, or does not fit the world; or it has no engine of the precision asked for.
+        ValueError: the model is in training mode, or does not fit the world; or it has no engine of
+            the precision asked for.
     """
 
     def __init__(
@@ -191,22 +212,27 @@ class Agent:
         spec = model.spec
         if spec.statistics.action_dim != len(env_spec.action_low):
             raise ValueError(
-                f"expected actions of width {len(env_spec.action_low)}, as world '{env_spec.name}' takes them, got a model for "
-                f"width {spec.statistics.action_dim}. Use a run that was trained on this world."
+                f"expected actions of width {len(env_spec.action_low)}, as world "
+                f"'{env_spec.name}' takes them, got a model for width "
+                f"{spec.statistics.action_dim}. Use a run that was trained on this world."
             )
         if spec.image_size != env_spec.image_size:
             raise ValueError(
-                f"expected a world that draws {spec.image_size} px, as the model was trained, got {env_spec.image_size} px. "
-                f"Open the world with image_size={spec.image_size}."
+                f"expected a world that draws {spec.image_size} px, as the model was trained, got "
+                f"{env_spec.image_size} px. Open the world with image_size={spec.image_size}."
             )
         self.model, self.config = model, config
         self.frameskip, self.action_dim = spec.frameskip, spec.statistics.action_dim
-        self._low, self._high = (np.asarray(x, np.float32) for x in (env_spec.action_low, env_spec.action_high))
+        self._low, self._high = (
+            np.asarray(x, np.float32) for x in (env_spec.action_low, env_spec.action_high)
+        )
         self._device = device_of(model)
         steps = 1 if config.hold_actions else self.frameskip
         self._box = Box(
             *(
-                spec.statistics.normalise_actions(torch.from_numpy(x).to(self._device).repeat(steps))
+                spec.statistics.normalise_actions(
+                    torch.from_numpy(x).to(self._device).repeat(steps)
+                )
                 for x in (self._low, self._high)
             )
         )
@@ -215,10 +241,12 @@ class Agent:
         self.reset(seeds)
 
     def reset(self, seeds: Sequence[int] | None = None) -> None:
-        """Begin new episodes: forget the history, the plans, the trace and the effort, and seed the search anew.
+        """Begin new episodes: forget the history, the plans, the trace and the effort, and seed the
+        search anew.
 
         Args:
-            seeds: one per environment; without them those last given are used again, and the same episodes give the same plans.
+            seeds: one per environment; without them those last given are used again, and the same
+                episodes give the same plans.
         """
         if seeds is not None:
             self._seeds = [int(seed) for seed in seeds]
@@ -227,7 +255,9 @@ class Agent:
         self._generators = [torch.Generator(where).manual_seed(seed) for seed in self._seeds]
         self._history = History(self.model.context, self.model.spec.block_dim)
         self._step = 0
-        self._queue = np.zeros((self.num_envs, self.config.receding * self.frameskip, self.action_dim), np.float32)
+        self._queue = np.zeros(
+            (self.num_envs, self.config.receding * self.frameskip, self.action_dim), np.float32
+        )
         self._previous: Tensor | None = None
         self._goal_pixels: np.ndarray | None = None
         self._goal_latents = torch.empty(0)
@@ -241,7 +271,8 @@ class Agent:
 
     @property
     def observes(self) -> bool:
-        """Does the next `act` begin a block? Only then does it look at `pixels`, so only then need they be rendered."""
+        """Does the next `act` begin a block? Only then does it look at `pixels`, so only then need
+        they be rendered."""
         return self._step % self.frameskip == 0
 
     @property
@@ -257,55 +288,77 @@ class Agent:
         active: np.ndarray | None = None,
         deadline_s: float | None = None,
     ) -> np.ndarray:
-        """Return the next action of every environment. To be called at every env step, in step with the world.
+        """Return the next action of every environment. To be called at every env step, in step with
+        the world.
 
-        At the start of a block (every `frameskip` steps) the observation joins the history; when the executed part of the
-        plan is used up (every `receding` blocks) it replans. A goal that changes in between is taken up at the next replan.
+        At the start of a block (every `frameskip` steps) the observation joins the history; when
+        the executed part of the plan is used up (every `receding` blocks) it replans. A goal that
+        changes in between is taken up at the next replan.
 
         Args:
-            pixels: (B, h, w, 3) uint8 current observations; None is accepted where `observes` is False.
+            pixels: (B, h, w, 3) uint8 current observations; None is accepted where `observes` is
+                False.
             goal_pixels: (B, h, w, 3) uint8 pictures of the goals; encoded once per goal.
-            active: (B,) bool; environments that are not active are given zero actions at the next replan, and cost nothing.
-            deadline_s: seconds from this call after which the actions should be there. The search stops where another round
-                would end later, whatever the solver, and the cheapest sequences it has asked about become the plan; before
-                its first round that is where it started from. A search that ends in time gives the plan it would give without
-                a deadline. None waits for it.
+            active: (B,) bool; environments that are not active are given zero actions at the next
+                replan, and cost nothing.
+            deadline_s: seconds from this call after which the actions should be there. The search
+                stops where another round would end later, whatever the solver, and the cheapest
+                sequences it has asked about become the plan; before its first round that is where
+                it started from. A search that ends in time gives the plan it would give without a
+                deadline. None waits for it.
 
         Returns:
             (B, a) float32 actions in env units, within the action box.
 
         Raises:
-            ValueError: the model is in training mode, or the pictures are not uint8 (B, h, w, 3) of the model's size.
+            ValueError: the model is in training mode, or the pictures are not uint8 (B, h, w, 3) of
+                the model's size.
 
-        Cost: `solver.evaluations` x `horizon` predictor calls per active environment and replan; in low precision some more.
+        Cost: `solver.evaluations` x `horizon` predictor calls per active environment and replan; in
+        low precision some more.
         """
         deadline = None if deadline_s is None else self._clock() + deadline_s
-        # no_grad and not inference_mode: a solver that follows gradients may enable them for its own actions.
+        # no_grad and not inference_mode: a solver that follows gradients may enable them for its
+        # own actions.
         require_evaluation_mode(self.model)
         if self.observes:
             self._history.observe(self._checked("pixels", pixels))
             if self.replans:
-                chosen = np.ones(self.num_envs, bool) if active is None else np.asarray(active, bool)
-                self._replan(self._checked("goal_pixels", goal_pixels), np.flatnonzero(chosen), deadline)
+                chosen = (
+                    np.ones(self.num_envs, bool) if active is None else np.asarray(active, bool)
+                )
+                self._replan(
+                    self._checked("goal_pixels", goal_pixels), np.flatnonzero(chosen), deadline
+                )
             self._history.execute(self._block_about_to_be_executed())
         action = self._queue[:, self._step % self._queue.shape[1]].copy()
         self._step += 1
         return action
 
     def _replan(self, goal_pixels: np.ndarray, chosen: np.ndarray, deadline: float | None) -> None:
-        self._queue = np.broadcast_to(np.clip(0, self._low, self._high), self._queue.shape).astype(np.float32)
+        self._queue = np.broadcast_to(np.clip(0, self._low, self._high), self._queue.shape).astype(
+            np.float32
+        )
         if not len(chosen):
             return
         began = self._clock()
         rows = torch.from_numpy(chosen)
         self._look_at_goals(goal_pixels)
-        context, past = encode(self.model, self._history.pixels[rows]), self._history.past_actions[rows].to(self._device)
+        context, past = (
+            encode(self.model, self._history.pixels[rows]),
+            self._history.past_actions[rows].to(self._device),
+        )
         situation = Situation(context, past, self._goal_latents[rows])
 
         cost = PlanCost(self._scorer, situation, self._held, self._tracing, deadline, self._clock)
         start = self._start(rows, situation)
         try:
-            plan, cut_short = self.config.solver.solve(cost, start, self._box, [self._generators[i] for i in chosen]), False
+            plan, cut_short = (
+                self.config.solver.solve(
+                    cost, start, self._box, [self._generators[i] for i in chosen]
+                ),
+                False,
+            )
         except OutOfTime:
             plan, cut_short = cost.best(start), True
         mean = self._box.clamp(plan.mean)
@@ -319,9 +372,21 @@ class Agent:
         self.effort += Effort(len(chosen), calls, self._clock() - began, len(chosen) * cut_short)
         if self._tracing:
             latents = self._scorer.rollout(context, past, blocks[:, None])[:, 0]
-            plan_made, now, goal, way = (x.cpu().numpy() for x in (blocks, situation.now, situation.goal, latents))
+            plan_made, now, goal, way = (
+                x.cpu().numpy() for x in (blocks, situation.now, situation.goal, latents)
+            )
             self.trace.append(
-                Replan(self._step, chosen, tuple(cost.rounds), plan_made, actions, now, goal, way, cut_short=cut_short)
+                Replan(
+                    self._step,
+                    chosen,
+                    tuple(cost.rounds),
+                    plan_made,
+                    actions,
+                    now,
+                    goal,
+                    way,
+                    cut_short=cut_short,
+                )
             )
 
     def _look_at_goals(self, goal_pixels: np.ndarray) -> None:
@@ -331,16 +396,25 @@ class Agent:
             changed = (self._goal_pixels != goal_pixels).reshape(self.num_envs, -1).any(axis=1)
         if changed.any():
             self._goal_pixels = goal_pixels.copy()
-            self._goal_latents = encode(self.model, torch.from_numpy(self._goal_pixels).permute(0, 3, 1, 2)[:, None])[:, 0]
+            self._goal_latents = encode(
+                self.model, torch.from_numpy(self._goal_pixels).permute(0, 3, 1, 2)[:, None]
+            )[:, 0]
             self._goal_steps[torch.from_numpy(changed)] = self._step
 
     def _start(self, rows: Tensor, situation: Situation) -> Plan:
-        """The Gaussian that the search begins from: what the solver proposes, what is left of the previous plan, or zeros."""
+        """The Gaussian that the search begins from: what the solver proposes, what is left of the
+        previous plan, or zeros."""
         mean = situation.goal.new_zeros(len(rows), self.config.horizon, len(self._box.low))
         if isinstance(self.config.solver, Proposing):
             elapsed = (self._step - self._goal_steps[rows]).to(self._device)
-            blocks = self.config.solver.propose(situation.now, situation.goal, elapsed, self.config.horizon)
-            held = blocks.unflatten(-1, (self.frameskip, -1)).mean(dim=-2) if self.config.hold_actions else blocks
+            blocks = self.config.solver.propose(
+                situation.now, situation.goal, elapsed, self.config.horizon
+            )
+            held = (
+                blocks.unflatten(-1, (self.frameskip, -1)).mean(dim=-2)
+                if self.config.hold_actions
+                else blocks
+            )
             mean = self._box.clamp(held)
         elif self.config.warm_start and self._previous is not None:
             left = self._previous[rows, self.config.receding :]
@@ -349,7 +423,11 @@ class Agent:
 
     def _held(self, actions: Tensor) -> Tensor:
         """Sequences as the solver knows them -> action blocks (..., A)."""
-        return actions.repeat(*[1] * (actions.ndim - 1), self.frameskip) if self.config.hold_actions else actions
+        return (
+            actions.repeat(*[1] * (actions.ndim - 1), self.frameskip)
+            if self.config.hold_actions
+            else actions
+        )
 
     def _env_units(self, blocks: Tensor) -> np.ndarray:
         """(b, H, A) normalised blocks -> (b, H * frameskip, a) env actions within the box."""
@@ -367,19 +445,25 @@ class Agent:
         shape = (self.num_envs, self.model.spec.image_size, self.model.spec.image_size, 3)
         if pixels is None or pixels.dtype != np.uint8 or pixels.shape != shape:
             got = "None" if pixels is None else f"{pixels.dtype} {pixels.shape}"
-            raise ValueError(f"{name} must be uint8 {shape}, got {got}. A block begins here, so the agent has to look.")
+            raise ValueError(
+                f"{name} must be uint8 {shape}, got {got}. A block begins here, so the agent has "
+                "to look."
+            )
         return pixels
 
 
 def _scorer(model: WorldModel, config: PlanningConfig) -> Scorer:
-    """Rollouts by the model's engine, where it has one; low precision never without float32 beside it."""
+    """Rollouts by the model's engine, where it has one; low precision never without float32 beside
+    it."""
     engine = getattr(model, "engine", None)
     replayed = device_of(model).type == "cuda"
     if config.precision == "float32":
-        return Scorer(model.rollout if engine is None else engine(), config.objective, replayed=replayed)
+        return Scorer(
+            model.rollout if engine is None else engine(), config.objective, replayed=replayed
+        )
     if engine is None:
         raise ValueError(
-            f"expected a model with an engine for precision '{config.precision}', got a {type(model).__name__}, which only has "
-            "`rollout`. Plan in float32."
+            f"expected a model with an engine for precision '{config.precision}', got a "
+            f"{type(model).__name__}, which only has `rollout`. Plan in float32."
         )
     return Scorer(engine(), config.objective, engine(config.precision), replayed)

@@ -1,8 +1,10 @@
-"""What a search is told about action sequences: their cost under a world model, counted, remembered and given in time.
+"""What a search is told about action sequences: their cost under a world model, counted, remembered
+and given in time.
 
-A solver sees a function (B, N, H, A) -> (B, N) and nothing else. This module makes it from a rollout and an objective, and does
-all that would otherwise have to be done in every solver: portions that bound memory, a trace for pictures, ranks in low
-precision, and the deadline that makes every search an anytime search.
+A solver sees a function (B, N, H, A) -> (B, N) and nothing else. This module makes it from a
+rollout and an objective, and does all that would otherwise have to be done in every solver:
+portions that bound memory, a trace for pictures, ranks in low precision, and the deadline that
+makes every search an anytime search.
 """
 
 from __future__ import annotations
@@ -22,25 +24,29 @@ from lewm.models.nn.graphs import Captured
 __all__ = ["OutOfTime", "PlanCost", "Scored", "Scorer", "Situation"]
 
 SEQUENCES_AT_ONCE, SEQUENCES_AT_ONCE_CUDA = 2048, 32768
-"""Action sequences rolled out together; more are taken environment by environment. Bounds memory: a full-size predictor keeps
-about 100 kB per sequence. On a CPU it is also faster, because the activations of 2048 sequences still fit the caches."""
+"""Action sequences rolled out together; more are taken environment by environment. Bounds memory: a
+full-size predictor keeps about 100 kB per sequence. On a CPU it is also faster, because the
+activations of 2048 sequences still fit the caches."""
 
 SEQUENCES_CAPTURED = 2048
-"""Sequences up to which a round of scoring on a CUDA device is replayed as one graph. The kernels of more are so long that
-handing them over costs nothing."""
+"""Sequences up to which a round of scoring on a CUDA device is replayed as one graph. The kernels
+of more are so long that handing them over costs nothing."""
 
 TRACED_CANDIDATES = 32
 """How many of the cheapest candidates of a scoring round a trace keeps."""
 
 RESCORED_SHARE = 1 / 8
-"""Of the candidates that low precision ranks, how many are scored again in float32: as many as searches keep as elites."""
+"""Of the candidates that low precision ranks, how many are scored again in float32: as many as
+searches keep as elites."""
 
 CAUTION = 1.5
-"""With a deadline, a round is expected to take so many times as long as the longest so far: machines do other things too."""
+"""With a deadline, a round is expected to take so many times as long as the longest so far:
+machines do other things too."""
 
 
 class OutOfTime(Exception):
-    """Raised through a solver by the cost it was given, where another round would end after the deadline."""
+    """Raised through a solver by the cost it was given, where another round would end after the
+    deadline."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ class Situation:
 
     def portions(self, size: int) -> Iterator[Situation]:
         """All environments in their order, at most `size` at a time."""
-        parts = zip(*(x.split(size) for x in (self.context, self.past_actions, self.goal)), strict=True)
+        parts = zip(
+            *(x.split(size) for x in (self.context, self.past_actions, self.goal)), strict=True
+        )
         return (Situation(*part) for part in parts)
 
 
@@ -74,7 +82,8 @@ class Scored:
 
     Attributes:
         costs: (b, N) of all candidates, in the solver's order.
-        actions: (b, n, H, A) blocks of the n cheapest, cheapest first, normalised units; n is at most `TRACED_CANDIDATES`.
+        actions: (b, n, H, A) blocks of the n cheapest, cheapest first, normalised units; n is at
+            most `TRACED_CANDIDATES`.
         ends: (b, n, D) latents in which those n are predicted to end.
     """
 
@@ -90,11 +99,13 @@ class Scorer:
     Attributes:
         rollout: float32 rollout.
         objective: (rollout, goal) -> cost.
-        ranking: a faster rollout in low precision. It only ranks: the cheapest `RESCORED_SHARE` of the candidates, and the
-            first one, which is a search's incumbent, get their float32 costs; the others keep their ranks behind them. So
-            whatever a search returns as its best was chosen by float32 costs. Not used where gradients are asked for.
-        replayed: on a CUDA device a round, from the blocks to their costs, is one graph; see `graphs.Captured`. What a search
-            does between two rounds is some forty small kernels beside the thousands of a round, and stays outside.
+        ranking: a faster rollout in low precision. It only ranks: the cheapest `RESCORED_SHARE` of
+            the candidates, and the first one, which is a search's incumbent, get their float32
+            costs; the others keep their ranks behind them. So whatever a search returns as its best
+            was chosen by float32 costs. Not used where gradients are asked for.
+        replayed: on a CUDA device a round, from the blocks to their costs, is one graph; see
+            `graphs.Captured`. What a search does between two rounds is some forty small kernels
+            beside the thousands of a round, and stays outside.
     """
 
     rollout: Rollout
@@ -103,7 +114,8 @@ class Scorer:
     replayed: bool = False
 
     def score(self, situation: Situation, blocks: Tensor) -> tuple[Tensor, Tensor, int]:
-        """(b, N, H, A) blocks -> (b, N) costs, (b, N, D) latents in which they end, and how many sequences were rolled out."""
+        """(b, N, H, A) blocks -> (b, N) costs, (b, N, D) latents in which they end, and how many
+        sequences were rolled out."""
         b, N = blocks.shape[:2]
         rescored = self._rescored(blocks)
         once = self.round if self.replayed and b * N <= SEQUENCES_CAPTURED else self._round
@@ -116,11 +128,18 @@ class Scorer:
         return Captured(self._round)
 
     def _rescored(self, blocks: Tensor) -> int:
-        """How many of the candidates are scored again, besides the first; 0 where the first scores are exact."""
+        """How many of the candidates are scored again, besides the first; 0 where the first scores
+        are exact."""
         rescored = math.ceil(RESCORED_SHARE * blocks.shape[1])
-        return 0 if self.ranking is None or blocks.requires_grad or rescored + 1 >= blocks.shape[1] else rescored
+        return (
+            0
+            if self.ranking is None or blocks.requires_grad or rescored + 1 >= blocks.shape[1]
+            else rescored
+        )
 
-    def _round(self, context: Tensor, past_actions: Tensor, goal: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    def _round(
+        self, context: Tensor, past_actions: Tensor, goal: Tensor, blocks: Tensor
+    ) -> tuple[Tensor, Tensor]:
         situation, rescored = Situation(context, past_actions, goal), self._rescored(blocks)
         if self.ranking is None or not rescored:
             return self._rolled_out(self.rollout, situation, blocks)
@@ -134,15 +153,22 @@ class Scorer:
         valid = exact[:, 1:].isfinite()
         dearest = torch.where(valid, exact[:, 1:], -torch.inf).amax(dim=1, keepdim=True)
         dearest = torch.where(valid.any(dim=1, keepdim=True), dearest, torch.inf)
-        # Strictly behind, yet in their order and at their distances: a search may look at more than was scored again.
-        costs = torch.nextafter(dearest + (ranks - best.values[:, -1:]), torch.full_like(ranks, torch.inf))
+        # Strictly behind, yet in their order and at their distances: a search may look at more than
+        # was scored again.
+        costs = torch.nextafter(
+            dearest + (ranks - best.values[:, -1:]), torch.full_like(ranks, torch.inf)
+        )
         costs[rows, chosen], ends[rows, chosen] = exact, exact_ends
         return costs, ends
 
-    def _rolled_out(self, rollout: Rollout, situation: Situation, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    def _rolled_out(
+        self, rollout: Rollout, situation: Situation, blocks: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Costs and end latents, in fixed portions of environments."""
         costs, ends = [], []
-        portion = max(1, (SEQUENCES_AT_ONCE_CUDA if blocks.is_cuda else SEQUENCES_AT_ONCE) // blocks.shape[1])
+        portion = max(
+            1, (SEQUENCES_AT_ONCE_CUDA if blocks.is_cuda else SEQUENCES_AT_ONCE) // blocks.shape[1]
+        )
         for part, b in zip(situation.portions(portion), blocks.split(portion), strict=True):
             latents = rollout(part.context, part.past_actions, b)
             costs.append(self.objective.cost(latents, part.goal))
@@ -153,16 +179,18 @@ class Scorer:
 class PlanCost:
     """The cost that one replan's solver is given, and what is remembered of its questions.
 
-    With a deadline it keeps the cheapest sequence of each environment, and raises `OutOfTime` through the solver instead of
-    beginning a round that would, judged by the longest one so far, end too late. The first round is begun unless the
-    deadline has passed: nothing is known of its length yet.
+    With a deadline it keeps the cheapest sequence of each environment, and raises `OutOfTime`
+    through the solver instead of beginning a round that would, judged by the longest one so far,
+    end too late. The first round is begun unless the deadline has passed: nothing is known of its
+    length yet.
 
     Args:
         scorer: gives the costs.
         situation: of the b environments.
         blocks_of: turns sequences as the solver knows them into action blocks.
         trace: keep every round in `rounds`.
-        deadline: when the search has to be over, in seconds of `clock`; None for as long as it takes.
+        deadline: when the search has to be over, in seconds of `clock`; None for as long as it
+            takes.
         clock: seconds since some moment.
     """
 
@@ -181,7 +209,8 @@ class PlanCost:
         self._best: tuple[Tensor, Tensor] | None = None
         self.rounds: list[Scored] = []
         self.sequences = 0
-        """Rolled out so far, in all environments together; what was ranked and then scored again counts twice."""
+        """Rolled out so far, in all environments together; what was ranked and then scored again
+        counts twice."""
 
     def __call__(self, actions: Tensor) -> Tensor:
         """(b, N, H, A) sequences -> (b, N) costs.
@@ -190,7 +219,9 @@ class PlanCost:
             OutOfTime: there is no time for another round.
         """
         began = self._clock()
-        if self._deadline is not None and (began >= self._deadline or began + CAUTION * self._longest > self._deadline):
+        if self._deadline is not None and (
+            began >= self._deadline or began + CAUTION * self._longest > self._deadline
+        ):
             raise OutOfTime
         blocks = self._blocks_of(actions)
         costs, ends, sequences = self._scorer.score(self._situation, blocks)
@@ -203,7 +234,8 @@ class PlanCost:
         return costs
 
     def best(self, start: Plan) -> Plan:
-        """The cheapest sequences asked for; the start's mean where none was, or none that did not diverge."""
+        """The cheapest sequences asked for; the start's mean where none was, or none that did not
+        diverge."""
         if self._best is None:
             return start
         actions, costs = self._best
@@ -215,13 +247,26 @@ class PlanCost:
         if self._best is not None:
             former, former_cost = self._best
             better = cost < former_cost
-            cheapest, cost = torch.where(better[:, None, None], cheapest, former), torch.where(better, cost, former_cost)
+            cheapest, cost = (
+                torch.where(better[:, None, None], cheapest, former),
+                torch.where(better, cost, former_cost),
+            )
         self._best = cheapest, cost
         if costs.is_cuda:
-            torch.cuda.synchronize(costs.device)  # or the clock would measure how fast work is handed over
+            torch.cuda.synchronize(
+                costs.device
+            )  # or the clock would measure how fast work is handed over
 
 
 def _scored(costs: Tensor, blocks: Tensor, ends: Tensor) -> Scored:
-    cheapest = torch.where(costs.isnan(), torch.inf, costs).topk(min(TRACED_CANDIDATES, costs.shape[1]), largest=False).indices
+    cheapest = (
+        torch.where(costs.isnan(), torch.inf, costs)
+        .topk(min(TRACED_CANDIDATES, costs.shape[1]), largest=False)
+        .indices
+    )
     rows = torch.arange(len(costs), device=costs.device)[:, None]
-    return Scored(costs.cpu().numpy(), blocks[rows, cheapest].cpu().numpy(), ends[rows, cheapest].cpu().numpy())
+    return Scored(
+        costs.cpu().numpy(),
+        blocks[rows, cheapest].cpu().numpy(),
+        ends[rows, cheapest].cpu().numpy(),
+    )

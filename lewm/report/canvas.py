@@ -63,6 +63,7 @@ def draw(title: str, draw_on: Callable[[Axes], None], height: float = PANEL_INCH
         height: in inches, of a panel that is 4.6 wide.
     """
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     muted, line = THEME["muted"], THEME["line"]
@@ -92,11 +93,10 @@ def draw(title: str, draw_on: Callable[[Axes], None], height: float = PANEL_INCH
         figure.suptitle(title, x=0.01, ha="left", color=THEME["ink"])
         draw_on(axes)
         drawn = io.StringIO()
-        figure.savefig(
-            drawn,
-            format="svg",
-            dpi=PICTURE_DPI,
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        # not by savefig, which draws everything twice, the first time for the layout alone
+        figure.set_dpi(PICTURE_DPI)
+        FigureCanvasSVG(figure).print_svg(
+            drawn, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
     return Panel(title, _for_a_page(drawn.getvalue(), title))
 

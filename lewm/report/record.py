@@ -93,7 +93,7 @@ def record_of(run: Path | str, story: Mapping[str, Any] | None = None) -> Record
         # of something else that happens to lie there
         if told.get("recipe") != experiment.get("recipe"):
             told = None
-    is_story = told is not None and {"success", "strict", "floors", "settings"} <= told.keys()
+    is_story = told is not None and "published" in told
     try:
         if (run / EVALUATION).exists():
             outcomes = [_outcome(task) for task in read_json(run / EVALUATION)["tasks"]]
@@ -101,7 +101,7 @@ def record_of(run: Path | str, story: Mapping[str, Any] | None = None) -> Record
             outcomes = _outcomes_of_story(told)
         else:
             outcomes = (
-                [_outcome(told["evaluation"])] if told is not None and "evaluation" in told else []
+                [_outcome(task) for task in told.get("evaluations", ())] if told is not None else []
             )
     except (KeyError, TypeError) as error:
         source = run / EVALUATION if (run / EVALUATION).exists() else beside

@@ -7,9 +7,10 @@
       checkpoints/000600/{weights.safetensors, optimiser.safetensors, progress.json}
       heads/temporal/{weights.safetensors, head.json}
 
-A checkpoint is one folder that appears by a rename once all of it is on disk, so that a reader finds the last whole one
-whatever happened to the writer; so is a head. Weights are safetensors, models and heads are looked up by registered name:
-loading a run from a stranger executes nothing that it brings.
+A checkpoint is one folder that appears by a rename once all of it is on disk, so that a reader
+finds the last whole one whatever happened to the writer; so is a head. Weights are safetensors,
+models and heads are looked up by registered name: loading a run from a stranger executes nothing
+that it brings.
 """
 
 from __future__ import annotations
@@ -36,12 +37,18 @@ from lewm.contracts import DataSpec, Statistics
 from lewm.files import read_json, sync, write_atomically, write_json
 from lewm.models.nn.frozen import device_of
 
-MODEL, EXPERIMENT, METRICS, CHECKPOINTS = "model.json", "experiment.json", "metrics.jsonl", "checkpoints"
+MODEL, EXPERIMENT, METRICS, CHECKPOINTS = (
+    "model.json",
+    "experiment.json",
+    "metrics.jsonl",
+    "checkpoints",
+)
 HEADS, HEAD = "heads", "head.json"
 
 
 def describe_model(model: Any) -> dict[str, Any]:
-    """What `build_model` needs to make this model anew: registered name, config and data spec, JSON-ready."""
+    """What `build_model` needs to make this model anew: registered name, config and data spec,
+    JSON-ready."""
     return {
         "model": type(model.config).__module__.rpartition(".")[2],
         "config": dataclasses.asdict(model.config),
@@ -49,30 +56,38 @@ def describe_model(model: Any) -> dict[str, Any]:
     }
 
 
-def build_model(description: Mapping[str, Any], source: Path | str = "the model description") -> Any:
+def build_model(
+    description: Mapping[str, Any], source: Path | str = "the model description"
+) -> Any:
     """Make a model with fresh weights from what `describe_model` gave.
 
     Raises:
-        ValueError: the name is not a registered model, or a field is unknown or missing; `source` is named.
+        ValueError: the name is not a registered model, or a field is unknown or missing; `source`
+            is named.
     """
     try:
         config_class = registry.load("models", str(description["model"]))
         config = config_class(**description["config"])
         spec = description["spec"]
-        statistics = Statistics(**{name: tuple(values) for name, values in spec["statistics"].items()})
+        statistics = Statistics(
+            **{name: tuple(values) for name, values in spec["statistics"].items()}
+        )
         return config.build(DataSpec(int(spec["image_size"]), int(spec["frameskip"]), statistics))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{source} does not describe a model this version knows: {error!r}. Use the lewm version that "
-            "wrote it, or train again."
+            f"{source} does not describe a model this version knows: {error!r}. Use the lewm "
+            "version that wrote it, or train again."
         ) from None
 
 
-def claim(run: Path, description: Mapping[str, Any], extra: Mapping[str, Any], write: bool = True) -> None:
+def claim(
+    run: Path, description: Mapping[str, Any], extra: Mapping[str, Any], write: bool = True
+) -> None:
     """Make a folder the run of an experiment, or check that it already is.
 
     Args:
-        description: what must be equal for a run to be continued, JSON-ready; its "model" becomes model.json.
+        description: what must be equal for a run to be continued, JSON-ready; its "model" becomes
+            model.json.
         extra: what is recorded beside it and may differ.
         write: False on all processes but the first, which only check.
 
@@ -88,13 +103,14 @@ def claim(run: Path, description: Mapping[str, Any], extra: Mapping[str, Any], w
     there = read_json(run / EXPERIMENT)
     if differing := list(_differences({key: there.get(key) for key in description}, description)):
         raise ValueError(
-            f"{run} holds another experiment: {'; '.join(differing[:5])}. Continue with the settings it was started with, "
-            "or choose another folder."
+            f"{run} holds another experiment: {'; '.join(differing[:5])}. Continue with the "
+            "settings it was started with, or choose another folder."
         )
 
 
 def budget(run: Path, description: Mapping[str, Any]) -> dict[str, float] | None:
-    """What an earlier call decided for the same experiment with a time budget: `minutes`, `updates`, `updates_per_second`.
+    """What an earlier call decided for the same experiment with a time budget: `minutes`,
+    `updates`, `updates_per_second`.
 
     Raises:
         ValueError: it is there and damaged.
@@ -105,13 +121,21 @@ def budget(run: Path, description: Mapping[str, Any]) -> dict[str, float] | None
     found = there.get("budget")
     if found is None or {key: there.get(key) for key in description} != description:
         return None
-    if not isinstance(found, dict) or not isinstance(found.get("updates"), int) or found["updates"] < 1:
-        raise ValueError(f"{run / EXPERIMENT} is damaged: expected a number of updates in 'budget', got {found}. Train again.")
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("updates"), int)
+        or found["updates"] < 1
+    ):
+        raise ValueError(
+            f"{run / EXPERIMENT} is damaged: expected a number of updates in 'budget', got "
+            f"{found}. Train again."
+        )
     return found
 
 
 def budget_in_words(experiment: Mapping[str, Any]) -> str:
-    """What tables say of a run that was trained for a given time and not for its recipe's updates; "" of any other."""
+    """What tables say of a run that was trained for a given time and not for its recipe's updates;
+    "" of any other."""
     found = experiment.get("budget")
     return f"{found['minutes']:g}-minute budget, {found['updates']:,} updates" if found else ""
 
@@ -126,7 +150,9 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: expected a JSON object per line, got {error}. Train the run again.") from None
+        raise ValueError(
+            f"{path} is damaged: expected a JSON object per line, got {error}. Train the run again."
+        ) from None
 
 
 class Log:
@@ -172,10 +198,13 @@ def save(
     final = run / CHECKPOINTS / f"{update:08d}"
     with _whole_folder(final) as partial:
         _write_tensors(
-            {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, partial / "weights.safetensors"
+            {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+            partial / "weights.safetensors",
         )
         if optimiser is not None:
-            _write_tensors(_flatten(optimiser.state_dict()["state"]), partial / "optimiser.safetensors")
+            _write_tensors(
+                _flatten(optimiser.state_dict()["state"]), partial / "optimiser.safetensors"
+            )
         write_json(partial / "progress.json", {"update": update, **(progress or {})})
     for other in final.parent.iterdir():
         if other != final:
@@ -185,7 +214,11 @@ def save(
 
 def latest(run: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None."""
-    found = sorted(folder for folder in (run / CHECKPOINTS).glob("[0-9]*") if (folder / "progress.json").exists())
+    found = sorted(
+        folder
+        for folder in (run / CHECKPOINTS).glob("[0-9]*")
+        if (folder / "progress.json").exists()
+    )
     return found[-1] if found else None
 
 
@@ -193,22 +226,28 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Any:
     """Load a run's model from its newest checkpoint, in evaluation mode.
 
     Raises:
-        ValueError: not a run, no checkpoint yet, or weights that are damaged or do not fit; the file is named.
+        ValueError: not a run, no checkpoint yet, or weights that are damaged or do not fit; the
+            file is named.
     """
     run = Path(run)
     model = build_model(read_json(run / MODEL), run / MODEL)
     checkpoint = latest(run)
     if checkpoint is None:
-        raise ValueError(f"{run} holds no checkpoint yet: expected one in {run / CHECKPOINTS}. Let `lewm train` write it.")
+        raise ValueError(
+            f"{run} holds no checkpoint yet: expected one in {run / CHECKPOINTS}. Let `lewm "
+            "train` write it."
+        )
     restore_weights(model, checkpoint / "weights.safetensors")
     return model.to(device).eval()
 
 
 def save_head(run: Path, name: str, head: Any, record: Mapping[str, Any]) -> Path:
-    """Store a fitted head in a run, in place of an older one of its name; the world model's files stay as they are.
+    """Store a fitted head in a run, in place of an older one of its name; the world model's files
+    stay as they are.
 
     Args:
-        run: with a checkpoint. To its newest weights the head is bound: to others, latents mean something else.
+        run: with a checkpoint. To its newest weights the head is bound: to others, latents mean
+            something else.
         name: the head's plug-in.
         head: with its `config`.
         record: what else to keep, JSON-ready.
@@ -216,49 +255,72 @@ def save_head(run: Path, name: str, head: Any, record: Mapping[str, Any]) -> Pat
     final = run / HEADS / name
     with _whole_folder(final) as partial:
         _write_tensors(
-            {name: tensor.contiguous() for name, tensor in head.state_dict().items()}, partial / "weights.safetensors"
+            {name: tensor.contiguous() for name, tensor in head.state_dict().items()},
+            partial / "weights.safetensors",
         )
-        described = {"head": name, "config": dataclasses.asdict(head.config), "world_model": digest_of_newest(run)}
+        described = {
+            "head": name,
+            "config": dataclasses.asdict(head.config),
+            "world_model": digest_of_newest(run),
+        }
         write_json(partial / HEAD, {**described, **record})
     return final
 
 
 def head_names(run: Path) -> list[str]:
-    """The heads of a run, sorted. One that was fitted to other weights than the newest does not count."""
+    """The heads of a run, sorted. One that was fitted to other weights than the newest does not
+    count."""
     found = sorted(file.parent.name for file in (run / HEADS).glob(f"[a-z]*/{HEAD}"))
     digest = digest_of_newest(run) if found else ""
-    return [name for name in found if read_json(run / HEADS / name / HEAD).get("world_model") == digest]
+    return [
+        name for name in found if read_json(run / HEADS / name / HEAD).get("world_model") == digest
+    ]
 
 
 def load_head(run: Path, name: str, model: Any) -> Any:
-    """Load a head of a run, frozen, in evaluation mode, on the device of `model`, the run's world model.
+    """Load a head of a run, frozen, in evaluation mode, on the device of `model`, the run's world
+    model.
 
     Raises:
-        ValueError: there is no such head, it was fitted to other weights, or its files are damaged or do not fit.
+        ValueError: there is no such head, it was fitted to other weights, or its files are damaged
+            or do not fit.
     """
     if name not in head_names(run):
         got = "one of other weights" if (run / HEADS / name / HEAD).exists() else "none"
-        raise ValueError(f"{run}: expected a head '{name}' fitted to its newest weights, got {got}. Run: lewm fit {run} {name}")
+        raise ValueError(
+            f"{run}: expected a head '{name}' fitted to its newest weights, got {got}. Run: lewm "
+            f"fit {run} {name}"
+        )
     source = run / HEADS / name / HEAD
     description = read_json(source)
     if description.get("head") != name:
-        raise ValueError(f"{source} describes another head, '{description.get('head')}'. Run: lewm fit {run} {name}")
+        raise ValueError(
+            f"{source} describes another head, '{description.get('head')}'. Run: lewm fit {run} "
+            f"{name}"
+        )
     try:
-        head = registry.load("heads", name)(**description["config"]).build(model.latent_dim, model.spec.block_dim)
+        head = registry.load("heads", name)(**description["config"]).build(
+            model.latent_dim, model.spec.block_dim
+        )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{source} describes no head this version knows: {error!r}. Run: lewm fit {run} {name}") from None
+        raise ValueError(
+            f"{source} describes no head this version knows: {error!r}. Run: lewm fit {run} {name}"
+        ) from None
     restore_weights(head, run / HEADS / name / "weights.safetensors")
     return head.to(device_of(model)).eval().requires_grad_(False)
 
 
 def restore(run: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Bring model and optimiser to a run's newest checkpoint; return its progress, or None if there is none."""
+    """Bring model and optimiser to a run's newest checkpoint; return its progress, or None if there
+    is none."""
     checkpoint = latest(run)
     if checkpoint is None:
         return None
     restore_weights(model, checkpoint / "weights.safetensors")
     state = _unflatten(_tensors(checkpoint / "optimiser.safetensors"))
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimiser.load_state_dict(
+        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+    )
     return read_json(checkpoint / "progress.json")
 
 
@@ -266,7 +328,8 @@ def restore_weights(model: nn.Module, path: Path) -> None:
     """Load a safetensors file into `model`, strictly.
 
     Raises:
-        ValueError: the file is damaged, or tensors are missing, unexpected or of another shape (up to ten are named).
+        ValueError: the file is damaged, or tensors are missing, unexpected or of another shape (up
+            to ten are named).
     """
     fill(model, _tensors(path), path)
 
@@ -275,7 +338,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Give a model its weights, strictly.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of another shape (up to ten are named, and `source`).
+        ValueError: tensors are missing, unexpected or of another shape (up to ten are named, and
+            `source`).
     """
     own = model.state_dict()
     wrong = [f"{name} is missing" for name in own.keys() - tensors.keys()]
@@ -287,13 +351,17 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(f"{source} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep the two together.")
+        raise ValueError(
+            f"{source} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep "
+            "the two together."
+        )
     model.load_state_dict(tensors)
 
 
 @contextmanager
 def _whole_folder(final: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the name `final` once it is whole; an error leaves nothing of it."""
+    """A folder to fill, which takes the name `final` once it is whole; an error leaves nothing of
+    it."""
     partial, old = (final.with_name(f".{final.name}.{suffix}") for suffix in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -302,7 +370,9 @@ def _whole_folder(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if final.exists():  # no folder replaces another in one step, and half of one must never bear the name
+    if (
+        final.exists()
+    ):  # no folder replaces another in one step, and half of one must never bear the name
         shutil.rmtree(old, ignore_errors=True)
         final.replace(old)
     partial.replace(final)
@@ -314,7 +384,10 @@ def digest_of_newest(run: Path) -> str:
     """Of the newest weights: what was fitted to these fits no others."""
     checkpoint = latest(run)
     if checkpoint is None:
-        raise ValueError(f"{run} holds no checkpoint yet: expected one in {run / CHECKPOINTS}. Let `lewm train` write it.")
+        raise ValueError(
+            f"{run} holds no checkpoint yet: expected one in {run / CHECKPOINTS}. Let `lewm "
+            "train` write it."
+        )
     return _digest(checkpoint / "weights.safetensors")
 
 
@@ -332,13 +405,19 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: expected a safetensors file. Restore it, or train the run again.") from None
+        raise ValueError(
+            f"{path} is missing: expected a safetensors file. Restore it, or train the run again."
+        ) from None
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: expected safetensors, got {error}. Restore it, or train the run again.") from None
+        raise ValueError(
+            f"{path} is damaged: expected safetensors, got {error}. Restore it, or train the run "
+            "again."
+        ) from None
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file to disk; what goes wrong on the way is an OSError that names the file."""
+    """Write a safetensors file to disk; what goes wrong on the way is an OSError that names the
+    file."""
     try:
         save_file(dict(tensors), path)
     except SafetensorError as error:  # it wraps the system's own error in words

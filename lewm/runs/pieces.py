@@ -1,9 +1,11 @@
-"""A run's weights in half precision, in pieces small enough for any way of sending them; and a run made of such pieces.
+"""A run's weights in half precision, in pieces small enough for any way of sending them; and a run
+made of such pieces.
 
     weights-1-of-3.safetensors, weights-2-of-3.safetensors, ...
 
-Each piece holds some tensors, and in its header what model they are of, what was recorded of the training, and the digest of
-the weights that all pieces were cut from: pieces of two runs never make one.
+Each piece holds some tensors, and in its header what model they are of, what was recorded of the
+training, and the digest of the weights that all pieces were cut from: pieces of two runs never make
+one.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def save_pieces(run: Path, out: Path, limit: int = PIECE_BYTES) -> list[Path]:
 
     Args:
         run: with a checkpoint.
-        out: folder; made if missing. Pieces of an earlier call there are removed once the new ones are written.
+        out: folder; made if missing. Pieces of an earlier call there are removed once the new ones
+            are written.
         limit: bytes of a piece, at most.
 
     Returns:
@@ -55,8 +58,12 @@ def save_pieces(run: Path, out: Path, limit: int = PIECE_BYTES) -> list[Path]:
         "update": str(int((checkpoints.latest(run) or Path("0")).name)),
     }
     room = limit - HEADER_BYTES - sum(map(len, records.values()))
-    portions = list(_portions({name: _halved(tensor) for name, tensor in model.state_dict().items()}, room))
-    files = [out / f"weights-{i}-of-{len(portions)}.safetensors" for i in range(1, len(portions) + 1)]
+    portions = list(
+        _portions({name: _halved(tensor) for name, tensor in model.state_dict().items()}, room)
+    )
+    files = [
+        out / f"weights-{i}-of-{len(portions)}.safetensors" for i in range(1, len(portions) + 1)
+    ]
     for file, portion in zip(files, portions, strict=True):
         write_atomically(file, save(portion, metadata=records))
     for other in out.iterdir():
@@ -80,27 +87,42 @@ def join_pieces(folder: Path, out: Path) -> Path:
     Raises:
         ValueError: pieces are missing, damaged or of different runs, or `out` holds another run.
     """
-    found = sorted((int(m[1]), int(m[2]), file) for file in folder.iterdir() if (m := NAME.fullmatch(file.name)))
+    found = sorted(
+        (int(m[1]), int(m[2]), file)
+        for file in folder.iterdir()
+        if (m := NAME.fullmatch(file.name))
+    )
     numbers, counts = [i for i, _, _ in found], {count for _, count, _ in found}
     if not found or len(counts) > 1 or numbers != list(range(1, found[0][1] + 1)):
         got = ", ".join(file.name for *_, file in found) or "none"
-        raise ValueError(f"{folder}: expected all pieces of one run, weights-1-of-N to weights-N-of-N, got {got}.")
+        raise ValueError(
+            f"{folder}: expected all pieces of one run, weights-1-of-N to weights-N-of-N, got "
+            f"{got}."
+        )
     tensors: dict[str, Tensor] = {}
     first: Mapping[str, str] = {}
     for _, _, file in found:
         records, portion = _read(file)
         first = first or records
         if records != first:
-            raise ValueError(f"{file} is of another run than the other pieces: expected {first.get('whole')}. Fetch it again.")
+            raise ValueError(
+                f"{file} is of another run than the other pieces: expected {first.get('whole')}. "
+                "Fetch it again."
+            )
         tensors |= portion
     source = found[0][2]
     try:
         description, experiment = json.loads(first["model"]), json.loads(first["experiment"])
         whole, update = first["whole"], int(first["update"])
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{source} is damaged: expected a model and an experiment in its header, got {error!r}.") from None
+        raise ValueError(
+            f"{source} is damaged: expected a model and an experiment in its header, got {error!r}."
+        ) from None
     if not isinstance(description, dict) or not isinstance(experiment, dict):
-        raise ValueError(f"{source} is damaged: expected a model and an experiment in its header, got something else.")
+        raise ValueError(
+            f"{source} is damaged: expected a model and an experiment in its header, got "
+            "something else."
+        )
     model = checkpoints.build_model(description, source)
     checkpoints.fill(model, {name: tensor.float() for name, tensor in tensors.items()}, folder)
     checkpoints.claim(out, {"model": description}, {**experiment, "pieces_of": whole})
@@ -115,7 +137,10 @@ def _portions(tensors: Mapping[str, Tensor], room: int) -> Iterator[dict[str, Te
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
         if size > room:
-            raise ValueError(f"expected tensors that fit a piece of {room} bytes, got {name} of {size}. Allow larger pieces.")
+            raise ValueError(
+                f"expected tensors that fit a piece of {room} bytes, got {name} of {size}. Allow "
+                "larger pieces."
+            )
         if used + size > room:
             yield portion
             portion, used = {}, 0
@@ -133,6 +158,9 @@ def _halved(tensor: Tensor) -> Tensor:
 def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as opened:
-            return dict(opened.metadata() or {}), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            names = opened.keys()
+            return dict(opened.metadata() or {}), {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is damaged: expected safetensors, got {error}. Fetch it again.") from None
+        raise ValueError(
+            f"{file} is damaged: expected safetensors, got {error}. Fetch it again."
+        ) from None

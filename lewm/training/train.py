@@ -1,8 +1,9 @@
-"""The world model's only optimiser loop, on Lightning Fabric: devices, precision and distribution are its job.
+"""The world model's only optimiser loop, on Lightning Fabric: devices, precision and distribution
+are its job.
 
-Everything random is a pure function of (seed, update): which windows form a batch, SIGReg's directions, dropout. A checkpoint
-therefore needs no generator state beyond those two numbers, and a run that was killed and started again ends, on one device,
-with the weights of one that was not.
+Everything random is a pure function of (seed, update): which windows form a batch, SIGReg's
+directions, dropout. A checkpoint therefore needs no generator state beyond those two numbers, and a
+run that was killed and started again ends, on one device, with the weights of one that was not.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lewm.contracts import Batch, DataSpec
+from lewm.contracts import Batch, DataSpec, Statistics
 from lewm.data.episodes import Episodes
 from lewm.data.split import Split, split, statistics
-from lewm.data.windows import Reader, beginnings, open_windows
+from lewm.data.windows import Batches, beginnings, open_windows
 from lewm.devices import deterministic, fastest_precision, synchronise
 from lewm.files import read_json
 from lewm.models.nn import losses
@@ -38,29 +39,34 @@ from lewm.registry import choose
 from lewm.runs import checkpoints
 
 COLLAPSED_STD = 0.2
-"""Mean latent standard deviation under which the alarm sounds. Ours: SIGReg holds it at 0.8 to 1; collapses end below 0.02."""
+"""Mean latent standard deviation under which the alarm sounds. Ours: SIGReg holds it at 0.8 to 1;
+collapses end below 0.02."""
 
-CONDUCT = ("reading", "workers", "log_every", "checkpoint_every", "tensorboard")
-"""Settings that change how a training is carried out and nothing of what comes out: a run may be continued with others."""
+CONDUCT = ("batches", "workers", "log_every", "checkpoint_every", "tensorboard")
+"""Settings that change how a training is carried out and nothing of what comes out: a run may be
+continued with others."""
 
 PRECISION = "LEWM_PRECISION"
-"""Environment variable in which the first process of a training tells those that it starts which precision was decided."""
+"""Environment variable in which the first process of a training tells those that it starts which
+precision was decided."""
 
 COLLAPSED_RANK = 2.0
 """Effective rank of the latents under which the alarm sounds: nearly all of them on one line."""
 
 LOOKS = 10
-"""How often a training looks at how straight a few held-out paths are: less than 1% of the time of the shortest recipe."""
+"""How often a training looks at how straight a few held-out paths are: less than 1% of the time of
+the shortest recipe."""
 
 ASKED_EVERY = 10
 """Updates after which the processes of a training ask each other whether one of them is to stop."""
 
 LATER = {"minutes": None, "compile": False}
-"""Settings that older runs did not record, and the values that change nothing of them: those are left out of the record."""
+"""Settings that older runs did not record, and the values that change nothing of them: those are
+left out of the record."""
 
 FIRST, TIMED, TIMED_SHARE = 3, (10, 200), 0.03
-"""Updates before a clock is started, which make workspaces and compile; the fewest and the most that are timed; and how much
-of a time budget they may take."""
+"""Updates before a clock is started, which make workspaces and compile; the fewest and the most
+that are timed; and how much of a time budget they may take."""
 
 SPARE = 0.04
 """Of a time budget, what is not planned with: a machine is not equally fast all the time."""
@@ -71,28 +77,36 @@ NEVER = 2**62
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained. The defaults are the paper's, but for pixels: those are normalised by the data's own statistics.
+    """How a model is trained. The defaults are the paper's, but for pixels: those are normalised by
+    the data's own statistics.
 
     Attributes:
         updates: optimiser steps; None lets `epochs` decide.
         epochs: passes over all training windows.
-        minutes: wall time that the training may take, reading included. It decides the number of updates in place of `updates`
-            and `epochs`: from the speed of the first ones, once, and so that the schedule fits it. None: no such limit.
+        minutes: wall time that the training may take, reading included. It decides the number of
+            updates in place of `updates` and `epochs`: from the speed of the first ones, once, and
+            so that the schedule fits it. None: no such limit.
         batch_size: windows per update over all devices.
         window: T, frames per window.
         frameskip: env steps from one frame to the next.
-        learning_rate: peak, reached after `warmup` and followed by a cosine to 0, set anew at each update.
+        learning_rate: peak, reached after `warmup` and followed by a cosine to 0, set anew at each
+            update.
         warmup: share of the updates with linearly growing learning rate.
         weight_decay, clip: of AdamW, and the largest norm of the gradient.
         holdout: share of the episodes that is never trained on.
-        holdout_seed: draws which; None takes `seed`. Runs with one of these on one file can be compared on the same episodes.
-        precision: "32-true", "bf16-mixed", or "auto": bf16 where it is faster than float32 (measured).
-        compile: put the model's parts through `torch.compile`. It takes up to minutes before the first update.
+        holdout_seed: draws which; None takes `seed`. Runs with one of these on one file can be
+            compared on the same episodes.
+        precision: "32-true", "bf16-mixed", or "auto": bf16 where it is faster than float32
+            (measured).
+        compile: put the model's parts through `torch.compile`. It takes up to minutes before the
+            first update.
         accelerator, devices: as in Fabric.
-        reading: "resident" (all pixels in memory), "streamed" (worker processes) or "auto" (resident where it fits).
+        batches: "resident" (all pixels in memory), "streamed" (worker processes) or "auto"
+            (resident where it fits).
         workers: processes of the streamed reader.
         log_every, checkpoint_every: in updates.
-        recalibration: batches over which batch-norm statistics are re-estimated before evaluation and saving.
+        recalibration: batches over which batch-norm statistics are re-estimated before evaluation
+            and saving.
         seed: of split, initialisation, order, directions and dropout.
         tensorboard: log there too (needs `lewm[tensorboard]`).
     """
@@ -113,7 +127,7 @@ class TrainingConfig:
     compile: bool = False
     accelerator: str = "auto"
     devices: int = 1
-    reading: str = "auto"
+    batches: str = "auto"
     workers: int = 2
     log_every: int = 10
     checkpoint_every: int = 500
@@ -123,8 +137,17 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         choose("precision", self.precision, ("auto", "32-true", "bf16-mixed"))
-        choose("reading mode", self.reading, ("auto", "resident", "streamed"))
-        least = {"updates": 1, "epochs": 0, "batch_size": 1, "window": 2, "frameskip": 1, "devices": 1, "workers": 0, "seed": 0}
+        choose("way to read batches", self.batches, ("auto", "resident", "streamed"))
+        least = {
+            "updates": 1,
+            "epochs": 0,
+            "batch_size": 1,
+            "window": 2,
+            "frameskip": 1,
+            "devices": 1,
+            "workers": 0,
+            "seed": 0,
+        }
         least |= {"learning_rate": 0, "warmup": 0, "weight_decay": 0, "clip": 0, "holdout": 0}
         least |= {"log_every": 1, "checkpoint_every": 1, "recalibration": 1}
         for name, bound in least.items():
@@ -132,13 +155,19 @@ class TrainingConfig:
             if value is not None and not value >= bound:
                 raise ValueError(f"{name} must be at least {bound}, got {value}.")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise ValueError(f"minutes is a time budget and must be above 0, got {self.minutes}. Leave it out for no limit.")
+            raise ValueError(
+                f"minutes is a time budget and must be above 0, got {self.minutes}. Leave it out "
+                "for no limit."
+            )
         for name in ("warmup", "holdout"):
             if not getattr(self, name) < 1:
-                raise ValueError(f"{name} is a share and must be below 1, got {getattr(self, name)}.")
+                raise ValueError(
+                    f"{name} is a share and must be below 1, got {getattr(self, name)}."
+                )
         if self.batch_size % self.devices:
             raise ValueError(
-                f"batch_size is shared by all devices: it must be divisible by {self.devices}, got {self.batch_size}."
+                f"batch_size is shared by all devices: it must be divisible by {self.devices}, "
+                f"got {self.batch_size}."
             )
 
 
@@ -148,7 +177,8 @@ class Progress:
 
     Attributes:
         update, total: done and planned updates; frames, while the stage is "read".
-        stage: "train", "read" while pixels are decoded into memory, or "time" while the updates of a budget are timed.
+        stage: "train", "read" while pixels are decoded into memory, or "time" while the updates of
+            a budget are timed.
         metrics: the line of metrics.jsonl, on updates that log; empty on the others.
         resumed: the update from which this process went on, 0 for a fresh run.
         alarm: what is wrong with the latents, or "".
@@ -171,12 +201,14 @@ def train(
     experiment: Mapping[str, Any] | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Path:
-    """Train a model on an episode file and leave a run folder; start again where a killed run left off.
+    """Train a model on an episode file and leave a run folder; start again where a killed run left
+    off.
 
     Args:
         model_config: dataclass with `.build(spec)`, of a registered model.
         data: episode file.
-        run: folder; if it holds a run with the same experiment it is continued, finished runs return at once.
+        run: folder; if it holds a run with the same experiment it is continued, finished runs
+            return at once.
         experiment: what else to record, JSON-ready (recipe, versions).
         report: called after each update, and while pixels are read, on the first process.
 
@@ -184,39 +216,25 @@ def train(
         `run`.
 
     Raises:
-        ValueError: the data do not fit the settings, `run` holds another experiment (the fields that differ are named), or the
-            time budget is too short.
+        ValueError: the data do not fit the settings, `run` holds another experiment (the fields
+            that differ are named), or the time budget is too short.
         KeyboardInterrupt: Ctrl-C, after the update in progress is finished and saved.
     """
     began = time.monotonic()
     episodes = Episodes.open(data)
-    chosen = split(len(episodes.lengths), config.holdout, config.seed if config.holdout_seed is None else config.holdout_seed)
+    # whole episodes are held out; the statistics are those of the others
+    drawn = config.seed if config.holdout_seed is None else config.holdout_seed
+    chosen = split(len(episodes.lengths), config.holdout, drawn)
     stats = statistics(episodes, chosen.train, seed=config.seed)
     fabric, precision = launch(config, run)
-    windows = open_windows(
-        episodes,
-        chosen.train,
-        config.window,
-        config.frameskip,
-        stats,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        mode=config.reading,
-        device=fabric.device,
-        workers=config.workers,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-        progress=lambda done, total: report(Progress(done, total, {}, stage="read")) if fabric.is_global_zero else None,
-    )
+    batches = _open_batches(fabric, config, episodes, chosen, stats, report)
+    paths = beginnings(episodes, chosen.heldout, config.frameskip, seed=config.seed)
 
     torch.manual_seed(config.seed)
     bare = model_config.build(DataSpec(episodes.image_size, config.frameskip, stats))
     with deterministic(fabric.device):
-        trainer = Trainer(
-            fabric, bare, config, windows, beginnings(episodes, chosen.heldout, config.frameskip, seed=config.seed)
-        )
+        trainer = Trainer(fabric, bare, config, batches, paths)
         description = _description(bare, config, episodes, chosen)
-        budget = checkpoints.budget(run, description)
         extra = {
             "data_path": str(Path(data).resolve()),
             "torch": torch.__version__,
@@ -224,60 +242,87 @@ def train(
             "conduct": {name: getattr(config, name) for name in CONDUCT},
             **(experiment or {}),
         }
-        checkpoints.claim(run, description, extra, write=fabric.is_global_zero)
-        fabric.barrier()  # the description is there
-        if config.minutes is not None:
-            budget = budget or trainer.budget(began, run, report)
-            extra["budget"] = budget
-            checkpoints.claim(run, description, extra, write=fabric.is_global_zero)
-        total = _updates(config, budget, len(windows))
-        progress = checkpoints.restore(run, bare, trainer.optimiser) or {"update": 0, "seconds": 0.0}
-        first, seconds = int(progress["update"]), float(progress["seconds"])
+        total = _claimed(trainer, run, description, extra, began, report)
+        progress = checkpoints.restore(run, bare, trainer.optimiser) or {}
+        first = int(progress.get("update", 0))
         fabric.barrier()  # nobody writes before all have read
-        if first >= total:
-            return run
-        log = checkpoints.Log(run, first) if fabric.is_global_zero else None
-
-        started = time.monotonic()
-        with _graceful_stop() as stop, windows.batches(first, total) as batches:
-            for update, batch in zip(range(first, total), batches, strict=False):
-                seen = trainer.step(update, total, batch)
-
-                done, metrics, alarm = update + 1, {}, ""
-                saving = done % config.checkpoint_every == 0 or done == total
-                if done % config.log_every == 0 or done == total:
-                    elapsed = time.monotonic() - started
-                    metrics = trainer.look(seen, done)
-                    if (done - config.log_every) * LOOKS % total < config.log_every * LOOKS or done == total:
-                        metrics |= trainer.look_at_paths()
-                    metrics |= {
-                        "seconds": round(seconds + elapsed, 3),
-                        "updates_per_second": round((done - first) / elapsed, 3),
-                    }
-                    alarm = _alarm(metrics, done, total)
-                stopping = _anywhere(fabric, stop.is_set(), done % ASKED_EVERY == 0 or saving)
-                if saving or stopping:
-                    trainer.settle()
-                if metrics and log:
-                    log.write({**metrics, **({"alarm": alarm} if alarm else {})})
-                    fabric.log_dict(metrics, step=done)
-                if saving or stopping:
-                    if fabric.is_global_zero:
-                        elapsed = seconds + time.monotonic() - started
-                        checkpoints.save(
-                            run, done, bare, trainer.optimiser, {"seconds": elapsed, "total": total, "alarm": alarm}
-                        )
-                    fabric.barrier()
-                if fabric.is_global_zero:
-                    report(Progress(done, total, metrics, first, alarm))
-                if stopping and done < total:
-                    raise KeyboardInterrupt
+        if first < total:
+            before = float(progress.get("seconds", 0.0))
+            _Session(trainer, run, first, total, before, report).carry_out()
     return run
+
+
+@dataclass
+class _Session:
+    """The updates that one process does of a training: its loop, its log and its checkpoints.
+
+    Attributes:
+        first, total: the update to begin with, and how many are planned.
+        before: seconds that earlier processes took.
+    """
+
+    trainer: Trainer
+    run: Path
+    first: int
+    total: int
+    before: float
+    report: Callable[[Progress], None]
+
+    def carry_out(self) -> None:
+        """Train from the first to the last update.
+
+        Raises:
+            KeyboardInterrupt: asked to stop; the update in progress is finished and saved.
+        """
+        trainer, config, fabric = self.trainer, self.trainer.config, self.trainer.fabric
+        self.log = checkpoints.Log(self.run, self.first) if fabric.is_global_zero else None
+        self.started = time.monotonic()
+        with _graceful_stop() as stop, trainer.batches.between(self.first, self.total) as batches:
+            for update, batch in zip(range(self.first, self.total), batches, strict=False):
+                seen = trainer.step(update, self.total, batch)
+
+                done, last = update + 1, update + 1 == self.total
+                due = last or done % config.checkpoint_every == 0
+                stopping = _anywhere(fabric, stop.is_set(), due or done % ASKED_EVERY == 0)
+                looking = last or done % config.log_every == 0
+                metrics = self._look(seen, done) if looking else {}
+                alarm = _alarm(metrics, done, self.total)
+                if due or stopping:
+                    trainer.settle()
+                if metrics and self.log:
+                    self.log.write({**metrics, **({"alarm": alarm} if alarm else {})})
+                    fabric.log_dict(metrics, step=done)
+                if due or stopping:
+                    self._save(done, alarm)
+                if fabric.is_global_zero:
+                    self.report(Progress(done, self.total, metrics, self.first, alarm))
+                if stopping and not last:
+                    raise KeyboardInterrupt
+
+    def _look(self, seen: Step, done: int) -> dict[str, float]:
+        """The line of the log."""
+        elapsed = time.monotonic() - self.started
+        metrics = self.trainer.look(seen, done)
+        every = self.trainer.config.log_every
+        if done == self.total or (done - every) * LOOKS % self.total < every * LOOKS:
+            metrics |= self.trainer.look_at_paths()
+        metrics["seconds"] = round(self.before + elapsed, 3)
+        metrics["updates_per_second"] = round((done - self.first) / elapsed, 3)
+        return metrics
+
+    def _save(self, done: int, alarm: str) -> None:
+        trainer = self.trainer
+        if trainer.fabric.is_global_zero:
+            seconds = self.before + time.monotonic() - self.started
+            state = {"seconds": seconds, "total": self.total, "alarm": alarm}
+            checkpoints.save(self.run, done, trainer.bare, trainer.optimiser, state)
+        trainer.fabric.barrier()
 
 
 @dataclass(frozen=True)
 class Step:
-    """What an update leaves on the device. Nothing here was read by the host, which would have to wait for it.
+    """What an update leaves on the device. Nothing here was read by the host, which would have to
+    wait for it.
 
     Attributes:
         rate: learning rate.
@@ -296,25 +341,35 @@ class Step:
 class Trainer:
     """A model, its optimiser and its batches, taken one update at a time.
 
-    On an accelerator the host hands out work and waits for nothing but in `look` and `settle`: the speed of a small model
-    depends on it.
+    On an accelerator the host hands out work and waits for nothing but in `look` and `settle`: the
+    speed of a small model depends on it.
 
     Args:
         fabric: launched.
         bare: the model; it is moved to the device.
         config: how it is trained.
-        windows: gives the batches.
+        batches: of its data.
         paths: (n, T, 3, h, w) uint8, whose straightness is looked at; or None.
     """
 
-    def __init__(self, fabric: Fabric, bare: Any, config: TrainingConfig, windows: Reader, paths: Tensor | None = None) -> None:
-        self.fabric, self.bare, self.config, self.windows, self.paths = fabric, bare, config, windows, paths
+    def __init__(
+        self,
+        fabric: Fabric,
+        bare: Any,
+        config: TrainingConfig,
+        batches: Batches,
+        paths: Tensor | None = None,
+    ) -> None:
+        self.fabric, self.bare, self.config = fabric, bare, config
+        self.batches, self.paths = batches, paths
         if config.compile:
             for part in bare.children():
                 part.compile()
-        # One kernel for all parameters, where there is one; on a CPU the plain form.
-        fused = True if fabric.device.type == "cuda" else None
-        adamw = torch.optim.AdamW(bare.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+        # one kernel for all parameters, where there is one
+        fused = True if fabric.device.type in ("cuda", "cpu") else None
+        adamw = torch.optim.AdamW(
+            bare.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=fused
+        )
         self.model, self.optimiser = fabric.setup(_Loss(bare), adamw)
         self._broke = torch.full((), NEVER, dtype=torch.int64, device=fabric.device)
 
@@ -326,7 +381,8 @@ class Trainer:
             total: planned updates; with it, the learning rate.
 
         Raises:
-            ValueError: on a CPU, the gradient is not finite. An accelerator says so in `look` and `settle`.
+            ValueError: on a CPU, the gradient is not finite. An accelerator says so in `look` and
+                `settle`.
         """
         config, device = self.config, self.fabric.device
         self.model.train()
@@ -338,7 +394,9 @@ class Trainer:
         batch = batch.to(device)
         loss, terms, latents = self.model(batch.pixels, batch.actions, generator)
         self.fabric.backward(loss)
-        norm = self.fabric.clip_gradients(self.model, self.optimiser, max_norm=config.clip, error_if_nonfinite=False)
+        norm = self.fabric.clip_gradients(
+            self.model, self.optimiser, max_norm=config.clip, error_if_nonfinite=False
+        )
         assert isinstance(norm, Tensor)
         self._broke = torch.where(norm.isfinite(), self._broke, self._broke.clamp(max=update))
         if device.type == "cpu":
@@ -357,15 +415,26 @@ class Trainer:
         local = {"loss": seen.loss, **seen.terms, "gradient_norm": seen.norm}
         if seen.latents is not None:
             local["latent_std"], local["effective_rank"] = losses.spread(seen.latents)
-        means: dict[str, Any] = {name: self.fabric.all_reduce(value, reduce_op="mean") for name, value in local.items()}
-        return {"update": done, **{name: float(value) for name, value in means.items()}, "learning_rate": seen.rate}
+        means: dict[str, Any] = {
+            name: self.fabric.all_reduce(value, reduce_op="mean") for name, value in local.items()
+        }
+        return {
+            "update": done,
+            **{name: float(value) for name, value in means.items()},
+            "learning_rate": seen.rate,
+        }
 
     def look_at_paths(self) -> dict[str, float]:
-        """How straight a few held-out paths are, where there are any; a function of the weights alone."""
+        """How straight a few held-out paths are, where there are any; a function of the weights
+        alone."""
         if self.paths is None:
             return {}
         with self._eager(), recalibrating(self.bare):  # running averages have a history
-            return {"straightness": float(losses.straightness(self.bare.encode(self.paths.to(self.fabric.device))))}
+            return {
+                "straightness": float(
+                    losses.straightness(self.bare.encode(self.paths.to(self.fabric.device)))
+                )
+            }
 
     def settle(self) -> None:
         """Make the model ready for use and for saving: re-estimate its batch-norm statistics.
@@ -375,20 +444,27 @@ class Trainer:
         """
         self._require_finite()
         with self._eager():
-            recalibrate(self.bare, self.windows.first(self.config.recalibration), self.fabric.device)
+            recalibrate(
+                self.bare, self.batches.first(self.config.recalibration), self.fabric.device
+            )
 
-    def budget(self, began: float, run: Path, report: Callable[[Progress], None]) -> dict[str, float]:
-        """Decide how many updates fit into `config.minutes`; the model is as before when this returns.
+    def budget(
+        self, began: float, run: Path, report: Callable[[Progress], None]
+    ) -> dict[str, float]:
+        """Decide how many updates fit into `config.minutes`; the model is as before when this
+        returns.
 
-        Updates are timed, and so are a line of the log, a look and a save, because they come as well. What was trained
-        meanwhile is undone: a run with a budget is, bit for bit, one with so many `updates`.
+        Updates are timed, and so are a line of the log, a look and a save, because they come as
+        well. What was trained meanwhile is undone: a run with a budget is, bit for bit, one with so
+        many `updates`.
 
         Args:
             began: when the training did, by `time.monotonic`.
             run: on whose disk a save is timed.
 
         Returns:
-            JSON-ready: `minutes`, the `updates` that were decided, and the `updates_per_second` that decided.
+            JSON-ready: `minutes`, the `updates` that were decided, and the `updates_per_second`
+            that decided.
 
         Raises:
             ValueError: the budget is shorter than a training; how long one would have to be.
@@ -413,7 +489,7 @@ class Trainer:
             action()
             return time.monotonic() - start
 
-        with self.windows.batches(0, whole) as batches:
+        with self.batches.between(0, whole) as batches:
             timed(batches, 0, FIRST)
             update_s, seen = timed(batches, FIRST, FIRST)
             worthwhile = round(min(max(TIMED_SHARE * limit / update_s, TIMED[0]), TIMED[1] - FIRST))
@@ -426,7 +502,9 @@ class Trainer:
             look_s = seconds(self.look_at_paths)
             save_s = seconds(self.settle)
             if fabric.is_global_zero:
-                save_s += seconds(lambda: checkpoints.save(Path(folder), 0, self.bare, self.optimiser))
+                save_s += seconds(
+                    lambda: checkpoints.save(Path(folder), 0, self.bare, self.optimiser)
+                )
 
         self.bare.load_state_dict(before)
         self.optimiser.state.clear()
@@ -436,40 +514,50 @@ class Trainer:
         if updates < TIMED[0]:
             least = (((1 - SPARE) * limit - left + TIMED[0] * each) / (1 - SPARE)) / 60
             raise ValueError(
-                f"expected a budget in which {TIMED[0]} updates or more fit, got {config.minutes:g} minutes: opening, reading "
-                f"and timing took {time.monotonic() - began:.1f} s, an update takes {update_s:.2g} s, a save {save_s:.2g} s. "
-                f"Give {math.ceil(100 * least) / 100:g} minutes or more, or fewer episodes."
+                f"expected a budget in which {TIMED[0]} updates or more fit, got "
+                f"{config.minutes:g} minutes: opening, reading and timing took "
+                f"{time.monotonic() - began:.1f} s, an update takes {update_s:.2g} s, a save "
+                f"{save_s:.2g} s. Give {math.ceil(100 * least) / 100:g} minutes or more, or fewer "
+                "episodes."
             )
-        return {"minutes": config.minutes, "updates": updates, "updates_per_second": round(1 / update_s, 3)}
+        return {
+            "minutes": config.minutes,
+            "updates": updates,
+            "updates_per_second": round(1 / update_s, 3),
+        }
 
     def _eager(self) -> AbstractContextManager[None]:
         """What is done now and then, and otherwise than training, is not worth compiling."""
         return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
 
     def _require_finite(self) -> None:
-        """Stop if a gradient was not finite. DDP made it the same on all devices, so all of them stop."""
+        """Stop if a gradient was not finite. DDP made it the same on all devices, so all of them
+        stop."""
         first = int(self._broke)
         if first < NEVER:
             raise ValueError(
-                f"the gradient is not finite at update {first}: expected numbers, got NaN or infinity. The last checkpoint is "
-                "whole. Lower the learning rate, or train in precision '32-true'."
+                f"the gradient is not finite at update {first}: expected numbers, got NaN or "
+                "infinity. The last checkpoint is whole. Lower the learning rate, or train in "
+                "precision '32-true'."
             )
 
 
 def recalibrate(model: Any, batches: Iterator[Batch], device: torch.device | str = "cpu") -> None:
-    """Re-estimate batch-norm statistics as the plain average over `batches`; the model ends in evaluation mode."""
+    """Re-estimate batch-norm statistics as the plain average over `batches`; the model ends in
+    evaluation mode."""
     with recalibrating(model):
         for batch in batches:
             model.loss(batch.to(device), torch.Generator(device).manual_seed(0))
 
 
-# --------------------------------------------------------------------------------------------------------- internal
+# ----------------------------------------------------------------------------------------- internal
 
 
 class _Loss(nn.Module):
     """A model's loss as the forward of a module, in plain containers.
 
-    Fabric applies precision and distribution to `forward` alone, and can look into neither our records nor other methods.
+    Fabric applies precision and distribution to `forward` alone, and can look into neither our
+    records nor other methods.
     """
 
     def __init__(self, model: Any) -> None:
@@ -480,11 +568,16 @@ class _Loss(nn.Module):
         self, pixels: Tensor, actions: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         found = self.model.loss(Batch(pixels, actions), generator)
-        return found.total, {name: value.detach() for name, value in found.terms.items()}, found.latents
+        return (
+            found.total,
+            {name: value.detach() for name, value in found.terms.items()},
+            found.latents,
+        )
 
 
 def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
-    """Start what a training runs on: the launched Fabric, and its precision, which is a run's own once it is decided."""
+    """Start what a training runs on: the launched Fabric, and its precision, which is a run's own
+    once it is decided."""
     loggers: Any = []
     if config.tensorboard:
         from lightning_fabric.loggers import TensorBoardLogger
@@ -501,8 +594,9 @@ def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
         )
     except (RuntimeError, MisconfigurationException) as error:
         raise ValueError(
-            f"expected {config.devices} device(s) of accelerator '{config.accelerator}' with precision '{config.precision}', "
-            f"got: {error} `lewm doctor` says what this machine has."
+            f"expected {config.devices} device(s) of accelerator '{config.accelerator}' with "
+            f"precision '{config.precision}', got: {error} `lewm doctor` says what this machine "
+            "has."
         ) from error
     os.environ[PRECISION] = precision  # for the processes that this one is about to start
     try:
@@ -513,7 +607,8 @@ def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
 
 
 def _precision(config: TrainingConfig, run: Path) -> str:
-    """Decide once per run: a measurement may come out differently in another process, or when the run is continued."""
+    """Decide once per run: a measurement may come out differently in another process, or when the
+    run is continued."""
     if config.precision != "auto":
         return config.precision
     if PRECISION in os.environ:
@@ -525,15 +620,63 @@ def _precision(config: TrainingConfig, run: Path) -> str:
     return fastest_precision(Fabric(accelerator=config.accelerator, devices=1).device)
 
 
-def _updates(config: TrainingConfig, budget: Mapping[str, float] | None, windows: int) -> int:
-    """Planned updates: what a time budget decided, those that were asked for, or so many passes over the windows."""
-    if budget is not None:
+def _open_batches(
+    fabric: Fabric,
+    config: TrainingConfig,
+    episodes: Episodes,
+    chosen: Split,
+    stats: Statistics,
+    report: Callable[[Progress], None],
+) -> Batches:
+    """This process's share of the training windows."""
+
+    def read(done: int, total: int) -> None:
+        if fabric.is_global_zero:
+            report(Progress(done, total, {}, stage="read"))
+
+    return open_windows(
+        episodes,
+        chosen.train,
+        config.window,
+        config.frameskip,
+        stats,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        mode=config.batches,
+        device=fabric.device,
+        workers=config.workers,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        progress=read,
+    )
+
+
+def _claimed(
+    trainer: Trainer,
+    run: Path,
+    description: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    began: float,
+    report: Callable[[Progress], None],
+) -> int:
+    """Make the folder this experiment's, or check that it is; the planned updates."""
+    config, fabric = trainer.config, trainer.fabric
+    budget = checkpoints.budget(run, description)
+    checkpoints.claim(run, description, extra, write=fabric.is_global_zero)
+    fabric.barrier()  # the description is there
+    if config.minutes is not None:
+        budget = budget or trainer.budget(began, run, report)
+        checkpoints.claim(
+            run, description, {**extra, "budget": budget}, write=fabric.is_global_zero
+        )
         return int(budget["updates"])
-    return config.updates or max(1, math.ceil(config.epochs * windows / config.batch_size))
+    windows = config.epochs * len(trainer.batches)
+    return config.updates or max(1, math.ceil(windows / config.batch_size))
 
 
 def _anywhere(fabric: Fabric, flag: bool, asked: bool) -> bool:
-    """Is the flag set in any process? All of them must stop after the same update, or some would wait for the others.
+    """Is the flag set in any process? All of them must stop after the same update, or some would
+    wait for the others.
 
     Several processes answer only where they are `asked`: it makes each wait for the slowest.
     """
@@ -547,16 +690,24 @@ def _anywhere(fabric: Fabric, flag: bool, asked: bool) -> bool:
 
 
 def _learning_rate(config: TrainingConfig, update: int, total: int) -> float:
-    """Linear warm-up to the peak over the first updates, then a cosine that reaches 0 after the last."""
+    """Linear warm-up to the peak over the first updates, then a cosine that reaches 0 after the
+    last."""
     warmup = max(1, round(config.warmup * total))
     if update < warmup:
         return config.learning_rate * (update + 1) / warmup
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, total - warmup)))
+    return (
+        config.learning_rate
+        * 0.5
+        * (1 + math.cos(math.pi * (update - warmup) / max(1, total - warmup)))
+    )
 
 
 def _seed(seed: int, update: int, stream: int) -> int:
-    """A seed per (run, update, stream); stream -1 is shared by all devices, the others are ranks."""
-    return int(np.random.SeedSequence([seed, update, stream + 1]).generate_state(1, np.uint64)[0] >> 1)
+    """A seed per (run, update, stream); stream -1 is shared by all devices, the others are
+    ranks."""
+    return int(
+        np.random.SeedSequence([seed, update, stream + 1]).generate_state(1, np.uint64)[0] >> 1
+    )
 
 
 def _alarm(metrics: Mapping[str, float], update: int, total: int) -> str:
@@ -564,13 +715,21 @@ def _alarm(metrics: Mapping[str, float], update: int, total: int) -> str:
     if update < min(100, total / 10) or "latent_std" not in metrics:
         return ""
     if metrics["latent_std"] < COLLAPSED_STD:
-        return f"latents have collapsed: std {metrics['latent_std']:.3g} (healthy: above {COLLAPSED_STD})"
+        return (
+            f"latents have collapsed: std {metrics['latent_std']:.3g} (healthy: above "
+            f"{COLLAPSED_STD})"
+        )
     if metrics["effective_rank"] < COLLAPSED_RANK:
-        return f"latents have collapsed: effective rank {metrics['effective_rank']:.2f} (healthy: above {COLLAPSED_RANK})"
+        return (
+            f"latents have collapsed: effective rank {metrics['effective_rank']:.2f} (healthy: "
+            f"above {COLLAPSED_RANK})"
+        )
     return ""
 
 
-def _description(model: Any, config: TrainingConfig, episodes: Episodes, chosen: Split) -> dict[str, Any]:
+def _description(
+    model: Any, config: TrainingConfig, episodes: Episodes, chosen: Split
+) -> dict[str, Any]:
     """What makes two runs the same experiment."""
     return {
         "training": {
@@ -590,7 +749,8 @@ def _description(model: Any, config: TrainingConfig, episodes: Episodes, chosen:
 
 @contextmanager
 def _graceful_stop() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event, so that no optimiser step is cut in two; the second one interrupts."""
+    """Turn the first Ctrl-C or SIGTERM into an event, so that no optimiser step is cut in two; the
+    second one interrupts."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

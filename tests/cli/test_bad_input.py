@@ -109,7 +109,7 @@ def test_values_of_the_wrong_type(capsys):
     [
         (["--training.batch-size=0"], "batch_size must be at least 1"),
         (["--training.holdout=1.5"], "holdout is a share and must be below 1, got 1.5"),
-        (["--training.reading=streming"], "Did you mean 'streamed'"),
+        (["--training.batches=streming"], "Did you mean 'streamed'"),
         (["--training.precision=bf61"], "bf61"),
         (["--training.window=60"], "observations or more"),
         (["--model.patch-size=7"], "patch_size must divide image_size"),

@@ -228,7 +228,7 @@ def test_both_readers_give_the_same_bits_from_any_update_on(episodes, settings):
         for mode in ("resident", "streamed")
     ]
     for start, stop in [(0, 9), (4, 6), (3, 3)]:
-        with both[0].batches(start, stop) as resident, both[1].batches(start, stop) as streamed:
+        with both[0].between(start, stop) as resident, both[1].between(start, stop) as streamed:
             pairs = list(zip(resident, streamed, strict=True))
         assert len(pairs) == stop - start
         for update, batches in enumerate(pairs, start):
@@ -244,11 +244,11 @@ def test_leaving_early_leaves_no_worker_behind(episodes):
     reader = open_windows(
         episodes, (0, 2, 4), T, FRAMESKIP, IDENTITY, batch_size=6, mode="streamed", workers=2
     )
-    with reader.batches(0, 10_000) as batches:
+    with reader.between(0, 10_000) as batches:
         next(batches)
         assert len(multiprocessing.active_children()) == 2
     assert multiprocessing.active_children() == []
-    with pytest.raises(KeyboardInterrupt), reader.batches(0, 10_000):
+    with pytest.raises(KeyboardInterrupt), reader.between(0, 10_000):
         raise KeyboardInterrupt
     assert multiprocessing.active_children() == []
 
@@ -262,12 +262,12 @@ def test_workers_may_be_spawned(episodes, monkeypatch):
         "DataLoader",
         lambda *args, **kwargs: loader(*args, **kwargs, multiprocessing_context="spawn"),
     )
-    with reader.batches(2, 4) as batches:
+    with reader.between(2, 4) as batches:
         assert torch.equal(next(batches).pixels, reader.batch(2).pixels)
 
 
 def in_context(reader):
-    with reader.batches(0, 3) as batches:
+    with reader.between(0, 3) as batches:
         yield from batches
 
 
@@ -310,7 +310,7 @@ def test_streamed_reads_without_workers_where_shared_memory_is_short(episodes, m
     reader = open_windows(
         episodes, (0, 2), T, FRAMESKIP, IDENTITY, batch_size=2, mode="streamed", workers=4
     )
-    with reader.batches(0, 3) as batches:
+    with reader.between(0, 3) as batches:
         assert len(list(batches)) == 3
         assert multiprocessing.active_children() == []
 

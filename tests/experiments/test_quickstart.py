@@ -9,8 +9,8 @@ from lewm.benchmarks import planning, sigreg
 from lewm.contracts import WorldSpec
 from lewm.evaluation.evaluate import Evaluation
 from lewm.evaluation.tasks import Pairs, Task
-from lewm.experiments import quickstart, recipes
-from lewm.experiments.reproduce import Book
+from lewm.experiments import pipeline, quickstart, recipes
+from lewm.experiments.book import Book
 from lewm.files import write_json
 from lewm.models.lewm import LeWMConfig
 from lewm.planning.agent import Effort
@@ -64,7 +64,8 @@ def test_its_analyses_exist_with_the_settings_that_it_gives_them():
 
 
 def test_the_short_one_is_smaller_and_both_are_seeded():
-    full, short = quickstart._experiment(5, False), quickstart._experiment(5, True)
+    full = pipeline.seeded(recipes.load(quickstart.RECIPE), 5)
+    short = pipeline.shortened(full, quickstart.SHORT_EPISODES, quickstart.SHORT_UPDATES, 200)
     for experiment in (full, short):
         assert experiment.collection.seed == experiment.training.seed == 5
     assert short.collection.episodes < full.collection.episodes
@@ -101,14 +102,14 @@ def test_intervals_are_also_those_of_whole_episodes():
     """Two episodes, one always solved and one never: drawn anew, all may be solved or none,
     whatever Wilson says."""
     outcomes = [(7, 3, True)] * 50 + [(9, -1, True)] * 50
-    found = quickstart._success(evaluation(outcomes, Task()), np.zeros(100, bool), SPEC)
+    found = pipeline._success(evaluation(outcomes, Task()), np.zeros(100, bool), SPEC)
     for counted in (found["success"], found["strict"]):
         assert (counted["episode_low"], counted["episode_high"]) == (0, 1)
         assert 0.4 < counted["low"] < counted["rate"] < counted["high"] < 0.6
     # Every episode alike: nothing depends on which are drawn. The strict count leaves out what
     # began solved.
     alike = [(e, step, step != 0) for e in range(20) for step in (0, 5, -1, -1)]
-    found = quickstart._success(evaluation(alike, Task()), np.zeros(80, bool), SPEC)
+    found = pipeline._success(evaluation(alike, Task()), np.zeros(80, bool), SPEC)
     assert (found["success"]["episode_low"], found["success"]["episode_high"]) == (0.5, 0.5)
     assert found["strict"]["episode_low"] == pytest.approx(1 / 3)
     assert found["tolerance"] == {"value": 4.0, "of": 50.0, "unit": "mm"}
@@ -116,7 +117,7 @@ def test_intervals_are_also_those_of_whole_episodes():
 
 def test_distant_goals_are_reported_with_their_floors():
     protocol = Task.to_other_room(episodes=4)
-    found = quickstart._other_room(
+    found = pipeline._other_room(
         evaluation([(0, 9, True), (1, -1, True), (2, -1, True), (3, -1, True)], protocol)
     )
     assert found["agent"]["rate"] == 0.25

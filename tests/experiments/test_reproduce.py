@@ -9,7 +9,7 @@ import pytest
 from lewm import registry
 from lewm.cli.main import main
 from lewm.data.episodes import Episodes
-from lewm.experiments import recipes, reproduce
+from lewm.experiments import pipeline, recipes, reproduce
 from lewm.runs import checkpoints
 from lewm.training.fit import FittingConfig
 
@@ -62,7 +62,7 @@ def test_a_tiny_recipe_runs_whole_in_short_form(name, tmp_path, capsys):
     assert "random encoder" in capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
     assert result["command"] == f"lewm reproduce {name} --out {out} --seed 3 --short"
-    task = result["evaluation"]
+    (task,) = result["evaluations"]
     assert set(task["strict"]) >= {"agent", "random", "do-nothing"}
     assert task["strict"]["do-nothing"]["rate"] <= 0.5
     assert all(np.isfinite(v["r"]) and set(v["controls"]) for v in result["probe"].values())
@@ -89,11 +89,11 @@ def test_an_interrupted_reproduction_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "SHORT_PAIRS", 6)
     monkeypatch.setattr("lewm.analyses.probing.MLP", FittingConfig(updates=5))
     with monkeypatch.context() as patch:
-        patch.setattr(reproduce, "evaluate", stop)
+        patch.setattr(pipeline, "evaluate", stop)
         with pytest.raises(Enough):
             reproduce.reproduce("two-room-tiny", tmp_path, short=True)
     trained = checkpoints.latest(tmp_path / "run")
     result = reproduce.reproduce("two-room-tiny", tmp_path, short=True)
     assert checkpoints.latest(tmp_path / "run") == trained
-    assert set(result["seconds"]) == {"collect", "train", "fit", "evaluate", "probe", "total"}
+    assert set(result["seconds"]) == {"collect", "train", "fit", "evaluate", "analyse", "total"}
     assert "| random |" in (tmp_path / "result.md").read_text()

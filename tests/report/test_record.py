@@ -58,7 +58,7 @@ def test_refusals_are_told(run):
 
 def test_success_is_found_in_the_run_or_beside_it(run):
     recipe = read_json(run / checkpoints.EXPERIMENT)["recipe"]
-    write_json(run.parent / "result.json", {"recipe": recipe, "evaluation": evaluated()})
+    write_json(run.parent / "result.json", {"recipe": recipe, "evaluations": [evaluated()]})
     (outcome,) = record_of(run).outcomes
     assert outcome.task == "goals 25 steps ahead, 50 allowed"
     assert list(outcome.counts) == [
@@ -76,7 +76,7 @@ def test_success_is_found_in_the_run_or_beside_it(run):
 
 
 def test_the_result_of_something_else_is_left_alone(run):
-    write_json(run.parent / "result.json", {"recipe": "of another", "evaluation": evaluated()})
+    write_json(run.parent / "result.json", {"recipe": "of another", "evaluations": [evaluated()]})
     assert record_of(run).outcomes == []
 
 

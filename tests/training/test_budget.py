@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lewm.cli.main import main
-from lewm.experiments import reproduce
+from lewm.experiments import pipeline, reproduce
 from lewm.experiments.recipes import load
 from lewm.report.record import record_of
 from lewm.runs import checkpoints
@@ -164,7 +164,7 @@ def test_a_reproduction_hands_its_minutes_to_the_training(tmp_path, monkeypatch)
         asked.append(experiment.training)
         raise Enough
 
-    monkeypatch.setattr(reproduce, "train_model", train)
+    monkeypatch.setattr(pipeline, "train_model", train)
     for minutes in (2.5, None):
         with pytest.raises(Enough):
             reproduce.reproduce(

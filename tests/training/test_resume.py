@@ -133,7 +133,7 @@ def test_half_a_checkpoint_and_half_a_line_are_no_obstacle(
 def test_streamed_reading_trains_the_same_weights(small_data, small_run, tmp_path):
     run = tmp_path / "run"
     assert (
-        main(train_command(small_data, run, "--training.reading=streamed", "--training.workers=1"))
+        main(train_command(small_data, run, "--training.batches=streamed", "--training.workers=1"))
         == 0
     )
     assert_same(run, small_run)
@@ -269,7 +269,7 @@ def test_how_it_is_read_and_logged_may_change_on_the_way(small_data, tmp_path):
             [
                 *train_command(small_data, run),
                 "--training.log-every=7",
-                "--training.reading=streamed",
+                "--training.batches=streamed",
             ]
         )
         == 0

@@ -1,7 +1,7 @@
 """Named experiments: what is run, what it costs, what to expect, and from where that number is.
 
-A recipe is a function that returns an `Experiment`; its name on the command line has dashes. Here concrete plug-ins are put
-together.
+A recipe is a function that returns an `Experiment`; its name on the command line has dashes. Here
+concrete plug-ins are put together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class CollectionConfig:
         policy: of the world, such as "expert" or "random".
         seed: episode i is drawn from (seed, i) alone.
         compression: of the pictures on disk, "blosc" or "zstd"; None is the published layout.
-        every: env steps per recorded picture; 5 where rendering costs most and training uses no other pictures anyway.
+        every: env steps per recorded picture; 5 where rendering costs most and training uses no
+            other pictures anyway.
         max_steps: of an episode, in worlds that let it be chosen; None is the world's own.
     """
 
@@ -49,7 +50,8 @@ class Experiment:
 
     Attributes:
         look: of the world, by name; numbers of two looks are never mixed.
-        together: environments that are stepped and planned together in evaluation; changes the speed and nothing else.
+        together: environments that are stepped and planned together in evaluation; changes the
+            speed and nothing else.
         fitting: of the heads that the planning asks for, if it does.
     """
 
@@ -87,7 +89,8 @@ def two_room_tiny() -> Experiment:
         image_size=64,
         collection=CollectionConfig(episodes=360, compression="blosc"),
         model=LeWMConfig.tiny(),
-        # Exact numbers: at this size bf16 saves no time, even on CPUs that multiply large matrices faster in it.
+        # Exact numbers: at this size bf16 saves no time, even on CPUs that multiply large matrices
+        # faster in it.
         training=TrainingConfig(
             updates=400,
             batch_size=32,
@@ -101,7 +104,10 @@ def two_room_tiny() -> Experiment:
         fitting=FittingConfig(updates=1000),
         hardware="2 CPU cores",
         cost="one and a half minutes",
-        expected="success 100% (paper's protocol, offset 25, 200 held-out pairs), about 88% in the other room",
+        expected=(
+            "success 100% (paper's protocol, offset 25, 200 held-out pairs), about 88% in the "
+            "other room"
+        ),
         source="ours; see LOG.md",
     )
 
@@ -124,7 +130,8 @@ def two_room_paper() -> Experiment:
 
 
 def _many_short_windows() -> LeWMConfig:
-    """The tiny model for worlds of several parts: SIGReg over all frames of short windows, more to see and predict with.
+    """The tiny model for worlds of several parts: SIGReg over all frames of short windows, more to
+    see and predict with.
 
     Ours; frames of one window are near-duplicates, so short windows show more poses per update.
     """
@@ -141,14 +148,16 @@ def _many_short_windows() -> LeWMConfig:
 
 
 def push_t_tiny() -> Experiment:
-    """Push-T at 64 px in the look "tiny": a two-coloured block on a smaller table, so that a small encoder sees its angle."""
+    """Push-T at 64 px in the look "tiny": a two-coloured block on a smaller table, so that a small
+    encoder sees its angle."""
     return Experiment(
         recipe="push-t-tiny",
         world="push-t",
         look="tiny",
         image_size=64,
         collection=CollectionConfig(episodes=1500, max_steps=100, compression="blosc"),
-        # Few latent dimensions: with 192 of them SIGReg is met by harmonics of whatever is easiest to predict (LOG.md).
+        # Few latent dimensions: with 192 of them SIGReg is met by harmonics of whatever is easiest
+        # to predict (LOG.md).
         model=replace(
             _many_short_windows(),
             stem="patch",
@@ -167,16 +176,22 @@ def push_t_tiny() -> Experiment:
             checkpoint_every=500,
             precision="32-true",
         ),
-        planning=PlanningConfig(Temporal(intermediate=1.0), Amortised(search=MPPI(44, 6, 3)), receding=1),
+        planning=PlanningConfig(
+            Temporal(intermediate=1.0), Amortised(search=MPPI(44, 6, 3)), receding=1
+        ),
         hardware="2 CPU cores",
         cost="a quarter of an hour on one core",
-        expected="success 42 to 56%, block pose 69 to 75% (offset 25, strict, 200 held-out pairs, 3 seeds; random to 4, 23%)",
+        expected=(
+            "success 42 to 56%, block pose 69 to 75% (offset 25, strict, 200 held-out pairs, 3 "
+            "seeds; random to 4, 23%)"
+        ),
         source="ours; see LOG.md",
     )
 
 
 def push_t_paper() -> Experiment:
-    """Push-T at 224 px with the published configuration and look, on episodes of our scripted policy."""
+    """Push-T at 224 px with the published configuration and look, on episodes of our scripted
+    policy."""
     return Experiment(
         recipe="push-t-paper",
         world="push-t",
@@ -193,14 +208,16 @@ def push_t_paper() -> Experiment:
 
 
 def reacher_tiny() -> Experiment:
-    """Reacher at 64 px in the look "fast", on episodes of random torques, as in the published data."""
+    """Reacher at 64 px in the look "fast", on episodes of random torques, as in the published
+    data."""
     return Experiment(
         recipe="reacher-tiny",
         world="reacher",
         look="fast",
         image_size=64,
         collection=CollectionConfig(episodes=1000, policy="random", every=5, compression="blosc"),
-        # Two frames show a velocity, one does not. A convolutional stem: the arm is two pixels wide.
+        # Two frames show a velocity, one does not. A convolutional stem: the arm is two pixels
+        # wide.
         model=replace(_many_short_windows(), context=2, sigreg_weight=0.1),
         training=TrainingConfig(
             updates=2500,
@@ -214,7 +231,10 @@ def reacher_tiny() -> Experiment:
         planning=PlanningConfig(Temporal(), Amortised(), receding=1),
         hardware="2 CPU cores",
         cost="a quarter of an hour on one core",
-        expected="success 96 to 98% (offset 25, strict, 200 held-out pairs, 3 seeds; random 8 to 11%, CEM 100 x 5 76 to 83%)",
+        expected=(
+            "success 96 to 98% (offset 25, strict, 200 held-out pairs, 3 seeds; random 8 to 11%, "
+            "CEM 100 x 5 76 to 83%)"
+        ),
         source="ours; see LOG.md",
     )
 
@@ -256,7 +276,10 @@ def cube_tiny() -> Experiment:
         ),
         planning=PlanningConfig(Temporal(), Amortised(), receding=2),
         hardware="2 CPU cores",
-        cost="five minutes of rendering, a quarter of an hour of training on one core, some minutes of evaluation",
+        cost=(
+            "five minutes of rendering, a quarter of an hour of training on one core, some "
+            "minutes of evaluation"
+        ),
         expected="success 61% (offset 25, strict, 200 held-out pairs, one seed; random 9%)",
         source="ours; see LOG.md",
         together=16,

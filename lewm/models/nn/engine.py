@@ -1,18 +1,23 @@
 """The predictor unrolled for planning: the numbers of a model's `rollout` for less arithmetic.
 
-A search asks for the same unrolling thousands of times, with weights that do not change. Then much need not be done again:
+A search asks for the same unrolling thousands of times, with weights that do not change. Then much
+need not be done again:
 
-- A block of actions conditions every token that it leaves from: its modulations, of all layers, are one product, made once.
-- While the window grows, tokens stay where they are: their keys and values are kept. When it slides, every token moves to
-  another position, what was kept is void, and the window is read anew.
-- The oldest token sees itself alone, so its attention is its value: one matrix, the product of the value's and the output's.
-- Of the last layer only the newest token is read; the others are asked for keys and values and for nothing else.
-- What depends on the past alone, a latent and the block that left it, has a few rows per environment, not one per candidate.
-- What is affine is folded into the Linear beside it: the batch norm, the LayerNorms' weights and biases, the scale of
-  attention, the "1 +" of AdaLN, the two Linears that read an action.
+- A block of actions conditions every token that it leaves from: its modulations, of all layers, are
+  one product, made once.
+- While the window grows, tokens stay where they are: their keys and values are kept. When it
+  slides, every token moves to another position, what was kept is void, and the window is read anew.
+- The oldest token sees itself alone, so its attention is its value: one matrix, the product of the
+  value's and the output's.
+- Of the last layer only the newest token is read; the others are asked for keys and values and for
+  nothing else.
+- What depends on the past alone, a latent and the block that left it, has a few rows per
+  environment, not one per candidate.
+- What is affine is folded into the Linear beside it: the batch norm, the LayerNorms' weights and
+  biases, the scale of attention, the "1 +" of AdaLN, the two Linears that read an action.
 
-All of that is exact; only rounding differs. Tokens are taken one at a time: a product of a few hundred rows is as fast as a
-larger one, and what it makes still fits the caches.
+All of that is exact; only rounding differs. Tokens are taken one at a time: a product of a few
+hundred rows is as fast as a larger one, and what it makes still fits the caches.
 """
 
 from __future__ import annotations
@@ -27,91 +32,125 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LAID_OUT_FROM = 2**17
-"""Size of a weight from which on a CPU it pays to lay it out for the product beforehand; below, the plain call is quicker."""
+"""Size of a weight from which on a CPU it pays to lay it out for the product beforehand; below, the
+plain call is quicker."""
 
 ROWS_EXPECTED = 300
 """Rows of a product that weights are laid out for; others work as well."""
 
 ROWS_AT_LEAST = 16
-"""Rows that an environment has in every product; fewer are filled up to so many. Libraries multiply a handful of rows by
-another route than many, with another last digit, and so the size of a batch would reach into plans (measured below 4 rows)."""
+"""Rows that an environment has in every product; fewer are filled up to so many. Libraries multiply
+a handful of rows by another route than many, with another last digit, and so the size of a batch
+would reach into plans (measured below 4 rows)."""
 
 _Map = Callable[[Tensor], Tensor]
 """(..., in) -> (..., out), affine."""
 
 _Memory = list[tuple[Tensor, Tensor]]
-"""Keys and values of the tokens before, oldest first, (B, N, inner) each; of the past, ROWS_AT_LEAST equal ones for N."""
+"""Keys and values of the tokens before, oldest first, (B, N, inner) each; of the past,
+ROWS_AT_LEAST equal ones for N."""
 
 _Modulations = list[tuple[Tensor, ...]]
-"""Per layer: shift, scale and gate of attention, then of the MLP, (B, N, width) each; scales have their 1 added."""
+"""Per layer: shift, scale and gate of attention, then of the MLP, (B, N, width) each; scales have
+their 1 added."""
 
 
 def require_blocks_between(context: Tensor, past_actions: Tensor) -> None:
-    """Raise a ValueError unless there is one past block between each two of the context's latents."""
+    """Raise a ValueError unless there is one past block between each two of the context's
+    latents."""
     k, blocks = context.shape[1], past_actions.shape[1]
     if blocks != k - 1:
         raise ValueError(
-            f"past_actions must hold k-1={k - 1} blocks (one between consecutive context latents), got {blocks}. "
-            "If the episode has just begun, k may be smaller than K."
+            f"past_actions must hold k-1={k - 1} blocks (one between consecutive context "
+            f"latents), got {blocks}. If the episode has just begun, k may be smaller than K."
         )
 
 
 class Engine:
-    """A function of the signature of `WorldModel.rollout`, made from the weights as they are; `LeWM.engine` gives it.
+    """A function of the signature of `WorldModel.rollout`, made from the weights as they are;
+    `LeWM.engine` gives it.
 
     The weights are read and copied: training the model on does not change what was made before.
 
     Args:
-        weights: a state dict with the keys `action_encoder.*`, `predictor.*` and `predictor_projector.*` of `models.nn.layers`.
+        weights: a state dict with the keys `action_encoder.*`, `predictor.*` and
+            `predictor_projector.*` of `models.nn.layers`.
         heads: of the predictor's attention.
-        precision: "float32" computes in the weights' own type, equal to the model but for rounding; gradients reach the
-            actions. "bfloat16" multiplies matrices in it and keeps the sum over layers in float32. "int8" is for ranking, on
-            a CPU: weights of 8 bits, scaled per output, activations of 7 bits, scaled anew in every product for each
-            environment on its own, so that what shares a batch changes nothing. Small matrices stay in float32.
+        precision: "float32" computes in the weights' own type, equal to the model but for rounding;
+            gradients reach the actions. "bfloat16" multiplies matrices in it and keeps the sum over
+            layers in float32. "int8" is for ranking, on a CPU: weights of 8 bits, scaled per
+            output, activations of 7 bits, scaled anew in every product for each environment on its
+            own, so that what shares a batch changes nothing. Small matrices stay in float32.
 
     Raises:
         ValueError: no such precision; or "int8" where PyTorch has no kernels for it.
 
-    Source: Ours; absorbing one projection into its neighbour is known from multi-head latent attention (DeepSeek-V2).
+    Source: Ours; absorbing one projection into its neighbour is known from multi-head latent
+    attention (DeepSeek-V2).
     """
 
     @torch.no_grad()
-    def __init__(self, weights: Mapping[str, Tensor], heads: int, precision: str = "float32") -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor], heads: int, precision: str = "float32"
+    ) -> None:
         device, kernels = weights["predictor.position"].device, torch.backends.quantized.engine
         if precision not in _PACKING:
             raise ValueError(f"expected a precision of {', '.join(_PACKING)}, got '{precision}'.")
         if precision == "int8" and (device.type != "cpu" or kernels == "none"):
-            raise ValueError(f"int8 needs a CPU with quantised kernels, got {device} with '{kernels}'. Use 'float32'.")
+            raise ValueError(
+                f"int8 needs a CPU with quantised kernels, got {device} with '{kernels}'. Use "
+                "'float32'."
+            )
         part, packed = partial(_Affine.of, weights), _PACKING[precision]
-        layers = [f"predictor.blocks.{i}." for i in range(sum(name.endswith("modulation.weight") for name in weights))]
+        layers = [
+            f"predictor.blocks.{i}."
+            for i in range(sum(name.endswith("modulation.weight") for name in weights))
+        ]
         self.position = weights["predictor.position"][0].clone()  # (K, D)
         self.context, self.width = len(self.position), len(weights["predictor.norm.weight"])
-        self.inward = _exact(part("predictor.inward")) if "predictor.inward.weight" in weights else None
+        self.inward = (
+            _exact(part("predictor.inward")) if "predictor.inward.weight" in weights else None
+        )
         self.expand = _exact(part("action_encoder.mix").then(part("action_encoder.embed.0")))
         self.contract = _exact(part("action_encoder.embed.2"))
-        self.modulation = packed(_Affine.side_by_side([_modulation(part(layer + "modulation")) for layer in layers]))
+        self.modulation = packed(
+            _Affine.side_by_side([_modulation(part(layer + "modulation")) for layer in layers])
+        )
         self.layers = [_Layer.of(weights, layer, heads, self.context, packed) for layer in layers]
-        into, norm = part("predictor_projector.0").after(part("predictor.norm")), part("predictor_projector.1")
-        mean, variance = (weights.get(f"predictor_projector.1.running_{moment}") for moment in ("mean", "var"))
+        into, norm = (
+            part("predictor_projector.0").after(part("predictor.norm")),
+            part("predictor_projector.1"),
+        )
+        mean, variance = (
+            weights.get(f"predictor_projector.1.running_{moment}") for moment in ("mean", "var")
+        )
         self.norm: _Affine | None = None
-        if mean is None or variance is None:  # a LayerNorm stands there: it depends on the row, and stays
+        if (
+            mean is None or variance is None
+        ):  # a LayerNorm stands there: it depends on the row, and stays
             self.norm = norm.copied()
         else:
-            scale = norm.weight * torch.rsqrt(variance + 1e-5)  # PyTorch's eps, as in all norms but those modulated
+            scale = norm.weight * torch.rsqrt(
+                variance + 1e-5
+            )  # PyTorch's eps, as in all norms but those modulated
             into = into.scaled(scale, norm.offset - mean * scale)
         self.hidden = packed(into)
         self.project = packed(part("predictor_projector.3"))
         self._differentiable = precision != "int8"
 
     def __call__(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
-        """(B, k, D) latents, (B, k-1, A) past blocks, (B, N, H, A) candidates -> (B, N, H, D), as `WorldModel.rollout`.
+        """(B, k, D) latents, (B, k-1, A) past blocks, (B, N, H, A) candidates -> (B, N, H, D), as
+        `WorldModel.rollout`.
 
         Raises:
             ValueError: `past_actions` does not hold k-1 blocks; or a gradient is asked of int8.
         """
         require_blocks_between(context, past_actions)
         if not self._differentiable and torch.is_grad_enabled() and actions.requires_grad:
-            raise ValueError("expected actions without gradients for precision 'int8', which only ranks. Use 'float32'.")
+            raise ValueError(
+                "expected actions without gradients for precision 'int8', which only ranks. Use "
+                "'float32'."
+            )
         given, candidates = context.shape[1], actions.shape[1]
         actions = F.pad(actions, (0, 0, 0, 0, 0, max(0, ROWS_AT_LEAST - candidates)))
         latents = [_repeated(latent) for latent in context.unbind(1)]
@@ -141,7 +180,9 @@ class Engine:
 
     def _modulations(self, block: Tensor) -> _Modulations:
         condition = F.silu(self.contract(F.silu(self.expand(block))))
-        layers = self.modulation(condition).unflatten(-1, (len(self.layers), 6, self.width)).unbind(-3)
+        layers = (
+            self.modulation(condition).unflatten(-1, (len(self.layers), 6, self.width)).unbind(-3)
+        )
         return [layer.unbind(-2) for layer in layers]
 
     def _enter(self, latent: Tensor, place: int) -> Tensor:
@@ -149,9 +190,15 @@ class Engine:
         return x if self.inward is None else self.inward(x)
 
     def _advance(
-        self, x: Tensor, modulations: _Modulations, memory: list[_Memory], asked: bool, remembered: bool
+        self,
+        x: Tensor,
+        modulations: _Modulations,
+        memory: list[_Memory],
+        asked: bool,
+        remembered: bool,
     ) -> Tensor | None:
-        """Take one token through all layers. If it is not asked for an answer, what it leaves to later tokens is all."""
+        """Take one token through all layers. If it is not asked for an answer, what it leaves to
+        later tokens is all."""
         for layer, modulation, before in zip(self.layers, modulations, memory, strict=True):
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
             y = _modulate(x, shift_a, scale_a)
@@ -159,19 +206,24 @@ class Engine:
                 before.append(layer.remember(y))
                 return None
             x = torch.addcmul(x, gate_a, layer.attend(y, before, remembered))
-            x = torch.addcmul(x, gate_m, layer.down(_gelu(layer.up(_modulate(x, shift_m, scale_m)))))
+            x = torch.addcmul(
+                x, gate_m, layer.down(_gelu(layer.up(_modulate(x, shift_m, scale_m))))
+            )
         return x
 
     def _leave(self, x: Tensor) -> Tensor:
         y = self.hidden(_normalise(x))
         if self.norm is not None:
-            y = F.layer_norm(y, y.shape[-1:], self.norm.weight.to(y.dtype), self.norm.offset.to(y.dtype))
+            y = F.layer_norm(
+                y, y.shape[-1:], self.norm.weight.to(y.dtype), self.norm.offset.to(y.dtype)
+            )
         return self.project(_gelu(y)).to(x.dtype)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One block of the predictor for a token with its predecessors in memory. `alone` is attention to nobody else."""
+    """One block of the predictor for a token with its predecessors in memory. `alone` is attention
+    to nobody else."""
 
     heads: int
     query_key_value: _Map
@@ -182,18 +234,29 @@ class _Layer:
     down: _Map
 
     @staticmethod
-    def of(weights: Mapping[str, Tensor], layer: str, heads: int, context: int, packed: Callable[[_Affine], _Map]) -> _Layer:
+    def of(
+        weights: Mapping[str, Tensor],
+        layer: str,
+        heads: int,
+        context: int,
+        packed: Callable[[_Affine], _Map],
+    ) -> _Layer:
         def part(name: str) -> _Affine:
             return _Affine.of(weights, layer + name)
 
         qkv, out = part("attention.qkv").after(part("norm_attention")), part("attention.out")
         width, inner = out.weight.shape
-        qkv = _Affine.side_by_side([qkv.rows(0, inner).scaled((inner // heads) ** -0.5), qkv.rows(inner, 3 * inner)])
+        qkv = _Affine.side_by_side(
+            [qkv.rows(0, inner).scaled((inner // heads) ** -0.5), qkv.rows(inner, 3 * inner)]
+        )
         value, mixed = qkv.rows(2 * inner, 3 * inner), packed(out)
-        # Where heads are narrow, the two thin matrices are less work than their product, which is square.
+        # Where heads are narrow, the two thin matrices are less work than their product, which is
+        # square.
         alone = packed(value.then(out)) if width < 2 * inner else _chained(packed(value), mixed)
         # With K = 1 nobody is ever remembered, and the two maps for it are never asked.
-        together = (packed(qkv), packed(qkv.rows(inner, 3 * inner))) if context > 1 else (alone, alone)
+        together = (
+            (packed(qkv), packed(qkv.rows(inner, 3 * inner))) if context > 1 else (alone, alone)
+        )
         up, down = part("mlp.0").after(part("norm_mlp")), part("mlp.3")
         return _Layer(heads, *together, alone, mixed, packed(up), packed(down))
 
@@ -202,7 +265,8 @@ class _Layer:
         return key, value
 
     def attend(self, x: Tensor, before: _Memory, remembered: bool) -> Tensor:
-        """Attention of one token to itself and those before it, whose memory it joins if it is to be remembered."""
+        """Attention of one token to itself and those before it, whose memory it joins if it is to
+        be remembered."""
         if not before:
             if remembered:
                 before.append(self.remember(x))
@@ -210,10 +274,14 @@ class _Layer:
         query, key, value = self.query_key_value(x).chunk(3, dim=-1)
         before.append((key, value))
         keys, values = zip(*before, strict=True)
-        # A few tokens of one query: plain sums are several times faster than thousands of matrix products of one row.
+        # A few tokens of one query: plain sums are several times faster than thousands of matrix
+        # products of one row.
         scores = [self._by_head(query * _for_each(query, key)).sum(-1) for key in keys]
         shares = torch.stack(scores, dim=-1).softmax(-1).unsqueeze(-1).unbind(-2)
-        mixed = [share * self._by_head(_for_each(query, value)) for share, value in zip(shares, values, strict=True)]
+        mixed = [
+            share * self._by_head(_for_each(query, value))
+            for share, value in zip(shares, values, strict=True)
+        ]
         return self.out(reduce(torch.add, mixed).flatten(-2))
 
     def _by_head(self, x: Tensor) -> Tensor:
@@ -222,7 +290,8 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Affine:
-    """Weight and bias of a Linear, (out, in) and (out,), or those of a norm, a vector each; no bias is 0."""
+    """Weight and bias of a Linear, (out, in) and (out,), or those of a norm, a vector each; no bias
+    is 0."""
 
     weight: Tensor
     bias: Tensor | None
@@ -240,7 +309,9 @@ class _Affine:
         return _Affine(self.weight * norm.weight, self.weight @ norm.offset + self.offset)
 
     def then(self, following: _Affine) -> _Affine:
-        return _Affine(following.weight @ self.weight, following.weight @ self.offset + following.offset)
+        return _Affine(
+            following.weight @ self.weight, following.weight @ self.offset + following.offset
+        )
 
     def scaled(self, scale: Tensor | float, shift: Tensor | float = 0.0) -> _Affine:
         return _Affine((self.weight.T * scale).T, self.offset * scale + shift)
@@ -253,18 +324,25 @@ class _Affine:
 
     @staticmethod
     def side_by_side(parts: list[_Affine]) -> _Affine:
-        return _Affine(torch.cat([part.weight for part in parts]), torch.cat([part.offset for part in parts]))
+        return _Affine(
+            torch.cat([part.weight for part in parts]), torch.cat([part.offset for part in parts])
+        )
 
 
 class _Product:
-    """An affine map whose matrix product is of one type; on a CPU a large weight is laid out once as oneDNN wants it.
+    """An affine map whose matrix product is of one type; on a CPU a large weight is laid out once
+    as oneDNN wants it.
 
-    Ours: with few rows, laying out the weight at every call, as `F.linear` does, takes a fifth of the time. The operator is
-    the one that `torch.compile` emits. It knows no gradients, so `F.linear` does what needs them.
+    Ours: with few rows, laying out the weight at every call, as `F.linear` does, takes a fifth of
+    the time. The operator is the one that `torch.compile` emits. It knows no gradients, so
+    `F.linear` does what needs them.
     """
 
     def __init__(self, affine: _Affine, dtype: torch.dtype) -> None:
-        self._weight, self._bias = affine.weight.to(dtype, copy=True), affine.offset.to(dtype, copy=True)
+        self._weight, self._bias = (
+            affine.weight.to(dtype, copy=True),
+            affine.offset.to(dtype, copy=True),
+        )
         worthwhile = self._weight.numel() >= LAID_OUT_FROM and self._weight.device.type == "cpu"
         possible = dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
         if worthwhile and possible and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -274,7 +352,9 @@ class _Product:
         x = x.to(self._weight.dtype).contiguous()
         if self._weight.is_mkldnn and not (torch.is_grad_enabled() and x.requires_grad):
             return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return F.linear(x, self._weight.to_dense() if self._weight.is_mkldnn else self._weight, self._bias)
+        return F.linear(
+            x, self._weight.to_dense() if self._weight.is_mkldnn else self._weight, self._bias
+        )
 
 
 class _Int8:
@@ -284,14 +364,20 @@ class _Int8:
         weight = affine.weight.float()
         scales = weight.abs().amax(1).clamp(min=1e-12) / 127
         zeros = torch.zeros(len(weight), dtype=torch.long)
-        with warnings.catch_warnings():  # PyTorch means to move its quantised tensors to another package
+        with (
+            warnings.catch_warnings()
+        ):  # PyTorch means to move its quantised tensors to another package
             warnings.simplefilter("ignore")
             quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        self._packed = torch.ops.quantized.linear_prepack(quantised, affine.offset.to(torch.float32, copy=True))
+        self._packed = torch.ops.quantized.linear_prepack(
+            quantised, affine.offset.to(torch.float32, copy=True)
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         # 7 bits: CPUs without VNNI add up pairs of 8-bit products in 16 bits, which would overflow.
-        answers = [torch.ops.quantized.linear_dynamic(one.contiguous(), self._packed, True) for one in x]
+        answers = [
+            torch.ops.quantized.linear_dynamic(one.contiguous(), self._packed, True) for one in x
+        ]
         return answers[0][None] if len(answers) == 1 else torch.stack(answers)
 
 
@@ -306,7 +392,9 @@ def _exact(affine: _Affine) -> _Map:
 _PACKING: dict[str, Callable[[_Affine], _Map]] = {
     "float32": _exact,
     "bfloat16": lambda affine: _Product(affine, torch.bfloat16),
-    "int8": lambda affine: _Int8(affine) if affine.weight.numel() >= LAID_OUT_FROM else _exact(affine),
+    "int8": lambda affine: (
+        _Int8(affine) if affine.weight.numel() >= LAID_OUT_FROM else _exact(affine)
+    ),
 }
 
 
@@ -316,7 +404,8 @@ def _repeated(x: Tensor) -> Tensor:
 
 
 def _for_each(candidate: Tensor, x: Tensor) -> Tensor:
-    """What is the same for all candidates as one row, which broadcasts; what has a row for each as it is."""
+    """What is the same for all candidates as one row, which broadcasts; what has a row for each as
+    it is."""
     return x if x.shape[1] == candidate.shape[1] else x[:, :1]
 
 
@@ -328,7 +417,8 @@ def _modulation(part: _Affine) -> _Affine:
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """The modulated LayerNorm and the one after it, whose weight and bias are folded into what follows."""
+    """The modulated LayerNorm and the one after it, whose weight and bias are folded into what
+    follows."""
     return _normalise(torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale))
 
 

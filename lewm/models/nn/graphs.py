@@ -1,6 +1,8 @@
-"""One launch for all kernels of a function: CUDA graphs, captured where they pay and used where they are right.
+"""One launch for all kernels of a function: CUDA graphs, captured where they pay and used where
+they are right.
 
-A search asks the same question again and again, and the kernels of a small model take less time than handing them over does.
+A search asks the same question again and again, and the kernels of a small model take less time
+than handing them over does.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from torch import Tensor
 __all__ = ["Captured", "capture"]
 
 SHAPES_CAPTURED = 8
-"""How many shapes of input are captured; others run eagerly. A graph holds the memory of its activations."""
+"""How many shapes of input are captured; others run eagerly. A graph holds the memory of its
+activations."""
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
-"""How far a replay may be from the eager answer. The kernels are the same, but a library may choose another algorithm."""
+"""How far a replay may be from the eager answer. The kernels are the same, but a library may choose
+another algorithm."""
 
 Function = Callable[..., tuple[Tensor, ...]]
 """Tensors in, tensors out; reads nothing else that changes, and never waits for the device."""
@@ -25,15 +29,20 @@ Function = Callable[..., tuple[Tensor, ...]]
 class Captured:
     """A function replayed as one CUDA graph per shape of its inputs.
 
-    The first call with a shape runs the eager way. If the shape comes back, it is captured; only a graph that answers as the
-    eager way did is used from then on. What needs gradients always takes the eager way.
+    The first call with a shape runs the eager way. If the shape comes back, it is captured; only a
+    graph that answers as the eager way did is used from then on. What needs gradients always takes
+    the eager way.
 
     Args:
         function: to replay.
         capturing: makes the replay for some inputs; `capture`, but in tests.
     """
 
-    def __init__(self, function: Function, capturing: Callable[[Function, tuple[Tensor, ...]], Function] | None = None) -> None:
+    def __init__(
+        self,
+        function: Function,
+        capturing: Callable[[Function, tuple[Tensor, ...]], Function] | None = None,
+    ) -> None:
         self._function, self._capturing = function, capturing or capture
         self._replays: dict[tuple[torch.Size, ...], Function | None] = {}
         self.refused: dict[tuple[torch.Size, ...], str] = {}
@@ -67,7 +76,10 @@ class Captured:
         except RuntimeError as error:  # a kernel that cannot be captured
             self.refused[shapes] = str(error).partition("\n")[0]
             return self._function
-        if not all(torch.allclose(a, b, equal_nan=True, **TOLERANCE) for a, b in zip(answers, eager, strict=True)):
+        if not all(
+            torch.allclose(a, b, equal_nan=True, **TOLERANCE)
+            for a, b in zip(answers, eager, strict=True)
+        ):
             self.refused[shapes] = "the replay answered something else than the eager way"
             return self._function
         return replay
@@ -75,7 +87,8 @@ class Captured:
 
 @torch.no_grad()
 def capture(function: Function, inputs: tuple[Tensor, ...]) -> Function:
-    """Capture a function for inputs of these shapes on a CUDA device; what is returned takes and gives as the function does.
+    """Capture a function for inputs of these shapes on a CUDA device; what is returned takes and
+    gives as the function does.
 
     A graph has its inputs and its outputs in memory of its own, so they are copied in and out.
 
@@ -85,7 +98,9 @@ def capture(function: Function, inputs: tuple[Tensor, ...]) -> Function:
     own = tuple(x.clone() for x in inputs)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries make their workspaces at the first calls, which a graph must not hold
+    with torch.cuda.stream(
+        stream
+    ):  # libraries make their workspaces at the first calls, which a graph must not hold
         for _ in range(2):
             function(*own)
     torch.cuda.current_stream().wait_stream(stream)
