@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.metadata
 import re
 from collections.abc import Iterable
 from pathlib import Path

@@ -136,6 +136,12 @@ def test_nothing_is_unpickled(path):
     assert "weights_only=False" not in text
 
 
+def test_the_registry_needs_nobody_to_have_imported_something_before():
+    code = "from lewm import registry; print(registry.load('solvers', 'cem').__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "CEM"
+
+
 def test_importing_the_package_is_cheap():
     code = "import lewm, sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -261,7 +261,7 @@ def straight(evidence: Evidence) -> Finding | None:
     why = (
         "Mean cosine of consecutive latent velocities, frames one action block apart, held-out "
         "episodes. It rises while training; how far depends on how straight the recorded paths "
-        "are (LOG.md). PLDM was not run."
+        "are (docs/log). PLDM was not run."
     )
     return Finding("; ".join(told), verdict, why)
 

@@ -195,8 +195,8 @@ class Progress:
 def train(
     model_config: Any,
     config: TrainingConfig,
-    data: Path,
-    run: Path,
+    data: Path | str,
+    run: Path | str,
     *,
     experiment: Mapping[str, Any] | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
@@ -220,7 +220,7 @@ def train(
             that differ are named), or the time budget is too short.
         KeyboardInterrupt: Ctrl-C, after the update in progress is finished and saved.
     """
-    began = time.monotonic()
+    began, run = time.monotonic(), Path(run)
     episodes = Episodes.open(data)
     # whole episodes are held out; the statistics are those of the others
     drawn = config.seed if config.holdout_seed is None else config.holdout_seed

@@ -31,7 +31,7 @@ def run(
 
     Args:
         runs: run folders; several training seeds of a recipe are shown together.
-        ablations: ablations.json of `python -m lewm.benchmarks.ablations`.
+        ablations: ablations.json of `python -m lewm.experiments.ablations`.
         benchmarks: files of `lewm bench --json`.
         out: Markdown file to write.
     """

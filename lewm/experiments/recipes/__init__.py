@@ -108,7 +108,7 @@ def two_room_tiny() -> Experiment:
             "success 100% (paper's protocol, offset 25, 200 held-out pairs), about 88% in the "
             "other room"
         ),
-        source="ours; see LOG.md",
+        source="ours; see docs/log",
     )
 
 
@@ -157,7 +157,7 @@ def push_t_tiny() -> Experiment:
         image_size=64,
         collection=CollectionConfig(episodes=1500, max_steps=100, compression="blosc"),
         # Few latent dimensions: with 192 of them SIGReg is met by harmonics of whatever is easiest
-        # to predict (LOG.md).
+        # to predict (docs/log).
         model=replace(
             _many_short_windows(),
             stem="patch",
@@ -182,10 +182,10 @@ def push_t_tiny() -> Experiment:
         hardware="2 CPU cores",
         cost="a quarter of an hour on one core",
         expected=(
-            "success 42 to 56%, block pose 69 to 75% (offset 25, strict, 200 held-out pairs, 3 "
+            "success 48 to 57%, block pose 71 to 79% (offset 25, strict, 200 held-out pairs, 3 "
             "seeds; random to 4, 23%)"
         ),
-        source="ours; see LOG.md",
+        source="ours; see docs/log",
     )
 
 
@@ -235,7 +235,7 @@ def reacher_tiny() -> Experiment:
             "success 96 to 98% (offset 25, strict, 200 held-out pairs, 3 seeds; random 8 to 11%, "
             "CEM 100 x 5 76 to 83%)"
         ),
-        source="ours; see LOG.md",
+        source="ours; see docs/log",
     )
 
 
@@ -281,7 +281,7 @@ def cube_tiny() -> Experiment:
             "minutes of evaluation"
         ),
         expected="success 61% (offset 25, strict, 200 held-out pairs, one seed; random 9%)",
-        source="ours; see LOG.md",
+        source="ours; see docs/log",
         together=16,
     )
 
