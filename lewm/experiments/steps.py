@@ -168,14 +168,12 @@ def evaluate(
         ValueError: the run has no episodes, or its world cannot be opened.
     """
     opened = _opened(run, data)
-    for name in changes:
-        known = [field.name for field in fields(PlanningChanges)]
-        registry.choose("planning setting", name, known)
-    config = opened.changed(PlanningChanges(**changes))
-    held_out = opened.heldout
-    check_fits(opened.episodes, opened.model.spec.image_size)  # they are there
+    config = opened.changed(PlanningChanges.named(**changes))
+    opened.require_episodes(0, 1, "a task")
     world = opened.world(min(together, task.episodes))
-    return play(opened.model, config, world, opened.episodes, held_out, task, floors, progress)
+    return play(
+        opened.model, config, world, opened.episodes, opened.heldout, task, floors, progress
+    )
 
 
 def world_of(

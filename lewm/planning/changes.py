@@ -56,6 +56,14 @@ class PlanningChanges:
     warm_start: bool | None = None
     precision: str | None = None
 
+    @classmethod
+    def named(cls, **changes: Any) -> PlanningChanges:
+        """The changes by name; an unknown one is answered with the nearest."""
+        known = [field.name for field in fields(cls)]
+        for name in changes:
+            registry.choose("planning setting", name, known)
+        return cls(**changes)
+
     def apply(
         self, config: PlanningConfig, heads: Mapping[str, nn.Module] = MappingProxyType({})
     ) -> PlanningConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
 
@@ -170,10 +170,7 @@ class Run:
             ValueError: a setting that there is not, or a world that is not known, cannot be opened
                 or does not fit the model.
         """
-        known = [setting.name for setting in fields(PlanningChanges)]
-        for name in changes:
-            registry.choose("planning setting", name, known)
-        config = self.changed(PlanningChanges(**changes))
+        config = self.changed(PlanningChanges.named(**changes))
         if isinstance(world, WorldSpec):
             spec = world
         elif world is None:
@@ -349,12 +346,16 @@ def _recorded_options(
     """Options that a file says its world was opened with. A registered id is given its numbers and
     its crop only: a word may be the address of a file."""
     options: dict[str, Any] = json.loads(provenance.get("options") or "{}")
-    words = [name for name, value in options.items() if isinstance(value, str) and name != "crop"]
+    words = [
+        f"{name}={value!r}"
+        for name, value in options.items()
+        if name != "crop" and not isinstance(value, int | float | None)
+    ]
     if isinstance(world, str) and words:
         raise ValueError(
-            f"world '{world}' was recorded with {', '.join(f'{n}={options[n]!r}' for n in words)}, "
-            "and options in words are not taken from a file. Open the run with a function that "
-            "makes it: lewm.open_run(RUN, world=lambda **options: gymnasium.make(...))."
+            f"world '{world}' was recorded with {', '.join(words)}, and only numbers are taken "
+            "from a file. Open the run with a function that makes it: "
+            "lewm.open_run(RUN, world=lambda **options: gymnasium.make(...))."
         )
     return options
 

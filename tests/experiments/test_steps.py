@@ -243,7 +243,7 @@ def test_options_in_words_are_not_taken_from_a_file(made, tmp_path):
     record = tmp_path / "run" / checkpoints.EXPERIMENT
     write_json(record, {**read_json(record), "world": ID})
     run = lewm.open_run(tmp_path / "run", tmp_path / "e.h5")
-    with pytest.raises(ValueError, match="recorded with xml_file='/somewhere', and options in"):
+    with pytest.raises(ValueError, match="recorded with xml_file='/somewhere', and only numbers"):
         run.world()
 
 

@@ -340,6 +340,26 @@ def test_a_world_without_states_is_recorded_without(tmp_path):
         assert data.episode(0).states is None
 
 
+def test_without_a_policy_an_expert_acts_where_there_is_one(tmp_path):
+    for world, options, policy in (
+        (Dot, {"max_steps": 5}, "random"),
+        ("two-room", {"image_size": 16}, "expert"),
+    ):
+        with collect(world, tmp_path / f"{policy}.h5", 1, **options) as data:
+            assert data.provenance.policy == policy
+
+
+def test_a_state_is_told_always_or_never():
+    class Forgetful(Seen):
+        def step(self, action):
+            return (*super().step(action)[:4], {})
+
+    world = open_world(Forgetful, 1, max_steps=5)
+    world.step(np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="from every `reset` and `step`"):
+        _ = world.states
+
+
 def test_a_policy_of_ones_own(tmp_path):
     def leftwards(observation):
         return np.array([-observation[0], 0])

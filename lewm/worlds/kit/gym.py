@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
-from PIL import Image
 
 from lewm.contracts import Policy, WorldSpec
 from lewm.registry import choose
@@ -105,6 +104,11 @@ class GymWorld:
         """(B, S) float32, S = 0 where nothing is known."""
         if not self.spec.state_names:
             return np.zeros((self.num_envs, 0), np.float32)
+        if self._state_in_info and not all("state" in info for _, info in self._steps):
+            raise ValueError(
+                f"world '{self.spec.name}': expected `info['state']` from every `reset` and "
+                "`step`, as its first reset gave one, got an info without. Put it into both."
+            )
         rows = [info["state"] if self._state_in_info else o for o, info in self._steps]
         return np.stack([np.array(row, np.float32).ravel() for row in rows])
 
@@ -218,6 +222,8 @@ class GymWorld:
         size = self._size or side
         if size == side:
             return square.copy()
+        from PIL import Image  # heavy, and few worlds need it
+
         return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BOX))
 
 
