@@ -326,7 +326,8 @@ class World(Protocol):
 
     A world plug-in is a `gymnasium.Env` (one environment). `opening.open_world` turns it into this
     role: through the class method `batched(num_envs, **options)` where the plug-in has one, else by
-    looping over single environments.
+    looping over single environments. A plain Gymnasium environment fills it as far as it can, see
+    `worlds/kit/gym.py`.
     """
 
     spec: WorldSpec
@@ -393,4 +394,14 @@ class World(Protocol):
         """The look like this world's own but for the colour of one of `spec.things`, turned on the
         colour wheel; see `looks.turned_color`. Dynamics are the same.
         """
+        ...
+
+
+@runtime_checkable
+class Ending(Protocol):
+    """A world whose episodes may be over before `spec.max_steps`; those of most are not."""
+
+    @property
+    def ended(self) -> np.ndarray:
+        """(B,) bool: is the episode over? Steps then change nothing until the next reset."""
         ...

@@ -1,5 +1,6 @@
 """docs/your-own-data.md, word for word: its files are written, its commands are run."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -9,11 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.own_worlds import Dot
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "your-own-data.md").read_text()
+PLAIN = TEXT[TEXT.index("## A plain Gymnasium") : TEXT.index("## Your own world")]
 WORLD = TEXT[TEXT.index("## Your own world") : TEXT.index("## Your own recordings")]
 FEWER = {
     "--episodes 200": "--episodes 6",
+    "--episodes 100": "--episodes 20",
+    "lewm fit pendulum": "lewm fit pendulum --updates 3",
+    "lewm analyse pendulum": "lewm analyse pendulum probing",
     "--model.context 2": "--model.context 2 --training.updates 3",
 }
 """What a test changes in the commands: how much is done, never what."""
@@ -62,3 +69,18 @@ def test_your_own_world_word_for_word(installed, tmp_path):
     sh(contracts, installed, tmp_path)
     sh(use.replace("lewm evaluate balls", "lewm evaluate balls --episodes 3"), installed, tmp_path)
     assert (tmp_path / "balls" / "model.json").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pygame") is None, reason="Pendulum draws with pygame")
+def test_a_registered_id_word_for_word(tmp_path):
+    (commands,) = re.findall(r"```sh\n(.*?)```", PLAIN, re.DOTALL)
+    sh(commands, {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path)
+    assert (tmp_path / "pendulum" / "heads" / "temporal").is_dir()
+
+
+def test_a_class_and_a_policy_word_for_word(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", PLAIN, re.DOTALL)
+    names = {"__name__": "docs", "MyEnv": Dot}
+    exec(compile(code, "your-own-data.md", "exec"), names)
+    assert names["agent"].num_envs == 4

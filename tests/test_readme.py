@@ -173,6 +173,22 @@ def test_the_pipeline_and_the_programs_run(name, tmp_path, monkeypatch):
         exec(compile(code, name, "exec"), {"__name__": "readme"})
 
 
+def test_a_world_of_ones_own_in_ten_lines(tmp_path, monkeypatch):
+    """The Python block, as it stands: a class, then everything with it."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = programs((ROOT / "README.md").read_text())
+    after_the_class = code.partition("\n\n\nlewm.")[2]
+    assert len(after_the_class.strip().splitlines()) <= 10
+    names = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), names)
+    place, goal = names["world"].envs[0].place, names["goal"]
+    assert goal.shape == (1, 64, 64, 3)
+    assert ((place >= 4) & (place <= 60)).all()
+    assert names["world"].spec.name == "readme.Dot"
+    (tmp_path / "dots.h5").unlink()
+    assert names["lewm"].open_run("runs/dot", world=names["Dot"]).agent().num_envs == 1
+
+
 def inputs_exist(words):
     inputs = [flag(words, "--data")]
     if words[0] in ("analyse", "evaluate", "fit", "plan", "report"):

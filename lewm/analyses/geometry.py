@@ -405,7 +405,7 @@ def _surroundings(
         return None, None
     regions = None
     if run.open_world is not None:
-        with suppress(ImportError):
+        with suppress(ImportError, ValueError):
             regions = run.open_world(1).regions(states)
     return _configuration(states, run.episodes).numpy(), regions
 

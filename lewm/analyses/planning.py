@@ -92,7 +92,10 @@ class Planning:
             )
         run.require_states()
         run.require_episodes(1, FEWEST, "an interval over episodes")
-        world = run.open_world(TOGETHER)
+        try:
+            world = run.open_world(TOGETHER)
+        except ValueError as error:
+            raise Unsupported(f"the world of this run cannot be opened here: {error}") from error
         protocol = Task.along(self.offset, self.pairs, self.seed)
         try:
             pairs = draw_pairs(run.episodes, run.test_ids, world, protocol)

@@ -437,7 +437,7 @@ def _opened(run: Run, num_envs: int, *look: str) -> World:
     if run.open_world is None:
         raise Unsupported(
             "expected a run whose world is known, to edit episodes in it, got one without. Train "
-            "with --world NAME."
+            "with --world NAME, or open the run with its class: lewm.open_run(RUN, world=MyEnv)."
         )
     try:
         return run.open_world(num_envs, *look)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 import lewm
-from lewm.contracts import World
+from lewm.contracts import Ending, World
 from lewm.data.episodes import Episodes, Provenance
-from lewm.data.workers import Recorder, record
+from lewm.data.workers import Acting, Recorder, policy_in, record
 from lewm.data.writing import EpisodeWriter
+from lewm.worlds.kit.gym import GymWorld, named
 from lewm.worlds.kit.opening import Looped, open_world
 
 __all__ = ["collect", "cores"]
@@ -29,6 +30,9 @@ MOST_TOGETHER = 64
 """Environments stepped together by default: past this a batch of small worlds gains no more
 speed."""
 
+TRIALS = 8
+"""Episodes of which one must last longer than a step."""
+
 PATIENCE_S = 20.0
 """A recording that takes one process longer than this is worth starting others for, at some 3 s
 each. Nor do episodes take longer that are recorded together by default: they are lost to a Ctrl-C
@@ -36,10 +40,10 @@ together, and progress waits for them."""
 
 
 def collect(
-    world_name: str,
+    world: str | Callable[..., Any],
     path: Path | str,
     episodes: int,
-    policy: str = "expert",
+    policy: str | Acting | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     image_size: int | None = None,
@@ -56,13 +60,17 @@ def collect(
     Episode i is drawn from (seed, i) alone: neither `batch_size`, `processes` nor an interruption
     changes what is recorded. Each lasts `spec.max_steps` actions, however early its goal is
     reached: training and evaluation need long episodes, and an expert finds itself something else
-    to do. It has one observation more than rows of actions.
+    to do. A plain Gymnasium environment may end it earlier, and then it is that much shorter. It
+    has one observation more than rows of actions.
 
     Args:
-        world_name: of a world plug-in.
+        world: name of a world plug-in, "gym:" and a registered Gymnasium id, or a Gymnasium class
+            or factory; see `open_world`.
         path: of the episode file.
         episodes: to record in all.
-        policy: one that the world offers.
+        policy: one that the world offers, by default "expert" where it has that, else its first. Or
+            a function of an observation, see `workers.Acting`; what it remembers or draws without
+            the generator it is given is not a function of (seed, i).
         batch_size: environments stepped together in one process; None takes what fits in a moderate
             buffer and is soon done, and one where the world has no batched form.
         image_size: height and width of the pixels; None leaves it to the world.
@@ -72,16 +80,17 @@ def collect(
             What remains of `max_steps` behind the last whole block is cut, with a warning.
         processes: that record side by side, each in a world of its own; None takes one per core if
             the world turns out to be so slow that one process would be at it for more than
-            `PATIENCE_S`. A script that is to use several must call this under `if __name__ ==
-            "__main__":`, as they import it.
+            `PATIENCE_S`, and 1 for a class or a function: others have to import those. A script
+            that is to use several must call this under `if __name__ == "__main__":`, as they import
+            it.
         options: more of the world's options.
 
     Returns:
         The opened and verified file.
 
     Raises:
-        ValueError: unknown world, policy or option, `every` longer than an episode, or `path` holds
-            other episodes than these.
+        ValueError: unknown world, policy or option, `every` longer than an episode, a world whose
+            episodes end at once, or `path` holds other episodes than these.
         OSError: the disk is full, or one of several processes ended (ChildProcessError); complete
             episodes are kept.
         KeyboardInterrupt: Ctrl-C, likewise.
@@ -97,9 +106,11 @@ def collect(
             raise ValueError(f"{name} must be at least 1, got {count}.")
     if image_size is not None:
         options["image_size"] = image_size
-    world = open_world(world_name, 1, **options)
-    world.policy(policy, [0])  # an unknown one is refused before anything is written
-    spec = world.spec
+    opened = open_world(world, 1, **options)
+    if policy is None:
+        policy = "expert" if "expert" in opened.policies else opened.policies[0]
+    policy_in(opened, policy, [0])  # an unknown one is refused before anything is written
+    spec = opened.spec
     if every > spec.max_steps:
         raise ValueError(
             f"expected a row every {spec.max_steps} env steps or fewer, an episode's length, got "
@@ -110,10 +121,11 @@ def collect(
             f"episodes of {spec.max_steps} steps are cut by {left}: rows are {every} steps apart",
             stacklevel=2,
         )
+    _try_out(opened)
     provenance = Provenance(
         world=spec.name,
         version=spec.version,
-        policy=policy,
+        policy=policy if isinstance(policy, str) else named(policy),
         seed=seed,
         look=spec.look,
         state_names=spec.state_names,
@@ -125,9 +137,10 @@ def collect(
     )
     with EpisodeWriter(path, provenance, compression) as writer:
         missing, rows = range(len(writer), episodes), spec.max_steps // every + 1
-        episode_s = rows * _seconds_per_row(world, policy, every) if missing else 0.0
+        episode_s = rows * _seconds_per_row(opened, policy, every) if missing else 0.0
         if processes is None:
-            processes = cores() if episode_s * len(missing) > PATIENCE_S else 1
+            by_name = isinstance(world, str) and isinstance(policy, str)
+            processes = cores() if by_name and episode_s * len(missing) > PATIENCE_S else 1
         if batch_size is None:
             fitting = BUFFER_BYTES // (processes * rows * 3 * spec.image_size**2)
             together = min(
@@ -136,14 +149,12 @@ def collect(
                 -(-len(missing) // processes),
                 PATIENCE_S // max(episode_s, 1e-9),
             )
-            batch_size = 1 if isinstance(world, Looped) else max(1, int(together))
+            batch_size = 1 if isinstance(opened, Looped | GymWorld) else max(1, int(together))
         tasks = [
             missing[first : first + batch_size] for first in range(0, len(missing), batch_size)
         ]
         processes = min(processes, len(tasks))
-        recorder = Recorder(
-            world_name, options, policy, seed, every, world if processes < 2 else None
-        )
+        recorder = Recorder(world, options, policy, seed, every, opened if processes < 2 else None)
         with closing(record(recorder, tasks, processes)) as recorded:
             for episode in recorded:
                 writer.append(episode)
@@ -152,9 +163,34 @@ def collect(
     return Episodes.open(path)
 
 
-def _seconds_per_row(world: World, policy: str, every: int) -> float:
+def _try_out(world: World) -> None:
+    """Refuse a world whose episodes end at once, and warn of one that does not keep to its seed."""
+    if not isinstance(world, Ending):
+        return
+    lasting, pictures = 0, []
+    for seed in (*range(TRIALS), 0):
+        world.reset([seed])
+        pictures.append(world.render())
+        world.step(world.policy("random", [seed])())
+        lasting += not world.ended[0]
+    if not lasting:
+        raise ValueError(
+            f"world '{world.spec.name}': expected episodes of several steps, got {len(pictures)} "
+            "that were over after the first. Look at what its `step` returns as terminated and "
+            "truncated."
+        )
+    if (pictures[0] != pictures[-1]).any():
+        warnings.warn(
+            f"world '{world.spec.name}' began seed 0 with another picture than before: what is "
+            "recorded cannot be repeated. Draw from `self.np_random`, after "
+            "`super().reset(seed=seed)`",
+            stacklevel=3,
+        )
+
+
+def _seconds_per_row(world: World, policy: str | Acting, every: int) -> float:
     """How long the world takes for one row, once it is warm. Its episode is disturbed."""
-    act = world.policy(policy, [0] * world.num_envs)
+    act = policy_in(world, policy, [0] * world.num_envs)
     for _ in range(2):
         begun = time.perf_counter()
         for _ in range(every):

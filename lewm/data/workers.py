@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 
-from lewm.contracts import World
+from lewm.contracts import Ending, Policy, World
 from lewm.data.episodes import Episode
+from lewm.worlds.kit.gym import GymWorld, named
 from lewm.worlds.kit.opening import open_world
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
@@ -23,23 +26,39 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM
 processes share the cores."""
 
 
+Acting = Callable[..., np.ndarray]
+"""A policy of the user's: what one environment observes -> (a,) action. Where it takes a second
+argument, that is a NumPy generator of its own per episode. The observation is what a plain
+Gymnasium environment returns; of any other world it is the picture, (h, w, 3) uint8."""
+
+
 @dataclass
 class Recorder:
-    """Records the episodes it is asked for, in a world that stays open from one call to the
-    next."""
+    """Records the episodes it is asked for, in a world that stays open from one call to the next.
 
-    world_name: str
+    Attributes:
+        kind: name, class or factory of the world.
+        options: that it is opened with.
+        policy: by name, or a function.
+        world: an open one, to begin with.
+    """
+
+    kind: str | Callable[..., Any]
     options: Mapping[str, Any]
-    policy: str
+    policy: str | Acting
     seed: int
     every: int
     world: World | None = None
 
     def __call__(self, numbers: Sequence[int]) -> list[Episode]:
-        """Run one episode in each environment: all of them equally long, so that no environment
-        ever waits for another."""
+        """Run one episode in each environment. All last `spec.max_steps`, but in a world that may
+        end them earlier: there each has its own length, of whole rows.
+
+        Raises:
+            ValueError: an episode is over before its first row of actions.
+        """
         if self.world is None or self.world.num_envs != len(numbers):
-            self.world = open_world(self.world_name, len(numbers), **self.options)
+            self.world = open_world(self.kind, len(numbers), **self.options)
         world, spec, every = self.world, self.world.spec, self.every
         drawn = np.array(
             [
@@ -48,11 +67,12 @@ class Recorder:
             ]
         )
         world.reset(drawn[:, 0].tolist())
-        act = world.policy(self.policy, drawn[:, 1].tolist())
+        act = policy_in(world, self.policy, drawn[:, 1].tolist())
         B, L, size = world.num_envs, spec.max_steps // every + 1, spec.image_size
         pixels = np.empty((B, L, size, size, 3), np.uint8)
         states = np.empty((B, L, len(spec.state_names)), np.float32)
         actions = np.full((B, L, every, len(spec.action_low)), np.nan, np.float32)
+        lengths, ending = np.full(B, L), isinstance(world, Ending)
         for row in range(L):
             states[:, row], pixels[:, row] = world.states, world.render()
             for step in range(every if row < L - 1 else 0):
@@ -60,7 +80,56 @@ class Recorder:
                 # a wrong effect.
                 actions[:, row, step] = np.clip(act(), spec.action_low, spec.action_high)
                 world.step(actions[:, row, step])
-        return [Episode(*arrays) for arrays in zip(pixels, actions.reshape(B, L, -1), states)]
+                if ending:
+                    assert isinstance(world, Ending)
+                    # a block that the end cut short is no row; one that it completes is
+                    whole = row + 2 if step == every - 1 else row + 1
+                    lengths = np.where(world.ended, np.minimum(lengths, whole), lengths)
+            if (lengths <= row + 1).all():
+                break
+        if (lengths < 2).any():
+            number = numbers[int(np.argmax(lengths < 2))]
+            raise ValueError(
+                f"world '{spec.name}': expected episodes of at least {every} steps, one row of "
+                f"actions, got one that was over before (episode {number}). Record every step "
+                "(every=1), or let episodes last longer."
+            )
+        rows = actions.reshape(B, L, -1)
+        for i, length in enumerate(lengths):
+            rows[i, length - 1] = np.nan  # what was done after the end
+        return [
+            Episode(pixels[i, :n], rows[i, :n], states[i, :n] if spec.state_names else None)
+            for i, n in enumerate(lengths)
+        ]
+
+
+def policy_in(world: World, policy: str | Acting, seeds: Sequence[int]) -> Policy:
+    """A policy of the world by name, or a user's function as one.
+
+    Raises:
+        ValueError: the world has no such policy, or the function returns no finite (a,) numbers.
+    """
+    if isinstance(policy, str):
+        return world.policy(policy, seeds)
+    function, width = policy, len(world.spec.action_low)
+    drawing = [np.random.default_rng(int(seed)) for seed in seeds]
+    takes_two = len(inspect.signature(function).parameters) > 1
+
+    def act() -> np.ndarray:
+        observations = world.observations if isinstance(world, GymWorld) else world.render()
+        actions = [
+            np.asarray(function(o, drawn) if takes_two else function(o), np.float32)
+            for o, drawn in zip(observations, drawing, strict=True)
+        ]
+        for action in actions:
+            if action.shape != (width,) or not np.isfinite(action).all():
+                raise ValueError(
+                    f"policy '{named(policy)}': expected a finite action of shape ({width},), got "
+                    f"{action.tolist()}."
+                )
+        return np.stack(actions)
+
+    return act
 
 
 def record(recorder: Recorder, tasks: Sequence[range], processes: int) -> Generator[Episode]:
@@ -69,12 +138,23 @@ def record(recorder: Recorder, tasks: Sequence[range], processes: int) -> Genera
     Each process has a pipe of its own and waits in it until its turn comes, so that it holds one
     finished task at most. No pool of the standard library does: one waits for ever for a worker
     that died, the other may, if it died while it was handing over an answer as large as ours.
-    Processes are spawned, because a graphics context does not survive a fork.
+    Processes are spawned, because a graphics context does not survive a fork. They are told classes
+    and functions by name, and import them.
+
+    Raises:
+        ValueError: several processes, and a world or a policy that cannot be imported by its name.
     """
     if processes < 2:
         for numbers in tasks:
             yield from recorder(numbers)
         return
+    try:
+        ForkingPickler.dumps(recorder)
+    except Exception as error:
+        raise ValueError(
+            "several processes import the world and the policy by name, and at least one has none: "
+            f"{error}. Define them at the top of a module, or use processes=1."
+        ) from None
     context = multiprocessing.get_context("spawn")
     workers = []
     try:

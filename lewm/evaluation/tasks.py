@@ -17,6 +17,7 @@ import numpy as np
 
 from lewm.contracts import World
 from lewm.data.episodes import Episodes, check_fits
+from lewm.worlds.kit.gym import GymWorld
 
 DO_NOTHING = "do-nothing"
 
@@ -153,10 +154,12 @@ def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protoc
 
     Raises:
         Unavailable: no held-out trajectory is long enough, its rows are not those of this offset,
-            there are too few pairs, or the world has no regions.
+            there are too few pairs, or the world has no regions, or no goals.
         ValueError: the data have no states, some that are not finite, or states or pictures that do
             not fit the world.
     """
+    if isinstance(world, GymWorld):
+        raise Unavailable(world.lacking("A task with starts and goals"))
     frames = _HeldOutFrames.read(episodes, held_out, world)
     start, goal = frames.across(world, protocol) if protocol.across else frames.along(protocol)
     if len(start) < protocol.episodes:

@@ -3,24 +3,27 @@ how its recipe plans."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
 from lewm import registry
-from lewm.contracts import Result, World, WorldModel
+from lewm.contracts import Result, World, WorldModel, WorldSpec
 from lewm.data.episodes import Episodes, check_fits
 from lewm.files import read_json
-from lewm.planning.agent import PlanningConfig
+from lewm.planning.agent import Agent, PlanningConfig
+from lewm.planning.changes import PlanningChanges
 from lewm.planning.config import attach, build_planning, heads_of, plain_search
 from lewm.runs import checkpoints
-from lewm.worlds.kit.opening import open_world
+from lewm.worlds.kit.opening import can_open, open_world
 
-__all__ = ["Analysis", "Progress", "Run", "Unsupported", "open_run"]
+__all__ = ["Analysis", "Missing", "Progress", "Run", "Unsupported", "open_run"]
 
 
 Progress = Callable[[int, int, str], None]
@@ -30,6 +33,24 @@ Progress = Callable[[int, int, str], None]
 class Unsupported(ValueError):
     """The run or its data do not hold what an analysis needs; the message says what, and what would
     help."""
+
+
+class Missing:
+    """Stands where episodes should be, or their numbers. Whatever is asked of it is answered with a
+    ValueError that says what is missing."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise ValueError(self._why)
+
+    __len__ = __iter__ = __getitem__ = __contains__ = _refuse
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):  # a protocol of Python's, which may do without
+            raise AttributeError(name)
+        self._refuse()
 
 
 @dataclass(frozen=True)
@@ -42,7 +63,8 @@ class Run:
     Attributes:
         model: from the newest checkpoint, in evaluation mode; whoever is given a run leaves it as
             it is, bit by bit.
-        episodes: an opened episode file.
+        episodes: an opened episode file. Where it is gone this and the numbers of its episodes are
+            `Missing`: the model can be used, and what needs episodes says so.
         fit_ids: episodes to fit read-outs on: those that the model was trained on, or half of data
             that it never saw.
         test_ids: episodes to measure on, which the model never saw.
@@ -93,30 +115,71 @@ class Run:
             f"{self.path}"
         )
 
-    def world(self, num_envs: int, look: str | None = None) -> World:
+    def world(self, num_envs: int = 1, look: str | None = None) -> World:
         """Open the world that the episodes are of, in their look, or another one, and their size.
 
         Raises:
-            ValueError: neither the file nor the run says which world that is, or it is unknown
-                here.
+            ValueError: neither the file nor the run says which world that is, or its name does not
+                say how to open it, as the name of a class.
             ImportError: the world needs a package that is missing.
         """
-        opened = self.open_world or _opener(
-            self.world_name, self.episodes, self.model.spec.image_size
-        )
-        return opened(num_envs, *([] if look is None else [look]))
+        if self.open_world is None:
+            raise ValueError(
+                f"{self.path}: expected a world that can be opened by its name, got "
+                f"'{self.world_name}'. If it is a class or a function of yours, open the run with "
+                f"it: lewm.open_run({str(self.path)!r}, world=MyEnv). Known: "
+                f"{', '.join(registry.names('worlds'))}."
+            )
+        return self.open_world(num_envs, *([] if look is None else [look]))
 
     @property
     def world_name(self) -> str:
         """As the episode file has it, or else the run."""
-        name = self.episodes.provenance.world or self.experiment.get("world")
-        if not name:
+        name = _provenance(self.episodes, self.experiment).get("world")
+        if not (name := name or self.experiment.get("world")):
+            file = self.path if isinstance(self.episodes, Missing) else self.episodes.path
             raise ValueError(
-                f"{self.episodes.path}: expected the file or the run to name its world, got "
+                f"{file}: expected the file or the run to name its world, got "
                 "neither. Train with --world NAME, or give a file that `lewm collect` made. "
                 f"Known: {', '.join(registry.names('worlds'))}."
             )
         return str(name)
+
+    def changed(self, changes: PlanningChanges) -> PlanningConfig:
+        """Return how the run plans, with changes; errors are those of `PlanningChanges.apply`."""
+        assert self.planning is not None, "an opened run knows how it plans"
+        return changes.apply(self.planning, self.heads)
+
+    def agent(
+        self,
+        num_envs: int = 1,
+        seed: int = 0,
+        world: str | Callable[..., Any] | WorldSpec | None = None,
+        **changes: Any,
+    ) -> Agent:
+        """Return an agent that plans as this run does: `act(pixels, goal_pixels)` gives actions.
+
+        Args:
+            num_envs: environments that are stepped together.
+            seed: of the search; environment i draws from (seed, i).
+            world: that the agent acts in, as for `open_world`, or what is known of it; by default
+                the run's. Its action box bounds the plans.
+            changes: to how the run plans, see `PlanningChanges`: `solver="cem"`, `candidates=100`.
+
+        Raises:
+            ValueError: a setting that there is not, or a world that is not known, cannot be opened
+                or does not fit the model.
+        """
+        config = self.changed(PlanningChanges.named(**changes))
+        if isinstance(world, WorldSpec):
+            spec = world
+        elif world is None:
+            spec = self.world().spec
+        else:
+            source = _provenance(self.episodes, self.experiment)
+            spec = _opener(world, source, self.model.spec.image_size)(1).spec
+        seeds = np.random.SeedSequence(seed).generate_state(num_envs)
+        return Agent(self.model, config, spec, seeds.tolist())
 
     def require_episodes(self, fit: int, test: int, why: str) -> None:
         """Refuse data that would give a number without support.
@@ -148,53 +211,50 @@ class Run:
             )
 
 
-def open_run(path: Path | str, data: Path | str | None = None, device: str = "auto") -> Run:
-    """Open a run folder, and the episodes to use it with.
+def open_run(
+    path: Path | str,
+    data: Path | str | None = None,
+    device: str = "auto",
+    world: str | Callable[..., Any] | None = None,
+) -> Run:
+    """Open a run folder, and the episodes to use it with, where they are there.
 
     Args:
-        data: episode file; by default the one that the run was trained on, or imported with.
+        data: episode file; by default the one that the run was trained on, or imported with. If
+            that is gone, the run can be used without; see `Missing`.
         device: where the model goes; "auto" takes a CUDA device where there is one.
+        world: that the episodes are of, as for `open_world`; by default what the file or the run
+            names. Needed where that is a class or a factory: nothing that a file names is imported.
 
     Raises:
-        ValueError: not a run, damaged, without its episodes, or episodes that do not fit the model;
-            the file is named.
+        ValueError: not a run, damaged, or episodes that do not fit the model; the file is named.
     """
     path = Path(path)
-    experiment = read_json(path / checkpoints.EXPERIMENT)
-    training = _training_of(experiment, path / checkpoints.EXPERIMENT)
+    source = path / checkpoints.EXPERIMENT
+    experiment = read_json(source)
+    training = _training_of(experiment, source)
     model = checkpoints.load(
         path, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     )
-    file = data or training.path
-    if file is None or (data is None and not Path(file).is_file()):
-        got = "none" if file is None else "no such file"
-        raise ValueError(
-            f"{file or path}: expected the episodes that {path} was trained on, got {got}. Pass "
-            "theirs with --data FILE."
-        )
-    episodes = Episodes.open(file)
-    check_fits(episodes, model.spec.image_size, model.spec.statistics.action_dim)
-    learnt, found = experiment.get("world"), episodes.provenance.world
-    if None not in (learnt, found) and learnt != found:
-        cure = "Pass episodes of the run's world with --data FILE"
-        raise ValueError(
-            f"{file}: expected episodes of world '{learnt}', as {path} learnt it, got some of "
-            f"'{found}'. {cure}."
-        )
-    same = _same_data(training, episodes)
-    everything = tuple(range(len(episodes)))
     heads = {
         name: checkpoints.load_head(path, name, model) for name in checkpoints.head_names(path)
     }
-    trained = training.episodes if same is not False else frozenset()
-    fitted = [
-        _episodes_of_head(path / checkpoints.HEADS / name / checkpoints.HEAD, episodes)
-        for name in heads
-    ]
-    heldout = tuple(i for i in everything if i not in trained.union(*fitted))
-    if same is None and not heldout:
-        heldout = everything
-    source = path / checkpoints.EXPERIMENT
+    file = data or training.path
+    episodes: Any
+    if file is None or (data is None and not Path(file).is_file()):
+        got = "none" if file is None else "no such file"
+        episodes = Missing(
+            f"{file or path}: expected the episodes that {path} was trained on, got {got}. Pass "
+            "theirs with --data FILE."
+        )
+        seen, unseen, heldout, same = episodes, episodes, episodes, None
+    else:
+        episodes = Episodes.open(file)
+        check_fits(episodes, model.spec.image_size, model.spec.statistics.action_dim)
+        _check_world(experiment, episodes, path)
+        same = _same_data(training, episodes)
+        heldout = _held_out(training, episodes, path, heads)
+        seen, unseen = _for_probes(len(episodes), heldout)
     if (stored := experiment.get("planning")) is not None:
         planning = attach(build_planning(stored, source), heads)
     else:
@@ -202,13 +262,16 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
             registry.load("objectives", "l2")(), registry.load("solvers", "cem")()
         )
     lacks = tuple(sorted(heads_of(planning)))
+    provenance = _provenance(episodes, experiment)
+    name = provenance.get("world") or experiment.get("world")
+    if world is None and name and can_open(str(name)):
+        world = str(name)
     return Run(
         model,
         episodes,
-        *_for_probes(len(episodes), heldout),
-        open_world=_opener(str(found or learnt), episodes, model.spec.image_size)
-        if found or learnt
-        else None,
+        seen,
+        unseen,
+        open_world=None if world is None else _opener(world, provenance, model.spec.image_size),
         metrics=tuple(checkpoints.metrics(path)),
         planning=plain_search() if lacks else planning,
         heads=heads,
@@ -221,6 +284,38 @@ def open_run(path: Path | str, data: Path | str | None = None, device: str = "au
     )
 
 
+def _check_world(experiment: Mapping[str, Any], episodes: Episodes, path: Path) -> None:
+    learnt, found = experiment.get("world"), episodes.provenance.world
+    if None not in (learnt, found) and learnt != found:
+        cure = "Pass episodes of the run's world with --data FILE"
+        raise ValueError(
+            f"{episodes.path}: expected episodes of world '{learnt}', as {path} learnt it, got "
+            f"some of '{found}'. {cure}."
+        )
+
+
+def _held_out(
+    training: _Training, episodes: Episodes, path: Path, heads: Iterable[str]
+) -> tuple[int, ...]:
+    """Episodes that neither the model nor a head of it learnt from, see `Run.heldout`."""
+    same = _same_data(training, episodes)
+    everything = tuple(range(len(episodes)))
+    trained = training.episodes if same is not False else frozenset()
+    fitted = [
+        _episodes_of_head(path / checkpoints.HEADS / name / checkpoints.HEAD, episodes)
+        for name in heads
+    ]
+    heldout = tuple(i for i in everything if i not in trained.union(*fitted))
+    return everything if same is None and not heldout else heldout
+
+
+def _provenance(episodes: Episodes | Missing, experiment: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is known of the episodes: their file's word, or where that is gone the run's."""
+    if isinstance(episodes, Missing):
+        return (experiment.get("data") or {}).get("provenance") or {}
+    return asdict(episodes.provenance)
+
+
 def _for_probes(count: int, heldout: tuple[int, ...]) -> tuple[list[int], list[int]]:
     """Episodes to fit a probe on and others to test it on: training's split, or halves of data that
     it never saw."""
@@ -229,15 +324,40 @@ def _for_probes(count: int, heldout: tuple[int, ...]) -> tuple[list[int], list[i
     return (seen, list(heldout)) if seen else (list(heldout[:half]), list(heldout[half:]))
 
 
-def _opener(name: str, episodes: Episodes, image_size: int) -> Callable[..., World]:
-    """What opens the world of some episodes, in their look or another one, in a size."""
+def _opener(
+    world: str | Callable[..., Any], provenance: Mapping[str, Any], image_size: int
+) -> Callable[..., World]:
+    """What opens the world of some episodes, in their look or another one, in a size. One that is
+    no plug-in is opened with the options that they were recorded with."""
 
     def opened(num_envs: int, look: str | None = None) -> World:
-        look = look or episodes.provenance.look
-        options = {} if look in (None, "published") else {"look": look}
-        return open_world(name, num_envs, image_size=image_size, **options)
+        look = look or provenance.get("look")
+        options: dict[str, Any] = {} if look in (None, "published") else {"look": look}
+        if not isinstance(world, str) or world not in registry.names("worlds"):
+            options = _recorded_options(world, provenance) | options
+        return open_world(world, num_envs, **{**options, "image_size": image_size})
 
     return opened
+
+
+def _recorded_options(
+    world: str | Callable[..., Any], provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options that a file says its world was opened with. A registered id is given its numbers and
+    its crop only: a word may be the address of a file."""
+    options: dict[str, Any] = json.loads(provenance.get("options") or "{}")
+    words = [
+        f"{name}={value!r}"
+        for name, value in options.items()
+        if name != "crop" and not isinstance(value, int | float | None)
+    ]
+    if isinstance(world, str) and words:
+        raise ValueError(
+            f"world '{world}' was recorded with {', '.join(words)}, and only numbers are taken "
+            "from a file. Open the run with a function that makes it: "
+            "lewm.open_run(RUN, world=lambda **options: gymnasium.make(...))."
+        )
+    return options
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,8 @@ def test_collect_makes_the_episodes_of_the_tiny_recipe_unless_told_otherwise():
         for name, parameter in inspect.signature(collect_command.run).parameters.items()
     }
     recipe = recipes.load("two-room-tiny").collection
-    assert (given["episodes"], given["policy"], given["seed"]) == (
+    assert given["policy"] is None, "what the world offers first: its expert, where it has one"
+    assert (given["episodes"], "expert", given["seed"]) == (
         recipe.episodes,
         recipe.policy,
         recipe.seed,

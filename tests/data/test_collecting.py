@@ -209,7 +209,7 @@ def test_another_collection_is_not_continued(tmp_path):
         ({"speed": 0.5}, "against .*speed.* 0.5"),
     ]:
         with pytest.raises(ValueError, match=message):
-            collect(**{"world_name": "slider", "path": tmp_path / "a.h5", "episodes": 2, **changed})
+            collect(**{"world": "slider", "path": tmp_path / "a.h5", "episodes": 2, **changed})
 
 
 def test_actions_are_recorded_as_executed(tmp_path):

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from lewm import registry
-from lewm.cli.flags import PlanningChanges
 from lewm.cli.main import main
 from lewm.contracts import Losses
 from lewm.data.episodes import Provenance
 from lewm.files import read_json
 from lewm.planning.agent import PlanningConfig
+from lewm.planning.changes import PlanningChanges
 from lewm.planning.config import attach
 from lewm.planning.heads.amortised import AmortisedConfig
 from lewm.planning.heads.temporal import TemporalConfig

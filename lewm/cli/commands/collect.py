@@ -23,7 +23,7 @@ def run(
     world: Positional[str],
     out: Path,
     episodes: int = 360,
-    policy: str = "expert",
+    policy: str | None = None,
     seed: int = 0,
     image_size: int | None = None,
     look: str = "published",
@@ -38,15 +38,18 @@ def run(
     interrupted collection.
 
     Args:
-        world: name of the world, such as two-room.
+        world: name of the world, such as two-room, or gym: and a registered Gymnasium id, such as
+            gym:Pendulum-v1.
         out: episode file (HDF5) to write.
         episodes: how many in all.
-        policy: one that the world offers, such as expert or random.
+        policy: one that the world offers, such as expert or random; by default expert where it has
+            that, else its first.
         seed: episode i is drawn from (seed, i) alone.
         image_size: height and width of the pixels; the world's own by default.
         look: appearance of the world, such as "agent_color=0000ff"; numbers of two looks are never
             mixed.
-        option: another option of the world, such as speed=10.5; may be given several times.
+        option: another option of the world, such as speed=10.5; may be given several times. A
+            gym: world takes max_steps and crop=center, and what Gymnasium makes it with.
         every: env steps from one recorded frame to the next, each with the actions in between. 5
             suits the frameskip of the paper, takes a fifth of the space, and of the time where
             drawing is slow.

@@ -11,7 +11,6 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from lewm import registry
 from lewm.cli import console
-from lewm.cli.flags import PlanningChanges
 from lewm.evaluation.comparison import (
     COMPARISON_COLUMNS,
     SPREAD_COLUMNS,
@@ -23,6 +22,7 @@ from lewm.evaluation.comparison import (
 from lewm.evaluation.evaluate import COLUMNS, markdown_table
 from lewm.evaluation.tasks import standard_tasks
 from lewm.files import write_json
+from lewm.planning.changes import PlanningChanges
 from lewm.runs.checkpoints import budget_in_words
 from lewm.runs.run import Run, open_run
 
@@ -109,7 +109,7 @@ def run(
         raise ValueError(
             f"expected --pool with runs of one recipe, got {got}. Evaluate them apart."
         )
-    configs = [planning.of(each) for each in opened]
+    configs = [each.changed(planning) for each in opened]
     protocols = standard_tasks(episodes, seed)[: None if full else 1]
     labels = string.ascii_uppercase[: len(paths)] if others else [""]
     for each, config in zip(opened, configs, strict=True):
@@ -129,7 +129,7 @@ def run(
             played = (each.model, config, world, each.episodes, unseen, protocols)
             suites.append(evaluate_suite(*played, progress=progress, seeds=seeds, like=like))
             if not suites[-1].evaluations:
-                raise ValueError(" ".join(suites[-1].omitted.values()))
+                raise ValueError(" ".join(dict.fromkeys(suites[-1].omitted.values())))
 
     told: list[dict[str, Any]] = []
     for label, each, config, unseen, suite in zip(
@@ -191,9 +191,9 @@ def _held_out_of_all(opened: Sequence[Run]) -> tuple[int, ...]:
 def _suitable(run: Run) -> int:
     """How many environments to step together: the simulators of a world without a batched form need
     memory."""
-    return (
-        TOGETHER if hasattr(registry.load("worlds", run.world_name), "batched") else TOGETHER_LOOPED
-    )
+    name = run.world_name
+    batched = name in registry.names("worlds") and hasattr(registry.load("worlds", name), "batched")
+    return TOGETHER if batched else TOGETHER_LOOPED
 
 
 def _compare(

@@ -11,12 +11,12 @@ from tyro.conf import OmitArgPrefixes, Positional
 from lewm.analyses.probes.ridge import steady_probe
 from lewm.analyses.probes.targets import readings_of
 from lewm.cli import console
-from lewm.cli.flags import PlanningChanges
 from lewm.contracts import World, WorldSpec
 from lewm.evaluation.evaluate import Recording, record_episodes
 from lewm.evaluation.tasks import Pairs, Task, draw_pairs, place
 from lewm.files import write_json
 from lewm.planning.agent import Agent, PlanningConfig
+from lewm.planning.changes import PlanningChanges
 from lewm.planning.realtime import COLUMNS, Drive, drive, latencies
 from lewm.registry import choose
 from lewm.report.animation import FORMATS, View, draw_episode, save_animation
@@ -65,7 +65,7 @@ def run(
     if out is not None:
         choose("animation format", out.suffix.lower(), FORMATS)
     opened = open_run(run, data, device)
-    config = planning.of(opened)
+    config = opened.changed(planning)
     if opened.remark and config == opened.planning:
         console.say(opened.remark)
     protocol = Task.to_other_room(episodes, seed) if across else Task.along(offset, episodes, seed)

@@ -1,7 +1,6 @@
 """`lewm train RECIPE`: every field of the recipe's model and training is a flag, with the recipe's
 value as its default."""
 
-import contextlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +11,12 @@ import lewm
 from lewm import registry
 from lewm.cli import console
 from lewm.cli.flags import described
-from lewm.data.episodes import Episodes, check_fits
 from lewm.experiments import recipes
+from lewm.experiments.steps import world_of
 from lewm.files import read_json, write_json
 from lewm.planning.config import describe_planning
 from lewm.runs import checkpoints
 from lewm.training.train import Progress, train
-from lewm.worlds.kit.opening import open_world
 
 NOT_ON_THE_BAR = {"update", "gradient_norm", "learning_rate", "seconds", "updates_per_second"}
 """Metrics that a progress bar leaves out: it shows the loss, its terms, and how spread the latents
@@ -58,12 +56,12 @@ def _command(recipe: recipes.Experiment) -> Callable[..., None]:
             model: what is trained.
             training: how it is trained.
             world: that the data are of, for evaluation. By default what the file says, which must
-                then be the recipe's.
+                then be the recipe's, or no world of ours, such as a gym: one.
             image_size: that the data must have.
             json: write the outcome there.
         """
         settings = type(recipe.model)(**vars(model)), type(recipe.training)(**vars(training))
-        known = _check(data, recipe.world, world, image_size)
+        known = world_of(data, recipe.world, world, image_size)
         if settings[1].tensorboard and not any(
             map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))
         ):
@@ -135,25 +133,3 @@ def _list_recipes() -> None:
         [(e.recipe, e.hardware, e.cost, e.expected) for e in known],
         4,
     )
-
-
-def _check(path: Path, of_recipe: str, stated: str | None, image_size: int) -> str | None:
-    """Refuse episodes that this training could not use, before anything is begun; else say of which
-    world they are."""
-    if stated is not None:
-        stated = registry.choose("world", stated.replace("_", "-"), registry.names("worlds"))
-    with Episodes.open(path) as episodes:
-        found = episodes.provenance.world
-        wanted = stated or of_recipe
-        if found not in (None, wanted):
-            cure = f"Choose a recipe for '{found}', or pass --world {found}"
-            raise ValueError(
-                f"{path}: expected episodes of world '{wanted}', got some of '{found}'. {cure}."
-            )
-        action_dim = None
-        if world := found or stated:
-            # Where a world is not installed, or cannot draw, its data can still be trained on.
-            with contextlib.suppress(ImportError):
-                action_dim = len(open_world(world, 1, image_size=image_size).spec.action_low)
-        check_fits(episodes, image_size, action_dim)
-        return world

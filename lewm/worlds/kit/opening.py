@@ -1,18 +1,19 @@
-"""Worlds by name, to be stepped together: those with a batched form, and single environments in a
-loop."""
+"""Worlds to be stepped together, by a name, a class or a factory: those with a batched form, single
+environments in a loop, and plain Gymnasium environments."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lewm import registry
 from lewm.contracts import Policy, World, WorldSpec
+from lewm.worlds.kit import gym
 
-__all__ = ["Looped", "open_world"]
+__all__ = ["Looped", "can_open", "open_world", "world_name"]
 
 
 class Looped:
@@ -113,19 +114,51 @@ class Looped:
         ]
 
 
-def open_world(name: str, num_envs: int, **options: Any) -> World:
+def world_name(world: str | Callable[..., Any]) -> str:
+    """The name of what `open_world` is given: a class has its module's before its own."""
+    return world if isinstance(world, str) else gym.named(world)
+
+
+def can_open(name: str) -> bool:
+    """Whether a name says how to open its world: of a plug-in, or of a Gymnasium id. Of a class it
+    does not: nothing that a file names is imported."""
+    return name.startswith(gym.PREFIX) or name in registry.names("worlds")
+
+
+def open_world(world: str | Callable[..., Any], num_envs: int = 1, **options: Any) -> World:
     """Open `num_envs` environments of one kind to be stepped together.
 
     Args:
-        name: of a world plug-in.
-        options: of that plug-in, such as `image_size`.
+        world: the name of a world plug-in; "gym:" and a registered Gymnasium id; or a Gymnasium
+            class, or a function that makes an environment. An environment that keeps the promises
+            of a world plug-in is opened as one, any other as a `gym.GymWorld`.
+        options: of that world, such as `image_size`. Plain environments take `image_size`, `crop`
+            and `max_steps`, and what their class or factory takes.
 
     Raises:
-        ValueError: no such world or option; the nearest names are offered.
+        ValueError: no such world or option, and the nearest names are offered; or an environment
+            without pictures or without numbers for actions.
         ImportError: the world needs a package that is missing; the message names the extra to
             install.
     """
-    plugin = registry.load("worlds", name)
+    if isinstance(world, str) and world.startswith(gym.PREFIX):
+        make = gym.registered(world)
+    elif isinstance(world, str):
+        return _open_plugin(world, registry.load("worlds", world), num_envs, options)
+    elif hasattr(world, "batched"):
+        return _open_plugin(world_name(world), world, num_envs, options)
+    else:
+        make = world
+    name = world_name(world)
+    envs, left = gym.make_envs(make, name, num_envs, options)
+    if not hasattr(envs[0], "env_spec"):
+        return gym.GymWorld(envs, name, **left)
+    for option in left:
+        registry.choose(f"option of world '{name}'", option, options.keys() - left.keys())
+    return Looped(envs)
+
+
+def _open_plugin(name: str, plugin: Any, num_envs: int, options: dict[str, Any]) -> World:
     batched = hasattr(plugin, "batched")
     # A `single.Single` takes any option and hands it on: its world is asked.
     parameters = inspect.signature(getattr(plugin, "world_class", plugin)).parameters
