@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lewm.report import verdicts
+from lewm.report import sections, verdicts
 from lewm.report.verdicts import HOLDS, UNTESTED, VERDICTS, Evidence, Finding, said
 
 __all__ = ["CLAIMS", "Claim", "Evidence", "Finding", "to_markdown"]
@@ -30,18 +30,20 @@ class Claim:
         says: the claim in a sentence.
         theirs: the figure that goes with it, or "-".
         command: measures it here.
-        judge: evidence -> what was found; None where evidence is missing.
+        judge: evidence -> what was found; None where evidence is missing. Without one the section
+            of an analysis judges.
     """
 
     number: int
     says: str
     theirs: str
     command: str
-    judge: Callable[[Evidence], Finding | None]
+    judge: Callable[[Evidence], Finding | None] | None = None
 
     def found(self, evidence: Evidence) -> Finding:
         """Judge, or say that there is nothing to judge by."""
-        return self.judge(evidence) or Finding(
+        found = self.judge(evidence) if self.judge else sections.judge(self.number, evidence)
+        return found or Finding(
             "", UNTESTED, "Nothing was measured yet: run the command and make this page again."
         )
 
@@ -156,14 +158,12 @@ CLAIMS = (
         "0.98 s against 47 s a plan, 48x; V-JEPA 2-AC about 16 s; Cosmos about 4 min; some "
         "28,000x fewer tokens than Sora",
         ANALYSE.format("economy"),
-        verdicts.tokens,
     ),
     Claim(
         9,
         "The cost of CEM is candidates x horizon x iterations x tokens.",
         "300 x 5 x 10 to 30 x 1",
         ANALYSE.format("economy"),
-        verdicts.product,
     ),
     Claim(
         10,
@@ -199,35 +199,30 @@ CLAIMS = (
         "Push-T r linear / MLP: agent .974 / .998, block .986 / .999, angle .902 / .990; "
         "Two-Room .996 / 1.000",
         ANALYSE.format("probing"),
-        verdicts.probes,
     ),
     Claim(
         15,
         "Latent paths straighten during training, more than PLDM's, with no term for it.",
         ".6 against .4",
         ANALYSE.format("geometry"),
-        verdicts.straight,
     ),
     Claim(
         16,
         "Surprise spikes at teleports (p < .01) and not at colour changes.",
         "three worlds",
         ANALYSE.format("surprise"),
-        verdicts.surprise,
     ),
     Claim(
         17,
         "Open-loop rollouts compound error, so long horizons fail.",
         "success against offset",
         ANALYSE.format("geometry"),
-        verdicts.compounding,
     ),
     Claim(
         18,
         "The decoder is for looking only: it takes no part in training.",
         "with a reconstruction loss 86 instead of 96%",
         ANALYSE.format("decoding"),
-        verdicts.decoder,
     ),
     Claim(
         19,

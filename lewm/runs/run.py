@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from lewm import registry
-from lewm.contracts import Result, World, WorldModel
+from lewm.contracts import World, WorldModel
 from lewm.data.episodes import Episodes, check_fits
 from lewm.files import read_json
 from lewm.planning.agent import PlanningConfig
 from lewm.planning.config import attach, build_planning, heads_of, plain_search
 from lewm.runs import checkpoints
+from lewm.runs.results import Result
 from lewm.worlds.kit.opening import open_world
 
 __all__ = ["Analysis", "Progress", "Run", "Unsupported", "open_run"]
@@ -314,15 +315,17 @@ class Analysis(Protocol):
     """One file in `analyses/`: a frozen dataclass that is asked about a run. It prints nothing,
     draws nothing, writes nothing.
 
-    `report/sections/<name>.py` draws its results, with `draw(result) -> list[Panel]`.
+    `report/sections/<name>.py` draws its results and says what they say.
 
     Attributes:
         name: that of its file, and of its results.
         question: what it answers, in one sentence.
+        result: the kind of its results, a frozen dataclass of its own.
     """
 
     name: ClassVar[str]
     question: ClassVar[str]
+    result: ClassVar[type[Result]]
 
     def run(self, run: Run, progress: Progress = ...) -> Result:
         """Answer; same run and settings, same numbers.

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from lewm.cli import console
 from lewm.contracts import Result
 from lewm.files import read_json, write_json
-from lewm.report.clips import write_figures
+from lewm.report.figures import write_figures
 from lewm.runs.answers import ANALYSES, REFUSAL, RESULT, analyse, analyses
 from lewm.runs.run import Unsupported, open_run
 
