@@ -256,7 +256,8 @@ class Others(Result):
         return {
             "models of others, published or estimated: none of it was measured here": frames,
             (
-                "tokens that a plan predicts, as published: candidates x horizon x iterations x tokens"
+                "tokens that a plan predicts, as published: candidates x horizon x iterations x "
+                "tokens"
             ): products,
             "where these numbers are from": [
                 *sources,
@@ -317,7 +318,7 @@ class EconomyResult(Others):
         weights = [
             {"part": part, "parameters": _shown(count)} for part, count in self.parameters.items()
         ]
-        return {
+        measured: Tables = {
             "one frame of this run, counted": [frame],
             f"one plan of this run for one environment, measured on {self.hardware}": plans,
             "a remembered frame of this run in bytes, and how many latents they would hold": memory,
@@ -325,7 +326,8 @@ class EconomyResult(Others):
                 "parameters of this run by part; the weights take "
                 f"{_shown(self.weights_bytes / 1e6)} MB"
             ): weights,
-        } | super().tables()
+        }
+        return measured | super().tables()
 
 
 @dataclass(frozen=True)

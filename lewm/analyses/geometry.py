@@ -385,13 +385,7 @@ class Geometry:
         scale = saturation["l2"].strangers / model.latent_dim
         open_loop = self._open_loop(model, paths, scale, generator)
         worse = [int(block) for block, found in open_loop.items() if found.gain[0] <= 0]
-        controls = {
-            "random_encoder": self._straightness(paths, random[0].latents) if random else None,
-            "pixels": self._straightness(paths, None, _pixel_turns(episodes, paths)),
-            "states": None
-            if states is None
-            else self._straightness(paths, _configuration(states, episodes)),
-        }
+        of_states = None if states is None else _configuration(states, episodes)
         curve = _over_training(run)
         return GeometryResult(
             episodes=len(ids),
@@ -399,7 +393,9 @@ class Geometry:
             gap=paths.gap,
             straightness=StraightPaths(
                 **vars(self._straightness(paths, paths.latents)),
-                **{name: found if found and found.n else None for name, found in controls.items()},
+                random_encoder=self._control(paths, random[0].latents if random else None),
+                pixels=self._control(paths, None, _pixel_turns(episodes, paths)),
+                states=self._control(paths, of_states),
                 curve=curve,
                 curve_from="the training's log"
                 if curve
@@ -455,6 +451,15 @@ class Geometry:
         groups = paths.episode[paths.followed(2)][moving]
         value = float(turns[moving].mean())
         return Straightness(value, self._interval(turns[moving], groups), n, still_share)
+
+    def _control(
+        self, paths: Paths, points: Tensor | None, turns: np.ndarray | None = None
+    ) -> Straightness | None:
+        """The same, or None where nothing is known or nothing moves."""
+        if points is None and turns is None:
+            return None
+        found = self._straightness(paths, points, turns)
+        return found if found.n else None
 
     def _isotropy(self, sample: Tensor) -> tuple[Isotropy, np.ndarray]:
         """Compare (n, D) independent latents with Gaussian samples of that size; the statistics of

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lewm.contracts import Result, World, WorldModel, WorldSpec
+from lewm.analyses.probing import ProbingResult
+from lewm.contracts import World, WorldModel, WorldSpec
 from lewm.data.episodes import Episodes
 from lewm.evaluation.evaluate import AGENT, Evaluation, Score, evaluate
 from lewm.evaluation.tasks import Task
@@ -120,15 +121,15 @@ def run(
             settings=ANALYSES,
         )
         probing = answers["probing"]
-        assert isinstance(probing, Result)
+        assert isinstance(probing, ProbingResult)
     with book.timed("report"):
         report("report", 0, 1, "", "")
         result = {
             **_success(evaluation, _through_door(world, evaluation), world.spec),
             "other_room": None if other_room is None else _other_room(other_room),
             "published": _published(),
-            "probe_r": {name: scores["r"] for name, scores in probing.values["variables"].items()},
-            "probe": probing.values["variables"],
+            "probe_r": {name: scores.r for name, scores in probing.variables.items()},
+            "probe": probing.to_json()["variables"],
             **facts(recipe, model, episodes, trained),
             "alarm": metrics[-1].get("alarm", ""),
             "seed": seed,

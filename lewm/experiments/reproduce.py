@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import lewm
-from lewm.analyses.probing import Probing
+from lewm.analyses.probing import Probing, ProbingResult, Variable
 from lewm.contracts import World, WorldModel
 from lewm.data.collecting import collect
 from lewm.data.episodes import Episodes
@@ -117,12 +117,12 @@ def reproduce(
             report("probe", 0, 1, "", "")
             probing = Probing(seed=seed).run(Run(model, episodes, split["train"], split["heldout"]))
             report("probe", 1, 1, "", "")
-    metrics = checkpoints.metrics(out / "run")
+    metrics, told = checkpoints.metrics(out / "run"), probing.to_json()
     result = {
         **facts(experiment, model, episodes, trained),
         "evaluation": evaluation.to_json(),
-        "probe": probing.values["variables"],
-        **{name: probing.values[name] for name in ("angles", "mlp_angles", "rollout")},
+        "probe": told["variables"],
+        **{name: told[name] for name in ("angles", "mlp_angles", "rollout")},
         "alarm": metrics[-1].get("alarm", ""),
         "seed": seed,
         "short": short,
@@ -132,7 +132,7 @@ def reproduce(
         "budget": trained.get("budget"),
         "seconds": book.seconds,
     }
-    write_atomically(out / "result.md", _markdown(result, evaluation).encode())
+    write_atomically(out / "result.md", _markdown(result, evaluation, probing).encode())
     write_json(out / "result.json", result)
     return result
 
@@ -295,12 +295,12 @@ class Book:
         write_json(self.path, self._content)
 
 
-def _markdown(result: Mapping[str, Any], evaluation: Evaluation) -> str:
+def _markdown(result: Mapping[str, Any], evaluation: Evaluation, probing: ProbingResult) -> str:
     """The numbers of a reproduction as tables: success beside the floors, probes beside their controls."""
-    lines = [f"`{result['command']}`", "", evaluation.markdown(), "", *_probe_table(result["probe"])]
+    lines = [f"`{result['command']}`", "", evaluation.markdown(), "", *_probe_table(probing.variables)]
     angles = [
-        f"mean error of {name}: {error:.1f} degrees by ridge, {result['mlp_angles'][name]:.1f} by MLP (90 if guessed)"
-        for name, error in result["angles"].items()
+        f"mean error of {name}: {error:.1f} degrees by ridge, {probing.mlp_angles[name]:.1f} by MLP (90 if guessed)"
+        for name, error in probing.angles.items()
     ]
     seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in result["seconds"].items())
     budget = checkpoints.budget_in_words(result)
@@ -309,15 +309,14 @@ def _markdown(result: Mapping[str, Any], evaluation: Evaluation) -> str:
     return "\n".join([*lines, "", *angles, "", cost]) + "\n"
 
 
-def _probe_table(variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    rivals = list(next(iter(variables.values()))["controls"])
+def _probe_table(variables: Mapping[str, Variable]) -> list[str]:
+    rivals = list(next(iter(variables.values())).controls)
     columns = ["variable", "r, ridge", "95% interval", "r, MLP", *rivals, "RMSE", "unit"]
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, score in variables.items():
-        low, high = score["r_interval"]
-        controls = " | ".join(f"{score['controls'][rival]['r']:.3f}" for rival in rivals)
-        rows.append(
-            f"| {name} | {score['r']:.3f} | [{low:.3f}, {high:.3f}] | {score['mlp']['r']:.3f} | {controls} | "
-            f"{score['rmse']:.3g} | {score['unit']} |"
-        )
+        ends = "-" if score.r_interval is None else "[{:.3f}, {:.3f}]".format(*score.r_interval)
+        numbers = [score.r, score.mlp and score.mlp.r, *(score.controls[rival].r for rival in rivals)]
+        own, mlp, *controls = ("-" if r is None else f"{r:.3f}" for r in numbers)
+        cells = [name, own, ends, mlp, *controls, f"{score.rmse:.3g}", score.unit]
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
