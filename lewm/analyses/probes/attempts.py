@@ -23,7 +23,7 @@ def in_places(recording: Recording, read: Callable[[np.ndarray], np.ndarray] | N
     None, and neither latents nor rounds are kept."""
 
     def placed(replan: Replan) -> Replan:
-        kept = dict.fromkeys(("plan", "actions", "now", "goal"), NOTHING)
+        kept: dict[str, Any] = dict.fromkeys(("plan", "actions", "now", "goal"), NOTHING)
         if read is None:
             return replace(replan, rounds=(), latents=NOTHING, **kept)
         rounds = (
