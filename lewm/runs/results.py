@@ -128,15 +128,12 @@ def _put_back(told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict
     for place, array in arrays.items():
         *parts, last = place.split("/")
         inside: Any = whole
-        for part in parts:
-            try:
-                inside = inside[int(part)] if isinstance(inside, list) else inside[part]
-            except (IndexError, KeyError, TypeError, ValueError):
-                raise ValueError(f"an array at '{place}', where the record has no place") from None
-        if isinstance(inside, list):
-            inside[int(last)] = array
-        else:
-            inside[last] = array
+        try:
+            for part in parts:
+                inside = inside[int(part) if isinstance(inside, list) else part]
+            inside[int(last) if isinstance(inside, list) else last] = array
+        except (IndexError, KeyError, TypeError, ValueError):
+            raise ValueError(f"an array at '{place}', where the record has no place") from None
     return whole
 
 
@@ -180,7 +177,7 @@ def _read(kind: Any, told: Any, place: str) -> Any:
     elif origin is not None and issubclass(origin, Mapping) and isinstance(told, Mapping):
         return {name: _read(args[1], value, f"{place}{name}.") for name, value in told.items()}
     elif kind is float and (told is None or type(told) in (float, int)):
-        return math.nan if told is None else float(told)
+        return math.nan if told is None else told
     elif type(told) is kind:
         return told
     expected = getattr(kind, "__name__", kind) if origin is None else kind
