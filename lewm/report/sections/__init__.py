@@ -19,10 +19,10 @@ and where it has more to show
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from lewm import registry
 from lewm.report.animation import Clip
 from lewm.report.canvas import Panel
 from lewm.report.verdicts import Evidence, Finding
@@ -77,12 +77,11 @@ def rows(result: Result) -> Tables:
     return tables
 
 
-def judge(claim: int, evidence: Evidence) -> Finding | None:
-    """What the section that judges a claim finds; None where evidence is missing."""
-    for file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-        if found := _of(file.stem, "JUDGES", {}).get(claim):
-            finding: Finding | None = found(evidence)
-            return finding
+def judge(claim: int) -> tuple[str, Callable[[Evidence], Finding | None]]:
+    """The analysis whose section judges a claim, and the judge."""
+    for analysis in registry.names("analyses"):
+        if found := _of(analysis, "JUDGES", {}).get(claim):
+            return analysis, found
     raise LookupError(f"no section judges claim {claim}")
 
 
