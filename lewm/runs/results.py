@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
@@ -29,13 +29,17 @@ Table = list[dict[str, Any]]
 Tables = dict[str, Table]
 """Caption -> rows. A caption says how many were measured."""
 
+MOST_NAMED = 3
+"""Fields that a message names; of more it says how many."""
+
 
 @dataclass(frozen=True)
 class Result:
     """What an analysis found. Each analysis has a frozen dataclass of its own, made of this one.
 
     Fields are numbers, text, arrays, None, and tuples, mappings by text and frozen dataclasses of
-    such; their types are all that reading needs.
+    such; their types are all that reading needs. A mapping that holds arrays has no "/" in its
+    keys.
 
     Attributes:
         name: the analysis.
@@ -49,7 +53,8 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """The fields, JSON-ready; arrays are left out, see `arrays`."""
-        return {field.name: plain(getattr(self, field.name)) for field in _fields_of(self)}
+        told: dict[str, Any] = plain(self)
+        return told
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Place in the record -> array, such as "attempts/0/pixels"."""
@@ -83,18 +88,10 @@ def interval(ends: Any) -> Interval:
 # ---------------------------------------------------------------------------------------- writing
 
 
-def _fields_of(record: Any) -> list[Any]:
-    """Those that JSON holds: all but arrays."""
-    return [f for f in fields(record) if not isinstance(getattr(record, f.name), np.ndarray)]
-
-
 def plain(value: Any) -> Any:
     """JSON-ready: null for what is not a number, and in a list for an array."""
-    if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in _fields_of(value)}
-    if isinstance(value, Mapping):
-        kept = {key: item for key, item in value.items() if not isinstance(item, np.ndarray)}
-        return {key: plain(item) for key, item in kept.items()}
+    if (items := _items(value)) is not None:
+        return {key: plain(item) for key, item in items if not isinstance(item, np.ndarray)}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, np.generic):
@@ -107,16 +104,16 @@ def _arrays(value: Any, place: str = "") -> Iterator[tuple[str, np.ndarray]]:
     """Every array of a record, by its place."""
     if isinstance(value, np.ndarray):
         yield place, value
-        return
-    items: Any = ()
-    if is_dataclass(value):
-        items = ((field.name, getattr(value, field.name)) for field in fields(value))
-    elif isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, list | tuple):
-        items = enumerate(value)
+    items = enumerate(value) if isinstance(value, list | tuple) else _items(value) or ()
     for name, item in items:
         yield from _arrays(item, f"{place}/{name}" if place else str(name))
+
+
+def _items(value: Any) -> Iterable[tuple[str, Any]] | None:
+    """What a record or a mapping holds, by name; None of anything else."""
+    if is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    return value.items() if isinstance(value, Mapping) else None
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -163,8 +160,9 @@ def _read(kind: Any, told: Any, place: str) -> Any:
             ([name for name in names if name not in told], "missing"),
         ):
             if wrong:
-                listed = ", ".join(f"'{place}{name}'" for name in wrong)
-                raise ValueError(f"{what} field {listed} of {kind.__name__}")
+                listed = ", ".join(f"'{place}{name}'" for name in wrong[:MOST_NAMED])
+                more = f" and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+                raise ValueError(f"{what} field {listed}{more} of {kind.__name__}")
         hints = _hints(kind)
         return kind(**{name: _read(hints[name], told[name], f"{place}{name}.") for name in names})
     if origin is tuple and isinstance(told, list):

@@ -30,6 +30,8 @@ from lewm.runs.results import Result, Tables
 
 __all__ = ["clips", "draw", "headlines", "judge", "notes", "ordered", "rows", "tell", "title"]
 
+OPTIONAL = ("clips", "notes", "rows", "JUDGES")
+
 
 def ordered(analyses: Iterable[str]) -> list[str]:
     """Analyses in the order of the page; those without a section come last."""
@@ -86,12 +88,13 @@ def judge(claim: int) -> tuple[str, Callable[[Evidence], Finding | None]]:
 
 
 def _of(analysis: str, name: str, default: Any) -> Any:
-    """What the section of an analysis offers, or the default where it offers no such thing, or
-    there is no section."""
+    """What the section of an analysis offers; the default where there is no section, or one that
+    may do without."""
     module = f"{__name__}.{analysis.replace('-', '_')}"
     try:
-        return getattr(importlib.import_module(module), name, default)
+        section = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
         return default
+    return getattr(section, name, default) if name in OPTIONAL else getattr(section, name)
