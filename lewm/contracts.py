@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -213,25 +213,6 @@ class Box:
 
     def clamp(self, actions: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(actions, self.low), self.high)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What an analysis found: plain numbers to store, arrays to draw.
-
-    Attributes:
-        name: the analysis.
-        values: JSON-ready scalars and short lists, with intervals as [low, high].
-        arrays: name -> array for `report.sections`; never written to JSON.
-        tables: caption -> rows, each column -> number or text: what a person reads, in the terminal
-            and beside a figure. All rows of a table have the same columns; a caption says how many
-            were measured.
-    """
-
-    name: str
-    values: dict[str, Any]
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 # -------------------------------------------------------------------------------------------- roles

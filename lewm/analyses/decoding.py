@@ -13,24 +13,22 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import Result, WorldModel
+from lewm.contracts import WorldModel
 from lewm.data.episodes import Episodes
 from lewm.models.nn.decoder import Decoder, Patches
 from lewm.models.nn.frozen import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
+from lewm.runs.results import Interval, Result, Tables
 from lewm.runs.run import Progress, Run, Unsupported
 from lewm.stats import FEWEST_GROUPS, bootstrap, bootstrap_mean
 from lewm.training.fit import FittingConfig, descend
 
-__all__ = ["Decoding", "decoder_of", "fit_decoder", "nearest"]  # the analysis first
-
-WEIGHTS = "weights/"
-"""Before the names of the decoder's arrays in a result."""
+__all__ = ["Decoding", "DecodingResult", "fit_decoder", "nearest"]  # the analysis first
 
 MOST_PIXEL_BYTES = 256 << 20
 """Of the frames that are learnt from; at 224 px that is some 1,700."""
@@ -42,8 +40,8 @@ megabytes."""
 REDRAWN = {
     "decoder": "decoder",
     "nearest": "nearest frame",
-    "other latents": "decoder, latents of other frames",
-    "mean picture": "mean picture",
+    "other_latents": "decoder, latents of other frames",
+    "mean_picture": "mean picture",
 }
 IMAGINED = {
     "imagined": "imagined",
@@ -92,17 +90,6 @@ def fit_decoder(
     return decoder
 
 
-def decoder_of(result: Result) -> Decoder:
-    """The decoder with which `Decoding.run` made its result."""
-    return Decoder.of(
-        {
-            name.removeprefix(WEIGHTS): of
-            for name, of in result.arrays.items()
-            if name.startswith(WEIGHTS)
-        }
-    )
-
-
 def nearest(bank: np.ndarray, latents: np.ndarray) -> np.ndarray:
     """(F, D) latents of a bank and (..., D) others -> (...) number of the one in the bank that is
     nearest to each, by L2."""
@@ -113,6 +100,183 @@ def nearest(bank: np.ndarray, latents: np.ndarray) -> np.ndarray:
     return np.concatenate([(norms - 2 * part @ bank.T).argmin(axis=1) for part in parts]).reshape(
         latents.shape[:-1]
     )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One way of drawing held-out frames: squared errors of pixels in [0, 1].
+
+    Attributes:
+        share: of the error that the mean picture makes on the same frames; 0 is perfect.
+        psnr: in dB.
+    """
+
+    mse: float
+    mse_interval: Interval
+    share: float
+    share_interval: Interval
+    psnr: float
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Ways of drawing held-out frames.
+
+    Attributes:
+        decoder: from their latents.
+        nearest: the frame that was learnt from whose latent is nearest.
+        other_latents: a control, the decoder given the latents of other frames.
+        mean_picture: the same for all.
+    """
+
+    decoder: Drawn
+    nearest: Drawn
+    other_latents: Drawn
+    mean_picture: Drawn
+
+
+@dataclass(frozen=True)
+class Course:
+    """Share of the mean picture's error after 0, 1, ... blocks, with its 95% band over windows."""
+
+    share: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Imagination:
+    """How far pictures of an imagined way are off.
+
+    Attributes:
+        imagined: decoded from imagined latents.
+        encoded: the decoder's own error, on the frames that came.
+        nearest: the frame nearest to the imagined latent.
+        copy: the frame it starts from.
+    """
+
+    imagined: Course
+    encoded: Course
+    nearest: Course
+    copy: Course
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a way that is shown begins."""
+
+    episode: int
+    env_step: int
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """Per picture."""
+
+    decoder: float
+    nearest: float
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of fitting, and of everything."""
+
+    fit: float
+    all: float
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """(n, h, h, 3) uint8 held-out frames, as they were and as they are drawn, at equal steps of
+    rank by the decoder's error."""
+
+    truth: np.ndarray
+    decoded: np.ndarray
+    nearest: np.ndarray
+
+
+@dataclass(frozen=True)
+class Films:
+    """(n, 1 + H, h, h, 3) uint8 ways, at equal steps of rank by how much moves."""
+
+    truth: np.ndarray
+    encoded: np.ndarray
+    imagined: np.ndarray
+    nearest: np.ndarray
+
+
+@dataclass(frozen=True)
+class DecodingResult(Result):
+    """What latents look like, with 95% intervals over held-out episodes.
+
+    As a number alone an error says little, most pixels being the same in all frames: each is given
+    as a share of the error that the mean picture makes too.
+
+    Attributes:
+        learnt_share: that of the decoder on frames it learnt from.
+        closer_than_copy: blocks after which what is imagined is closer than the frame it starts
+            from, by a paired interval.
+        horizon: H, blocks that are imagined.
+        clips: the ways that `films` shows.
+        weights: of the decoder.
+    """
+
+    reconstruction: Reconstruction
+    learnt_share: float
+    imagination: Imagination
+    closer_than_copy: tuple[int, ...]
+    horizon: int
+    frameskip: int
+    clips: tuple[Start, ...]
+    fit_frames: int
+    fit_episodes: int
+    test_frames: int
+    test_episodes: int
+    windows: int
+    updates: int
+    milliseconds: Milliseconds
+    seconds: Seconds
+    pictures: Pictures
+    films: Films
+    weights: Mapping[str, np.ndarray]
+
+    name: ClassVar[str] = "decoding"
+
+    def decoder(self) -> Decoder:
+        """The decoder that drew the pictures."""
+        return Decoder.of(self.weights)
+
+    def tables(self) -> Tables:
+        """A row per way of drawing, and per imagined block."""
+        learnt = f"{self.fit_frames:,} frames of {self.fit_episodes:,} episodes"
+        test = f"{self.test_frames} frames of {self.test_episodes} held-out episodes"
+        drawn = [
+            {
+                "drawn by": words,
+                "share of the mean picture's error": round(score.share, 3),
+                "95% interval": "{:.3f} to {:.3f}".format(*score.share_interval),
+                "MSE": float(f"{score.mse:.3g}"),
+                "PSNR, dB": round(score.psnr, 1),
+                "ms a picture": getattr(self.milliseconds, name, ""),
+            }
+            for name, words in REDRAWN.items()
+            if (score := getattr(self.reconstruction, name))
+        ]
+        ahead = [
+            {"blocks": block, "env steps": block * self.frameskip}
+            | {
+                words: round(getattr(self.imagination, name).share[block], 3)
+                for name, words in IMAGINED.items()
+            }
+            for block in range(self.horizon + 1)
+        ]
+        return {
+            f"Pictures of {test}; decoder and nearest frame know {learnt}": drawn,
+            (
+                f"Share of the mean picture's error while imagining, {self.windows} held-out "
+                "episodes"
+            ): ahead,
+        }
 
 
 @dataclass(frozen=True)
@@ -150,27 +314,10 @@ class Decoding:
 
     name: ClassVar[str] = "decoding"
     question: ClassVar[str] = "What does a latent look like, and what does the model imagine?"
+    result: ClassVar[type[Result]] = DecodingResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
+    def run(self, run: Run, progress: Progress = lambda *_: None) -> DecodingResult:
         """Learn to draw, and measure it on episodes that neither model nor decoder saw.
-
-        Errors are squared errors of pixels in [0, 1]. As a number alone they say little, most
-        pixels being the same in all frames, so each is given as a share of the error that the mean
-        picture makes on the same frames too: 0 is perfect.
-
-        Returns:
-            Values: `reconstruction`, per way of drawing a held-out frame ("decoder", "nearest",
-            "other latents", a control that is given the latents of other frames, and "mean
-            picture") its `mse` and `share`, with 95% intervals over episodes, and `psnr` in dB;
-            `learnt_share`, that of the decoder on frames it learnt from; `imagination`, per
-            "imagined", "encoded" (the decoder's own error), "nearest" (frame to the imagined
-            latent) and "copy" (the frame it starts from) the `share` after 0, 1, ... blocks with
-            `low` and `high`; `closer_than_copy`, blocks after which what is imagined is closer than
-            that frame, by a paired interval; `clips`, the windows that are shown; `milliseconds`
-            per picture and `seconds`. Arrays: uint8 pictures "pictures/truth", "decoded", "nearest"
-            (n, h, h, 3), at equal steps of rank by the decoder's error; "clips/truth", "encoded",
-            "imagined", "nearest" (n, 1 + H, h, h, 3), at equal steps of rank by how much moves; and
-            what `decoder_of` needs.
 
         Raises:
             Unsupported: too few or too short held-out episodes.
@@ -214,12 +361,12 @@ class Decoding:
         ways = {
             "decoder": drawn,
             "nearest": retrieved,
-            "other latents": others,
-            "mean picture": mean,
+            "other_latents": others,
+            "mean_picture": mean,
         }
         errors = {name: _errors(truth, pictures) for name, pictures in ways.items()}
-        reconstruction = {
-            name: self._score(of, errors["mean picture"], groups) for name, of in errors.items()
+        scores = {
+            name: self._score(of, errors["mean_picture"], groups) for name, of in errors.items()
         }
 
         shown, seen = _seen(model, episodes, windows.rows)  # (W, K + H, ...)
@@ -237,69 +384,63 @@ class Decoding:
             "copy": _errors(shown, shown[:, :1])
         }
         blank = float(_errors(shown, mean).mean())
-        imagination = {name: self._curve(of / blank) for name, of in misses.items()}
-        closer = self._curve(misses["imagined"] - misses["copy"])["high"]
+        courses = {name: self._curve(of / blank) for name, of in misses.items()}
+        closer = self._curve(misses["imagined"] - misses["copy"]).high
 
         by_error = _spread(errors["decoder"], self.pictures)
         by_motion = _spread(misses["copy"].mean(axis=1), self.clips)
-        arrays = {"pictures/truth": truth, "pictures/decoded": drawn, "pictures/nearest": retrieved}
-        arrays = {name: _shown(of[by_error]) for name, of in arrays.items()}
-        arrays |= {
-            f"clips/{name}": _shown(of[by_motion]) for name, of in {"truth": shown, **films}.items()
-        }
-        arrays |= {WEIGHTS + name: of.cpu().numpy() for name, of in decoder.state_dict().items()}
-        measured = {"decoder": _milliseconds(lambda: decoder.draw(latents[:1]))}
         ready = bank.astype(np.float64)
-        measured["nearest"] = _milliseconds(lambda: nearest(ready, latents[:1]))
-        values: dict[str, Any] = {
-            "reconstruction": reconstruction,
-            "learnt_share": float(learnt_share),
-            "imagination": imagination,
-            "closer_than_copy": [h for h, high in enumerate(closer) if h and high < 0],
-            "horizon": windows.horizon,
-            "frameskip": model.spec.frameskip,
-            "clips": [
-                {
-                    "episode": int(windows.episodes[w]),
-                    "env_step": int(windows.starts[w] * episodes.every),
-                }
-                for w in by_motion
-            ],
-            "fit_frames": len(rows),
-            "fit_episodes": len(run.fit_ids),
-            "test_frames": len(test_rows),
-            "test_episodes": len(np.unique(groups)),
-            "windows": len(windows.rows),
-            "updates": self.updates,
-            "milliseconds": measured,
-            "seconds": {
-                "fit": round(fitted - fitting, 1),
-                "all": round(time.perf_counter() - began, 1),
-            },
-        }
-        return Result(self.name, values, arrays, _tables(values))
-
-    def _score(self, errors: np.ndarray, floor: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-        """Of one way to draw the test frames, beside the mean picture."""
-        low, high = bootstrap_mean(errors, groups, self.draws, seed=self.seed)
-        share = bootstrap(
-            lambda a, b: float(a.mean() / b.mean()),
-            errors,
-            floor,
-            groups=groups,
-            draws=self.draws,
-            seed=self.seed,
+        milliseconds = Milliseconds(
+            decoder=_milliseconds(lambda: decoder.draw(latents[:1])),
+            nearest=_milliseconds(lambda: nearest(ready, latents[:1])),
         )
-        mse = float(errors.mean())
-        return {
-            "mse": mse,
-            "mse_interval": [low, high],
-            "share": mse / float(floor.mean()),
-            "share_interval": list(share),
-            "psnr": -10 * math.log10(max(mse, 1e-10)),
-        }
+        return DecodingResult(
+            reconstruction=Reconstruction(**scores),
+            learnt_share=float(learnt_share),
+            imagination=Imagination(**courses),
+            closer_than_copy=tuple(h for h, high in enumerate(closer) if h and high < 0),
+            horizon=windows.horizon,
+            frameskip=model.spec.frameskip,
+            clips=tuple(
+                Start(int(windows.episodes[w]), int(windows.starts[w] * episodes.every))
+                for w in by_motion
+            ),
+            fit_frames=len(rows),
+            fit_episodes=len(run.fit_ids),
+            test_frames=len(test_rows),
+            test_episodes=len(np.unique(groups)),
+            windows=len(windows.rows),
+            updates=self.updates,
+            milliseconds=milliseconds,
+            seconds=Seconds(
+                fit=round(fitted - fitting, 1), all=round(time.perf_counter() - began, 1)
+            ),
+            pictures=Pictures(*(_shown(of[by_error]) for of in (truth, drawn, retrieved))),
+            films=Films(
+                **{name: _shown(of[by_motion]) for name, of in {"truth": shown, **films}.items()}
+            ),
+            weights={name: of.cpu().numpy() for name, of in decoder.state_dict().items()},
+        )
 
-    def _curve(self, errors: np.ndarray) -> dict[str, list[float]]:
+    def _score(self, errors: np.ndarray, floor: np.ndarray, groups: np.ndarray) -> Drawn:
+        """Of one way to draw the test frames, beside the mean picture."""
+        mse = float(errors.mean())
+        return Drawn(
+            mse=mse,
+            mse_interval=bootstrap_mean(errors, groups, self.draws, seed=self.seed),
+            share=mse / float(floor.mean()),
+            share_interval=bootstrap(
+                lambda a, b: float(a.mean() / b.mean()),
+                errors,
+                floor,
+                groups=groups,
+                draws=self.draws,
+                seed=self.seed,
+            ),
+            psnr=-10 * math.log10(max(mse, 1e-10)),
+        )
+
+    def _curve(self, errors: np.ndarray) -> Course:
         """(W, 1 + H) per window and block -> the mean over windows with its 95% interval, block by
         block."""
         windows = np.arange(len(errors))
@@ -307,7 +448,7 @@ class Decoding:
             bootstrap_mean(column, windows, self.draws, seed=self.seed) for column in errors.T
         ]
         low, high = zip(*bounds, strict=True)
-        return {"share": errors.mean(axis=0).tolist(), "low": list(low), "high": list(high)}
+        return Course(tuple(errors.mean(axis=0).tolist()), low, high)
 
 
 @dataclass(frozen=True)
@@ -450,34 +591,3 @@ def _milliseconds(act: Callable[[], object], times: int = 7) -> float:
         act()
         took.append(1e3 * (time.perf_counter() - began))
     return round(float(np.median(took)), 2)
-
-
-def _tables(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    learnt = f"{values['fit_frames']:,} frames of {values['fit_episodes']:,} episodes"
-    test = f"{values['test_frames']} frames of {values['test_episodes']} held-out episodes"
-    drawn = [
-        {
-            "drawn by": REDRAWN[name],
-            "share of the mean picture's error": round(score["share"], 3),
-            "95% interval": "{:.3f} to {:.3f}".format(*score["share_interval"]),
-            "MSE": float(f"{score['mse']:.3g}"),
-            "PSNR, dB": round(score["psnr"], 1),
-            "ms a picture": values["milliseconds"].get(name, ""),
-        }
-        for name, score in values["reconstruction"].items()
-    ]
-    ahead = [
-        {"blocks": block, "env steps": block * values["frameskip"]}
-        | {
-            IMAGINED[name]: round(curve["share"][block], 3)
-            for name, curve in values["imagination"].items()
-        }
-        for block in range(values["horizon"] + 1)
-    ]
-    return {
-        f"Pictures of {test}; decoder and nearest frame know {learnt}": drawn,
-        (
-            f"Share of the mean picture's error while imagining, {values['windows']} held-out "
-            "episodes"
-        ): ahead,
-    }

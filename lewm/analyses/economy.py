@@ -15,7 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -26,15 +26,23 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from lewm import registry
-from lewm.contracts import Result, WorldModel, WorldSpec
+from lewm.contracts import WorldModel, WorldSpec
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
 from lewm.planning.agent import Agent, PlanningConfig
+from lewm.runs.results import Interval, Result, Table, Tables
 from lewm.runs.run import Progress, Run, Unsupported
 
 # the analysis first
-__all__ = ["Economy", "PUBLISHED", "Published", "count_flops", "count_plan", "published"]
+__all__ = [
+    "Economy",
+    "EconomyResult",
+    "Others",
+    "PUBLISHED",
+    "Published",
+    "count_flops",
+    "count_plan",
+]
 
-Table = list[dict[str, Any]]
 Look = tuple[np.ndarray, np.ndarray]  # an observation and its goal, (1, h, w, 3) uint8 each
 
 PAPER = "paper's CEM 300 x 30"
@@ -163,6 +171,166 @@ PUBLISHED = (
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What one plan costs: the first of an episode, for one environment, its two pictures encoded.
+
+    Attributes:
+        steps: env steps that it is executed for.
+        predictor_calls: latents predicted.
+        flops: of all of it, encoder and heads included.
+        predicted_share: of the FLOPs, by what a latent costs in a round of the paper's size; the
+            rest is encoding and heads.
+        seconds: median, as a clock on the wall has it.
+        seconds_range: least and most.
+        processor_seconds: median, of all threads together; on a machine that does other things as
+            well they say more.
+        plans: timed, after one that was not, where there was time for it.
+        gflops_per_s: FLOPs over seconds.
+    """
+
+    steps: int
+    predictor_calls: int
+    flops: int
+    predicted_share: float
+    seconds: float
+    seconds_range: Interval
+    processor_seconds: float
+    plans: int
+    gflops_per_s: float
+
+
+@dataclass(frozen=True)
+class Flops:
+    """To encode a frame, to predict a latent as planning does it, and by the model's `rollout`."""
+
+    encode: float
+    predict: float
+    predict_plain: float
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """By what the arithmetic of a round grows if its candidates, or its horizon, are doubled."""
+
+    candidates: float
+    horizon: float
+
+
+@dataclass(frozen=True)
+class Others(Result):
+    """What is known of the models of others, without a run."""
+
+    published: tuple[Published, ...] = PUBLISHED
+    sora_factor: str = SORA_FACTOR
+
+    name: ClassVar[str] = "economy"
+
+    def tables(self) -> Tables:
+        """Their frames, their plans, and where the numbers are from."""
+        frames: Table = [
+            {
+                "model": m.name, "kind": m.kind, "tokens per frame": _shown(m.tokens),
+                "numbers per frame": _shown(m.numbers),
+                "s per plan": _shown(m.seconds), "on": m.hardware or "-",
+                "parameters": m.parameters or "-",
+            }
+            for m in self.published
+        ]  # fmt: skip
+        products: Table = [
+            {
+                "model": m.name, **dict(zip(("candidates", "horizon", "iterations"), m.search,
+                strict=True)),
+                "tokens": _shown(m.tokens), "product": _shown(m.predicted_tokens),
+                "s per plan": _shown(m.seconds),
+                "us per token": _shown(
+                    m.seconds and m.predicted_tokens and 1e6 * m.seconds / m.predicted_tokens
+                ),
+            }
+            for m in self.published
+            if m.search
+        ]  # fmt: skip
+        sources: Table = [
+            {"model": m.name, "source": f"{m.source} ({m.date})", "remark": m.remark or "-"}
+            for m in self.published
+        ]
+        return {
+            "models of others, published or estimated: none of it was measured here": frames,
+            (
+                "tokens that a plan predicts, as published: candidates x horizon x iterations x "
+                "tokens"
+            ): products,
+            "where these numbers are from": [
+                *sources,
+                {"model": "Sora against LeWM", "source": "-", "remark": self.sora_factor},
+            ],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EconomyResult(Others):
+    """What frames and plans of a run cost, beside the models of others. Only seconds differ from
+    one call to the next.
+
+    Attributes:
+        bytes_per_frame: of a "latent", the raw picture and patch tokens.
+        parameters: by part.
+        plans: by planner.
+        planner: the run's own among them.
+    """
+
+    tokens_per_frame: int
+    latent_numbers: int
+    bytes_per_frame: Mapping[str, int]
+    flops: Flops
+    scaling: Scaling
+    parameters: Mapping[str, int]
+    weights_bytes: int
+    hardware: str
+    plans: Mapping[str, Plan]
+    planner: str
+
+    def tables(self) -> Tables:
+        """A frame, plans, memory and parameters of the run; then the others."""
+        frame = {"tokens": self.tokens_per_frame, "numbers": self.latent_numbers} | {
+            f"MFLOP to {what.replace('_', ', ')}": _shown(count / 1e6)
+            for what, count in vars(self.flops).items()
+        }
+        plans = [
+            {
+                "planner": name,
+                "latents predicted": _shown(plan.predictor_calls),
+                "GFLOP": _shown(plan.flops / 1e9),
+                "ms per plan": _shown(1e3 * plan.seconds),
+                "least to most": " to ".join(_shown(1e3 * end) for end in plan.seconds_range),
+                "ms of processor": _shown(1e3 * plan.processor_seconds),
+                "plans": plan.plans,
+                "env steps": plan.steps,
+                "ms per env step": _shown(1e3 * plan.seconds / plan.steps),
+                "GFLOP/s": _shown(plan.gflops_per_s),
+            }
+            for name, plan in self.plans.items()
+        ]
+        latent = 4 * self.latent_numbers
+        memory = [
+            {"as": as_, "bytes": _shown(size), "latents": _shown(size / latent)}
+            for as_, size in self.bytes_per_frame.items()
+        ]
+        weights = [
+            {"part": part, "parameters": _shown(count)} for part, count in self.parameters.items()
+        ]
+        measured: Tables = {
+            "one frame of this run, counted": [frame],
+            f"one plan of this run for one environment, measured on {self.hardware}": plans,
+            "a remembered frame of this run in bytes, and how many latents they would hold": memory,
+            (
+                "parameters of this run by part; the weights take "
+                f"{_shown(self.weights_bytes / 1e6)} MB"
+            ): weights,
+        }
+        return measured | super().tables()
+
+
+@dataclass(frozen=True)
 class Economy:
     """Count and measure what frames and plans cost.
 
@@ -182,18 +350,10 @@ class Economy:
     question: ClassVar[str] = (
         "What do a frame and a plan cost, in tokens, arithmetic, time and bytes?"
     )
+    result: ClassVar[type[Result]] = EconomyResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
+    def run(self, run: Run, progress: Progress = lambda *_: None) -> EconomyResult:
         """Count on a copy of the model, on a CPU; measure on the model itself, where it is.
-
-        Returns:
-            Values: `tokens_per_frame`, `latent_numbers`; `bytes_per_frame` of a latent, the raw
-            picture and patch tokens; `flops`: `encode` a frame, `predict` a latent as planning does
-            it and `predict_plain` by the model's `rollout`; `scaling`: by what the arithmetic of a
-            round grows if its candidates, or its horizon, are doubled; `parameters` by part and
-            `weights_bytes`; `hardware`; `plans`, by planner: see `_Plan`; `planner`, the run's own
-            among them; `published`: `PUBLISHED` as dicts, with `predicted_tokens`. Only seconds
-            differ from one call to the next.
 
         Raises:
             Unsupported: there is no held-out episode to take an observation from, or nobody knows
@@ -213,78 +373,30 @@ class Economy:
         own = {} if run.planning == paper else {_named(run.planning): (run.planning, self.plans)}
         planners = {**own, PAPER: (paper, self.paper_plans)}
         flops, scaling = _arithmetic(model)
-        plans: dict[str, Any] = {}
+        plans: dict[str, Plan] = {}
         for name, (planning, count) in planners.items():
             progress(len(plans), len(planners), name)
             looks = _observations(run, count, self.seed)
-            plans[name] = asdict(_plan(run, planning, looks, flops["predict"], self.limit_s))
+            plans[name] = _plan(run, planning, looks, flops.predict, self.limit_s)
         progress(len(planners), len(planners), "")
         picture = f"raw picture, {model.spec.image_size} px"
         tensors = [*cast(nn.Module, model).parameters(), *cast(nn.Module, model).buffers()]
-        values = {
-            "tokens_per_frame": 1,  # a world model's role: (B, T) pictures -> (B, T, D) latents
-            "latent_numbers": model.latent_dim,
-            "bytes_per_frame": {
+        return EconomyResult(
+            tokens_per_frame=1,  # a world model's role: (B, T) pictures -> (B, T, D) latents
+            latent_numbers=model.latent_dim,
+            bytes_per_frame={
                 "latent": 4 * model.latent_dim,
                 picture: 3 * model.spec.image_size**2,
                 **PATCH_BYTES,
             },
-            "flops": flops,
-            "scaling": scaling,
-            "parameters": _parameters(cast(nn.Module, model), run.heads),
-            "weights_bytes": sum(x.numel() * x.element_size() for x in tensors),
-            "hardware": _hardware(device_of(model)),
-            "plans": plans,
-            "planner": next(iter(plans)),
-        }
-        others = published()
-        return Result(
-            self.name,
-            {**values, **others.values},
-            tables={**_measured_tables(values), **others.tables},
+            flops=flops,
+            scaling=scaling,
+            parameters=_parameters(cast(nn.Module, model), run.heads),
+            weights_bytes=sum(x.numel() * x.element_size() for x in tensors),
+            hardware=_hardware(device_of(model)),
+            plans=plans,
+            planner=next(iter(plans)),
         )
-
-
-def published() -> Result:
-    """The same without a run: what is known of the models of others."""
-    frames: Table = [
-        {
-            "model": m.name, "kind": m.kind, "tokens per frame": _shown(m.tokens),
-            "numbers per frame": _shown(m.numbers),
-            "s per plan": _shown(m.seconds), "on": m.hardware or "-",
-            "parameters": m.parameters or "-",
-        }
-        for m in PUBLISHED
-    ]  # fmt: skip
-    products: Table = [
-        {
-            "model": m.name, **dict(zip(("candidates", "horizon", "iterations"), m.search,
-            strict=True)),
-            "tokens": _shown(m.tokens), "product": _shown(m.predicted_tokens),
-            "s per plan": _shown(m.seconds),
-            "us per token": _shown(
-                m.seconds and m.predicted_tokens and 1e6 * m.seconds / m.predicted_tokens
-            ),
-        }
-        for m in PUBLISHED
-        if m.search
-    ]  # fmt: skip
-    sources: Table = [
-        {"model": m.name, "source": f"{m.source} ({m.date})", "remark": m.remark or "-"}
-        for m in PUBLISHED
-    ]
-    tables = {
-        "models of others, published or estimated: none of it was measured here": frames,
-        (
-            "tokens that a plan predicts, as published: candidates x horizon x iterations x tokens"
-        ): products,
-        "where these numbers are from": [
-            *sources,
-            {"model": "Sora against LeWM", "source": "-", "remark": SORA_FACTOR},
-        ],
-    }
-    rows = [{**asdict(m), "predicted_tokens": m.predicted_tokens} for m in PUBLISHED]
-    return Result(Economy.name, {"published": rows, "sora_factor": SORA_FACTOR}, tables=tables)
 
 
 def count_flops(call: Callable[[], Any]) -> int:
@@ -340,38 +452,9 @@ def _linear_flops(x: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> i
     return 2 * prod(out_shape) * x[-1]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What one plan costs: the first of an episode, for one environment, its two pictures encoded.
-
-    Attributes:
-        steps: env steps that it is executed for.
-        predictor_calls: latents predicted.
-        flops: of all of it, encoder and heads included.
-        predicted_share: of the FLOPs, by what a latent costs in a round of the paper's size; the
-            rest is encoding and heads.
-        seconds: median, as a clock on the wall has it.
-        seconds_range: least and most.
-        processor_seconds: median, of all threads together; on a machine that does other things as
-            well they say more.
-        plans: timed, after one that was not, where there was time for it.
-        gflops_per_s: FLOPs over seconds.
-    """
-
-    steps: int
-    predictor_calls: int
-    flops: int
-    predicted_share: float
-    seconds: float
-    seconds_range: tuple[float, float]
-    processor_seconds: float
-    plans: int
-    gflops_per_s: float
-
-
 def _plan(
     run: Run, planning: PlanningConfig, looks: Sequence[Look], per_latent: float, limit_s: float
-) -> _Plan:
+) -> Plan:
     """Count one plan, and time one per look but the first, which warms up; a latent's FLOPs are
     given."""
     spec = _env_spec(run.model)
@@ -386,7 +469,7 @@ def _plan(
         if sum(lap for lap, _ in laps) > limit_s:
             break
     seconds, work = zip(*(laps[1:] or laps), strict=True)
-    return _Plan(
+    return Plan(
         steps=planning.receding * run.model.spec.frameskip,
         predictor_calls=calls,
         flops=flops,
@@ -401,7 +484,7 @@ def _plan(
 
 def _arithmetic(
     model: WorldModel, candidates: int = 300, horizon: int = 5
-) -> tuple[dict[str, float], dict[str, float]]:
+) -> tuple[Flops, Scaling]:
     """FLOPs of encoding and predicting a frame, and what a round gains by twice as many candidates,
     or twice the horizon."""
     model, spec = copy.deepcopy(cast(Any, model)).cpu(), model.spec
@@ -422,8 +505,8 @@ def _arithmetic(
             a_round(engine, candidates, 2 * horizon),
         )
         plain, latents = a_round(model.rollout, candidates, horizon), candidates * horizon
-    flops = {"encode": encode, "predict": once / latents, "predict_plain": plain / latents}
-    return flops, {"candidates": wider / max(once, 1), "horizon": longer / max(once, 1)}
+    flops = Flops(encode, once / latents, plain / latents)
+    return flops, Scaling(wider / max(once, 1), longer / max(once, 1))
 
 
 def _observations(run: Run, count: int, seed: int) -> list[Look]:
@@ -481,43 +564,6 @@ def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
-
-
-def _measured_tables(values: Mapping[str, Any]) -> dict[str, Table]:
-    flops, sizes = values["flops"], values["bytes_per_frame"]
-    frame = {"tokens": values["tokens_per_frame"], "numbers": values["latent_numbers"]}
-    frame |= {
-        f"MFLOP to {what.replace('_', ', ')}": _shown(count / 1e6) for what, count in flops.items()
-    }
-    plans = [
-        {
-            "planner": name, "latents predicted": _shown(plan["predictor_calls"]),
-            "GFLOP": _shown(plan["flops"] / 1e9),
-            "ms per plan": _shown(1e3 * plan["seconds"]),
-            "least to most": " to ".join(_shown(1e3 * end) for end in plan["seconds_range"]),
-            "ms of processor": _shown(1e3 * plan["processor_seconds"]), "plans": plan["plans"],
-            "env steps": plan["steps"],
-            "ms per env step": _shown(1e3 * plan["seconds"] / plan["steps"]),
-            "GFLOP/s": _shown(plan["gflops_per_s"]),
-        }
-        for name, plan in values["plans"].items()
-    ]  # fmt: skip
-    memory = [
-        {"as": as_, "bytes": _shown(size), "latents": _shown(size / sizes["latent"])}
-        for as_, size in sizes.items()
-    ]
-    weights = [
-        {"part": part, "parameters": _shown(count)} for part, count in values["parameters"].items()
-    ]
-    return {
-        "one frame of this run, counted": [frame],
-        f"one plan of this run for one environment, measured on {values['hardware']}": plans,
-        "a remembered frame of this run in bytes, and how many latents they would hold": memory,
-        (
-            "parameters of this run by part; the weights take "
-            f"{_shown(values['weights_bytes'] / 1e6)} MB"
-        ): weights,
-    }
 
 
 def _shown(value: float | None) -> str:

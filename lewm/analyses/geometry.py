@@ -19,17 +19,18 @@ import torch
 from torch import Tensor
 
 from lewm.analyses.probes.paths import Paths, encode_paths
-from lewm.contracts import Result, WorldModel
+from lewm.contracts import WorldModel
 from lewm.data.episodes import Episodes
 from lewm.models.nn import losses
 from lewm.models.nn.frozen import device_of, encode
 from lewm.models.nn.layers import recalibrating
 from lewm.runs import checkpoints
+from lewm.runs.results import Interval, Result, Tables, interval
 from lewm.runs.run import Progress, Run, Unsupported
 from lewm.stats import FEWEST_GROUPS, bootstrap, bootstrap_mean, rank_correlation
 from lewm.training.hindsight import rows_of_block
 
-__all__ = ["Geometry"]
+__all__ = ["Geometry", "GeometryResult"]  # the analysis first
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(n, D) and (n, D) latents -> (n,) what planning pays for ending in the first with the second as
@@ -41,6 +42,260 @@ quarter of the offsets, so a cost that grows evenly gets there after some 80% of
 
 PROJECTIONS_AT_ONCE = 2**22
 """Of Gaussian samples, held in memory together."""
+
+
+@dataclass(frozen=True)
+class Straightness:
+    """How straight some paths are.
+
+    Attributes:
+        value, interval: mean cosine of the turns; None where nothing moved.
+        n: turns.
+        still: share of the turns at which nothing moved.
+    """
+
+    value: float | None
+    interval: Interval | None
+    n: int
+    still: float
+
+
+@dataclass(frozen=True)
+class StraightPaths(Straightness):
+    """That of the latents, beside controls: None where they are not known, or never move.
+
+    Attributes:
+        curve: update of training, and straightness of a few held-out paths then.
+        curve_from: where that is from.
+    """
+
+    random_encoder: Straightness | None
+    pixels: Straightness | None
+    states: Straightness | None
+    curve: tuple[tuple[int, float], ...]
+    curve_from: str
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A number of the latents, and its range of Gaussian samples."""
+
+    value: float
+    null: Interval
+
+
+@dataclass(frozen=True)
+class Isotropy:
+    """The SIGReg statistic of n independent latents, beside Gaussian samples of that size.
+
+    Attributes:
+        statistic: mean over directions; between `null_low` and `null_high` it lies `inside`.
+        worst: of the worst direction, whose range has no lower end.
+        std, skewness, kurtosis: means over dimensions.
+    """
+
+    n: int
+    statistic: float
+    null_low: float
+    null_high: float
+    null_mean: float
+    inside: bool
+    worst: float
+    worst_null_high: float
+    worst_inside: bool
+    std: Moment
+    skewness: Moment
+    kurtosis: Moment
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Spearman's rho of a cost; None where all targets are alike, or too few episodes hold such
+    pairs."""
+
+    rho: float | None
+    interval: Interval | None
+    n: int
+    episodes: int
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """Where a cost stops growing with the offset.
+
+    Attributes:
+        offset, interval: env steps at which it comes near its plateau.
+        linear: where a cost that grows evenly would.
+        plateau: its mean over the last quarter of the offsets.
+        strangers: its mean for two frames of different episodes.
+    """
+
+    offset: int
+    interval: tuple[int, int]
+    linear: int
+    plateau: float
+    strangers: float
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Squared error per dimension of a prediction some blocks ahead.
+
+    Attributes:
+        error, interval: of the prediction.
+        copy, copy_interval: of no change.
+        gain: interval of the difference; above 0 the prediction is better.
+        n: rollouts.
+        random: what two frames of different episodes differ by.
+    """
+
+    error: float
+    interval: Interval
+    copy: float
+    copy_interval: Interval
+    gain: Interval
+    n: int
+    random: float
+
+
+@dataclass(frozen=True)
+class Band:
+    """(O,) mean of a cost at each offset, and a 95% band over episodes."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
+class GeometryResult(Result):
+    """The shape of the latents of held-out episodes, with intervals over episodes.
+
+    Attributes:
+        gap: env steps between frames.
+        dims_99: directions that hold 99% of the variance.
+        ranks: cost -> largest offset -> its rank correlation with steps-to-go.
+        ranks_states: the same with the distance of the true states; None without states.
+        ranks_across: with steps-to-go between two rooms; None in a world without rooms.
+        saturation: by cost.
+        open_loop: by block ahead, from "1" on.
+        open_loop_not_better_from: first block at which prediction is not shown to be better than
+            no change; None if it always is.
+        spectrum, std: (D,) variances by direction, largest first; standard deviations.
+        null: (R,) statistics of the Gaussian samples.
+        offsets: (O,) env steps, of `costs`.
+        costs: by cost.
+    """
+
+    episodes: int
+    frames: int
+    gap: int
+    straightness: StraightPaths
+    isotropy: Isotropy
+    latent_std: float
+    effective_rank: float
+    latent_dim: int
+    dims_99: int
+    ranks: Mapping[str, Mapping[str, Rank]]
+    ranks_states: Mapping[str, Mapping[str, Rank]] | None
+    ranks_across: Mapping[str, Mapping[str, Rank]] | None
+    saturation: Mapping[str, Saturation]
+    open_loop: Mapping[str, Ahead]
+    open_loop_not_better_from: int | None
+    spectrum: np.ndarray
+    std: np.ndarray
+    null: np.ndarray
+    offsets: np.ndarray
+    costs: Mapping[str, Band]
+
+    name: ClassVar[str] = "geometry"
+
+    def tables(self) -> Tables:
+        """Straightness, isotropy, spread, costs and open-loop error."""
+        straight, isotropy = self.straightness, self.isotropy
+        held = f"{self.episodes} held-out episodes, 95% intervals over episodes"
+        paths = {
+            "latents": straight,
+            "random encoder": straight.random_encoder,
+            "states": straight.states,
+            "pixels": straight.pixels,
+        }
+        moments = {
+            "std": isotropy.std,
+            "skewness": isotropy.skewness,
+            "kurtosis": isotropy.kurtosis,
+        }
+        bands = {
+            "SIGReg statistic": (isotropy.statistic, isotropy.null_low, isotropy.null_high),
+            "of the worst direction": (isotropy.worst, 0.0, isotropy.worst_null_high),
+            **{name: (moment.value, *moment.null) for name, moment in moments.items()},
+        }
+        against = {
+            "steps-to-go": self.ranks,
+            "distance of states": self.ranks_states or {},
+            "steps-to-go to another room": self.ranks_across or {},
+        }
+        return {
+            f"straightness, the mean cosine of velocities {self.gap} env steps apart; {held}": [
+                {
+                    "path": name,
+                    "S": _told(found.value, found.interval),
+                    "turns": found.n,
+                    "still": f"{found.still:.1%}",
+                }
+                for name, found in paths.items()
+                if found
+            ],
+            f"latents beside Gaussian samples of {isotropy.n}, one frame per held-out episode": [
+                {
+                    "number": name,
+                    "latents": f"{x:.3f}",
+                    "Gaussian": f"{a:.3f} to {b:.3f}",
+                    "inside": "yes" if a <= x <= b else "no",
+                }
+                for name, (x, a, b) in bands.items()
+            ],
+            (
+                f"how many of the {self.latent_dim} dimensions are in use; {self.frames} frames "
+                f"of {held}"
+            ): [
+                {
+                    "effective rank": f"{self.effective_rank:.1f}",
+                    "directions with 99% of the variance": self.dims_99,
+                }
+            ],
+            (
+                "rank correlation of costs, over pairs of frames up to so many env steps apart; "
+                f"{held}"
+            ): [
+                {
+                    "cost": cost,
+                    "against": what,
+                    **{bound: _told(rank.rho, rank.interval) for bound, rank in found.items()},
+                }
+                for what, ranks in against.items()
+                for cost, found in ranks.items()
+            ],
+            (
+                f"env steps at which the mean cost comes to {NEAR:.0%} of what it is for the "
+                f"farthest quarter of offsets; {held}"
+            ): [
+                {
+                    "cost": cost,
+                    "env steps": _told(found.offset, found.interval, 0),
+                    "a straight line": found.linear,
+                }
+                for cost, found in self.saturation.items()
+            ],
+            f"open-loop error (mean square per dimension) beside that of no change; {held}": [
+                {
+                    "block": int(block),
+                    "error": _told(found.error, found.interval),
+                    "no change": _told(found.copy, found.copy_interval),
+                }
+                for block, found in self.open_loop.items()
+            ],
+        }
 
 
 @dataclass(frozen=True)
@@ -77,17 +332,10 @@ class Geometry:
     question: ClassVar[str] = (
         "What shape does the latent space have, and can planning follow its distances?"
     )
+    result: ClassVar[type[Result]] = GeometryResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
+    def run(self, run: Run, progress: Progress = lambda *_: None) -> GeometryResult:
         """Measure straightness, isotropy, costs against steps-to-go, and open-loop error.
-
-        Returns:
-            values: what the tables say. `straightness` of latents and, as controls,
-            `random_encoder`, `pixels` and `states`, with its `curve` over training; `isotropy`;
-            `spectrum`; `ranks` of each cost with steps-to-go, `ranks_states` with the distance of
-            the true states, `ranks_across` with steps-to-go between two rooms; `saturation`;
-            `open_loop`. arrays: `spectrum`, `std`, `null` (statistics of Gaussian samples),
-            `offsets`, and each cost's mean and band.
 
         Raises:
             Unsupported: fewer held-out episodes than an interval needs, or episodes without two
@@ -125,58 +373,49 @@ class Geometry:
             .cpu()
             .numpy()
         )
-        arrays = {
-            "null": null,
-            "spectrum": spectrum,
-            "std": centred.square().mean(dim=0).sqrt().cpu().numpy(),
-        }
         costs: dict[str, Distance] = {
             "l2": lambda first, second: (first - second).square().sum(dim=-1)
         }
         if head := run.heads.get("temporal"):
             costs["temporal"] = head.distance  # type: ignore[assignment]
-        saturation = {}
+        saturation, bands = {}, {}
         for name, cost in costs.items():
-            saturation[name], arrays["offsets"], curves = self._saturation(paths, cost)
-            saturation[name]["strangers"] = float(_paid(cost, paths, *strangers).mean())
-            arrays |= {f"{name}_{key}": curve for key, curve in curves.items()}
-        scale = saturation["l2"]["strangers"] / model.latent_dim
-        open_loop = {
-            block: {**found, "random": scale}
-            for block, found in self._open_loop(model, paths, generator).items()
-        }
-        worse = [int(block) for block, found in open_loop.items() if found["gain"][0] <= 0]
-        controls = {
-            "random_encoder": self._straightness(paths, random[0].latents) if random else None,
-            "pixels": self._straightness(paths, None, _pixel_turns(episodes, paths)),
-            "states": None
-            if states is None
-            else self._straightness(paths, _configuration(states, episodes)),
-        }
-        values = {
-            "episodes": len(ids),
-            "frames": len(paths),
-            "gap": paths.gap,
-            "straightness": {
-                **self._straightness(paths, paths.latents),
-                **{
-                    name: found if found and found["n"] else None
-                    for name, found in controls.items()
-                },
-                **_over_training(run),
-            },
-            "isotropy": isotropy,
-            "latent_std": float(std),
-            "effective_rank": float(rank),
-            "latent_dim": model.latent_dim,
-            "dims_99": int(np.searchsorted(spectrum.cumsum(), 0.99 * spectrum.sum()) + 1),
-            "spectrum": [float(f"{value:.4g}") for value in spectrum],
+            apart = float(_paid(cost, paths, *strangers).mean())
+            saturation[name], offsets, bands[name] = self._saturation(paths, cost, apart)
+        scale = saturation["l2"].strangers / model.latent_dim
+        open_loop = self._open_loop(model, paths, scale, generator)
+        worse = [int(block) for block, found in open_loop.items() if found.gain[0] <= 0]
+        of_states = None if states is None else _configuration(states, episodes)
+        curve = _over_training(run)
+        return GeometryResult(
+            episodes=len(ids),
+            frames=len(paths),
+            gap=paths.gap,
+            straightness=StraightPaths(
+                **vars(self._straightness(paths, paths.latents)),
+                random_encoder=self._control(paths, random[0].latents if random else None),
+                pixels=self._control(paths, None, _pixel_turns(episodes, paths)),
+                states=self._control(paths, of_states),
+                curve=curve,
+                curve_from="the training's log"
+                if curve
+                else "nothing: the training did not log it",
+            ),
+            isotropy=isotropy,
+            latent_std=float(std),
+            effective_rank=float(rank),
+            latent_dim=model.latent_dim,
+            dims_99=int(np.searchsorted(spectrum.cumsum(), 0.99 * spectrum.sum()) + 1),
             **self._ranks(paths, costs, *_surroundings(run, states), generator),
-            "saturation": saturation,
-            "open_loop": open_loop,
-            "open_loop_not_better_from": worse[0] if worse else None,
-        }
-        return Result(self.name, values, arrays, _tables(values))
+            saturation=saturation,
+            open_loop=open_loop,
+            open_loop_not_better_from=worse[0] if worse else None,
+            spectrum=spectrum,
+            std=centred.square().mean(dim=0).sqrt().cpu().numpy(),
+            null=null,
+            offsets=offsets,
+            costs=bands,
+        )
 
     def _long_enough(self, run: Run) -> list[int]:
         """Held-out episodes that hold a path with a turn, a context of the model and a block to
@@ -195,7 +434,7 @@ class Geometry:
 
     def _straightness(
         self, paths: Paths, points: Tensor | None, turns: np.ndarray | None = None
-    ) -> dict[str, Any]:
+    ) -> Straightness:
         """Mean cosine of the turns of (F, d) points, or of given ones, and the share of those at
         which nothing moved."""
         if turns is None:
@@ -206,21 +445,23 @@ class Geometry:
             )
             turns = losses.turns(points, still)[paths.followed(2)].double().cpu().numpy()
         moving = np.isfinite(turns)
-        told: dict[str, Any] = {
-            "value": None,
-            "interval": None,
-            "n": int(moving.sum()),
-            "still": float(1 - moving.mean()),
-        }
-        if moving.any():
-            groups = paths.episode[paths.followed(2)][moving]
-            told |= {
-                "value": float(turns[moving].mean()),
-                "interval": self._interval(turns[moving], groups),
-            }
-        return told
+        n, still_share = int(moving.sum()), float(1 - moving.mean())
+        if not n:
+            return Straightness(None, None, n, still_share)
+        groups = paths.episode[paths.followed(2)][moving]
+        value = float(turns[moving].mean())
+        return Straightness(value, self._interval(turns[moving], groups), n, still_share)
 
-    def _isotropy(self, sample: Tensor) -> tuple[dict[str, Any], np.ndarray]:
+    def _control(
+        self, paths: Paths, points: Tensor | None, turns: np.ndarray | None = None
+    ) -> Straightness | None:
+        """The same, or None where nothing is known or nothing moves."""
+        if points is None and turns is None:
+            return None
+        found = self._straightness(paths, points, turns)
+        return found if found.n else None
+
+    def _isotropy(self, sample: Tensor) -> tuple[Isotropy, np.ndarray]:
         """Compare (n, D) independent latents with Gaussian samples of that size; the statistics of
         these as well."""
         n, D = sample.shape
@@ -237,29 +478,22 @@ class Geometry:
             name: torch.cat([each[name] for each in drawn]).double().numpy() for name in drawn[0]
         }
         found = {name: float(value) for name, value in _moments(sample[None], directions).items()}
-        bands = {
-            name: [float(bound) for bound in np.quantile(null[name], (0.025, 0.975))]
-            for name in null
-        }
+        bands = {name: interval(np.quantile(null[name], (0.025, 0.975))) for name in null}
         # one-sided: no direction is too Gaussian
         worst_high = float(np.quantile(null["worst"], 0.95))
         low, high = bands["statistic"]
-        return {
-            **{"n": n, "statistic": found["statistic"], "null_low": low, "null_high": high},
-            **{
-                "null_mean": float(null["statistic"].mean()),
-                "inside": low <= found["statistic"] <= high,
-            },
-            **{
-                "worst": found["worst"],
-                "worst_null_high": worst_high,
-                "worst_inside": found["worst"] <= worst_high,
-            },
-            **{
-                name: {"value": found[name], "null": bands[name]}
-                for name in ("std", "skewness", "kurtosis")
-            },
-        }, null["statistic"]
+        return Isotropy(
+            n=n,
+            statistic=found["statistic"],
+            null_low=low,
+            null_high=high,
+            null_mean=float(null["statistic"].mean()),
+            inside=low <= found["statistic"] <= high,
+            worst=found["worst"],
+            worst_null_high=worst_high,
+            worst_inside=found["worst"] <= worst_high,
+            **{name: Moment(found[name], bands[name]) for name in ("std", "skewness", "kurtosis")},
+        ), null["statistic"]
 
     def _ranks(
         self,
@@ -270,10 +504,11 @@ class Geometry:
         generator: np.random.Generator,
     ) -> dict[str, Any]:
         """Spearman's rho of each cost with steps-to-go and with the distance of the states, over
-        pairs up to each offset."""
-        told: dict[str, dict[str, Any]] = {"ranks": {name: {} for name in costs}}
-        told |= {} if where is None else {"ranks_states": {name: {} for name in costs}}
-        told |= {} if regions is None else {"ranks_across": {name: {} for name in costs}}
+        pairs up to each offset; None for what is not known here."""
+        known = {"ranks": True, "ranks_states": where, "ranks_across": regions}
+        told: dict[str, Any] = {
+            kind: None if of is None else {name: {} for name in costs} for kind, of in known.items()
+        }
         for bound in self.offsets:
             if not paths.gap <= bound <= paths.gap * paths.reach(FEWEST_GROUPS):
                 continue
@@ -295,27 +530,18 @@ class Geometry:
                     )
         return told
 
-    def _rho(self, cost: np.ndarray, target: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-        """With an interval; without a number where all targets are alike, or too few episodes hold
-        such pairs."""
-        told: dict[str, Any] = {
-            "rho": None,
-            "interval": None,
-            "n": len(cost),
-            "episodes": len(np.unique(groups)),
-        }
-        if told["episodes"] >= FEWEST_GROUPS and np.ptp(target) > 0 and np.ptp(cost) > 0:
-            told["rho"] = rank_correlation(cost, target)
-            told["interval"] = list(
-                bootstrap(
-                    rank_correlation, cost, target, groups=groups, draws=self.draws, seed=self.seed
-                )
-            )
-        return told
+    def _rho(self, cost: np.ndarray, target: np.ndarray, groups: np.ndarray) -> Rank:
+        n, episodes = len(cost), len(np.unique(groups))
+        if episodes < FEWEST_GROUPS or np.ptp(target) <= 0 or np.ptp(cost) <= 0:
+            return Rank(None, None, n, episodes)
+        ends = bootstrap(
+            rank_correlation, cost, target, groups=groups, draws=self.draws, seed=self.seed
+        )
+        return Rank(rank_correlation(cost, target), ends, n, episodes)
 
     def _saturation(
-        self, paths: Paths, cost: Distance
-    ) -> tuple[dict[str, Any], np.ndarray, dict[str, np.ndarray]]:
+        self, paths: Paths, cost: Distance, strangers: float
+    ) -> tuple[Saturation, np.ndarray, Band]:
         """Where a cost stops growing with the offset; the offsets, its mean at each of them, and
         the band of that."""
         reach = min(paths.reach(FEWEST_GROUPS), max(1, self.offsets[-1] // paths.gap))
@@ -330,17 +556,19 @@ class Geometry:
         mean, offsets = sums.sum(axis=0) / counts.sum(axis=0), paths.gap * np.arange(1, reach + 1)
         low, high = np.quantile(curves, (0.025, 0.975), axis=0)
         reached = [_saturates(curve, offsets) for curve in curves]
-        told = {
-            "offset": _saturates(mean, offsets),
-            "interval": np.quantile(reached, (0.025, 0.975), method="nearest").tolist(),
-            "linear": _saturates(offsets, offsets),
-            "plateau": _plateau(mean),
-        }
-        return told, offsets, {"mean": mean, "low": low, "high": high}
+        first, last = np.quantile(reached, (0.025, 0.975), method="nearest").tolist()
+        told = Saturation(
+            offset=_saturates(mean, offsets),
+            interval=(first, last),
+            linear=_saturates(offsets, offsets),
+            plateau=_plateau(mean),
+            strangers=strangers,
+        )
+        return told, offsets, Band(mean, low, high)
 
     def _open_loop(
-        self, model: WorldModel, paths: Paths, generator: np.random.Generator
-    ) -> dict[str, Any]:
+        self, model: WorldModel, paths: Paths, scale: float, generator: np.random.Generator
+    ) -> dict[str, Ahead]:
         """Squared error per dimension of predictions 1 to H blocks ahead, beside that of no
         change."""
         K = model.context
@@ -361,19 +589,20 @@ class Geometry:
             for guess in (predicted, context[:, -1:])
         )
         return {
-            str(h + 1): {
-                "error": float(error[:, h].mean()),
-                "interval": self._interval(error[:, h], groups),
-                "copy": float(copy[:, h].mean()),
-                "copy_interval": self._interval(copy[:, h], groups),
-                "gain": self._interval(copy[:, h] - error[:, h], groups),
-                "n": len(now),
-            }
+            str(h + 1): Ahead(
+                error=float(error[:, h].mean()),
+                interval=self._interval(error[:, h], groups),
+                copy=float(copy[:, h].mean()),
+                copy_interval=self._interval(copy[:, h], groups),
+                gain=self._interval(copy[:, h] - error[:, h], groups),
+                n=len(now),
+                random=scale,
+            )
             for h in range(H)
         }
 
-    def _interval(self, values: np.ndarray, groups: np.ndarray) -> list[float]:
-        return list(bootstrap_mean(values, groups, seed=self.seed))
+    def _interval(self, values: np.ndarray, groups: np.ndarray) -> Interval:
+        return bootstrap_mean(values, groups, seed=self.seed)
 
 
 def _states(episodes: Episodes, paths: Paths) -> np.ndarray:
@@ -419,18 +648,14 @@ def _pixel_turns(episodes: Episodes, paths: Paths) -> np.ndarray:
     return torch.cat([losses.turns(pixels.flatten(1).float()) for pixels in of]).double().numpy()
 
 
-def _over_training(run: Run) -> dict[str, Any]:
+def _over_training(run: Run) -> tuple[tuple[int, float], ...]:
     """Straightness of a few held-out paths as the training logged it."""
     logged = [
         (row["update"], row["straightness"])
         for row in run.metrics
         if row.get("straightness") is not None
     ]
-    curve = [[int(update), float(value)] for update, value in logged if np.isfinite(value)]
-    return {
-        "curve": curve,
-        "curve_from": "the training's log" if curve else "nothing: the training did not log it",
-    }
+    return tuple((int(update), float(value)) for update, value in logged if np.isfinite(value))
 
 
 def _one_frame_each(episodes: Episodes, ids: np.ndarray, generator: np.random.Generator) -> Tensor:
@@ -478,92 +703,7 @@ def _saturates(curve: np.ndarray, offsets: np.ndarray) -> int:
     return int(offsets[np.argmax(curve >= NEAR * _plateau(curve))])
 
 
-def _tables(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    straight, isotropy = values["straightness"], values["isotropy"]
-    held = f"{values['episodes']} held-out episodes, 95% intervals over episodes"
-    paths = {
-        "latents": straight,
-        **{
-            name.replace("_", " "): straight[name]
-            for name in ("random_encoder", "states", "pixels")
-        },
-    }
-    bands = {
-        "SIGReg statistic": (isotropy["statistic"], isotropy["null_low"], isotropy["null_high"]),
-        "of the worst direction": (isotropy["worst"], 0.0, isotropy["worst_null_high"]),
-        **{
-            name: (isotropy[name]["value"], *isotropy[name]["null"])
-            for name in ("std", "skewness", "kurtosis")
-        },
-    }
-    against = {
-        "ranks": "steps-to-go",
-        "ranks_states": "distance of states",
-        "ranks_across": "steps-to-go to another room",
-    }
-    ranks = [
-        (kind, cost, found) for kind in against for cost, found in values.get(kind, {}).items()
-    ]
-    return {
-        f"straightness, the mean cosine of velocities {values['gap']} env steps apart; {held}": [
-            {
-                "path": name,
-                "S": _told(found["value"], found["interval"]),
-                "turns": found["n"],
-                "still": f"{found['still']:.1%}",
-            }
-            for name, found in paths.items()
-            if found
-        ],
-        f"latents beside Gaussian samples of {isotropy['n']}, one frame per held-out episode": [
-            {
-                "number": name,
-                "latents": f"{x:.3f}",
-                "Gaussian": f"{a:.3f} to {b:.3f}",
-                "inside": "yes" if a <= x <= b else "no",
-            }
-            for name, (x, a, b) in bands.items()
-        ],
-        (
-            f"how many of the {values['latent_dim']} dimensions are in use; {values['frames']} "
-            f"frames of {held}"
-        ): [
-            {
-                "effective rank": f"{values['effective_rank']:.1f}",
-                "directions with 99% of the variance": values["dims_99"],
-            }
-        ],
-        f"rank correlation of costs, over pairs of frames up to so many env steps apart; {held}": [
-            {
-                "cost": cost,
-                "against": against[kind],
-                **{k: _told(r["rho"], r["interval"]) for k, r in found.items()},
-            }
-            for kind, cost, found in ranks
-        ],
-        (
-            f"env steps at which the mean cost comes to {NEAR:.0%} of what it is for the farthest "
-            f"quarter of offsets; {held}"
-        ): [
-            {
-                "cost": cost,
-                "env steps": _told(found["offset"], found["interval"], 0),
-                "a straight line": found["linear"],
-            }
-            for cost, found in values["saturation"].items()
-        ],
-        f"open-loop error (mean square per dimension) beside that of no change; {held}": [
-            {
-                "block": int(block),
-                "error": _told(f["error"], f["interval"]),
-                "no change": _told(f["copy"], f["copy_interval"]),
-            }
-            for block, f in values["open_loop"].items()
-        ],
-    }
-
-
-def _told(value: float | None, interval: list[float] | None, digits: int = 3) -> str:
+def _told(value: float | None, interval: tuple[float, float] | None, digits: int = 3) -> str:
     if value is None or interval is None:
         return "-"
     return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"

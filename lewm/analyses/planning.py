@@ -9,26 +9,27 @@ open-loop errors are usually measured, are not searched.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from lewm.analyses.probes.attempts import arrays_of
+from lewm.analyses.probes.attempts import in_places
 from lewm.analyses.probes.ridge import steady_probe
 from lewm.analyses.probes.targets import readings_of
-from lewm.contracts import Result, World, WorldModel
+from lewm.contracts import World, WorldModel
 from lewm.data.episodes import Episodes
-from lewm.evaluation.evaluate import record_episodes
+from lewm.evaluation.evaluate import Recording, record_episodes
 from lewm.evaluation.tasks import Pairs, Task, Unavailable, draw_pairs, padded, place
 from lewm.models.nn.frozen import encode
 from lewm.planning.agent import Agent, PlanningConfig
+from lewm.runs.results import Interval, Result, Tables
 from lewm.runs.run import Progress, Run, Unsupported
 from lewm.stats import bootstrap
 
-__all__ = ["Planning"]  # the analysis first
+__all__ = ["Planning", "PlanningResult"]  # the analysis first
 
 FEWEST = 4
 """Held-out episodes. Of three, more than one resample in forty is the same one three times: no
@@ -39,6 +40,117 @@ TOGETHER = 12
 
 CLIPS_BYTES = 12_000_000
 """Of the pictures that are kept of recorded attempts, at most."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Imagined against real after a block of the plan, with 95% intervals over episodes.
+
+    Attributes:
+        steps: env steps since the start.
+        error: mean distance between the imagined latent and that of the picture which came.
+        copy: the same if nothing had been imagined to change.
+        ratio: of the two.
+        place_error: mean distance of the places that are read of both, in the unit of the world;
+            None where the state does not begin with a place in the picture.
+    """
+
+    steps: int
+    error: float
+    copy: float
+    ratio: float
+    ratio_interval: Interval
+    place_error: float | None
+    place_error_interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How a recorded attempt ended.
+
+    Attributes:
+        other_region: whether start and goal lie in two regions; None in a world without regions.
+    """
+
+    reached: bool
+    steps: int
+    plans: int
+    other_region: bool | None
+
+
+@dataclass(frozen=True)
+class PlanningResult(Result):
+    """Plans carried out to their end, and attempts that look again.
+
+    Attributes:
+        pairs, episodes: of starts and goals, `offset` env steps apart.
+        budget: env steps of an attempt.
+        rounds: R, of a search.
+        picture_extent, tolerance, unit: of places; None, None and "" in a world without.
+        horizon: by block.
+        attempts, recordings: what was recorded; latents of the latter are places, or nothing.
+        costs: (n, R, 3) tenth percentile, median and ninetieth of the candidates' costs, relative
+            to the median of the first round.
+        imagined, real: (n, H+1, 2) and (n, H * frameskip + 1, 2) places; None likewise.
+    """
+
+    pairs: int
+    episodes: int
+    offset: int
+    budget: int
+    solver: str
+    objective: str
+    rounds: int
+    picture_extent: float | None
+    tolerance: float | None
+    unit: str
+    horizon: tuple[Block, ...]
+    attempts: tuple[Attempt, ...]
+    recordings: tuple[Recording, ...]
+    costs: np.ndarray
+    imagined: np.ndarray | None
+    real: np.ndarray | None
+
+    name: ClassVar[str] = "planning"
+
+    def tables(self) -> Tables:
+        """A row per block, and per attempt."""
+        rows = []
+        for block in self.horizon:
+            low, high = block.ratio_interval
+            row = {
+                "env steps": block.steps,
+                "latent error": round(block.error, 3),
+                "if nothing changed": round(block.copy, 3),
+                "ratio": round(block.ratio, 3),
+                "95% interval": f"{low:.3f} to {high:.3f}",
+            }
+            if block.place_error is not None and block.place_error_interval is not None:
+                low, high = block.place_error_interval
+                row |= {
+                    f"place off by, {self.unit}": round(block.place_error, 2),
+                    "its 95% interval": f"{low:.2f} to {high:.2f}",
+                }
+            rows.append(row)
+        regions = {True: "in another region", False: "in the same region", None: "-"}
+        attempts = [
+            {
+                "attempt": number,
+                "goal": regions[attempt.other_region],
+                "reached": "yes" if attempt.reached else "no",
+                "env steps": attempt.steps,
+                "plans": attempt.plans,
+            }
+            for number, attempt in enumerate(self.attempts, 1)
+        ]
+        about = (
+            f"one plan for each of {self.pairs} held-out pairs of {self.episodes} episodes, "
+            "carried out to its end"
+        )
+        return {
+            f"Imagined against real latents: {about}; intervals over episodes.": rows,
+            f"Attempts drawn: goals {self.offset} steps ahead, {self.budget} allowed.": attempts,
+        }
 
 
 @dataclass(frozen=True)
@@ -66,20 +178,10 @@ class Planning:
 
     name: ClassVar[str] = "planning"
     question: ClassVar[str] = "Does what the model imagines of its plans come true?"
+    result: ClassVar[type[Result]] = PlanningResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
+    def run(self, run: Run, progress: Progress = lambda *_: None) -> PlanningResult:
         """Make plans, carry them out, and compare.
-
-        Returns:
-            Values: `horizon` holds, per block of the plan, `steps` (env steps since the start),
-            `error` (distance between the imagined latent and that of the picture which came),
-            `copy` (the same if nothing had been imagined to change), `ratio` (of their means) with
-            its 95% interval over episodes, and where the state begins with a place in the picture
-            `place_error` (mean distance in its unit) with an interval. `attempts`, per recorded
-            attempt, whether and when it reached its goal. Arrays: `imagined` (n, H+1, 2) and `real`
-            (n, H * frameskip + 1, 2) places, `costs` (n, R, 3) tenth percentile, median and
-            ninetieth of the candidates' costs per round of a search, relative to the median of the
-            first; and of each attempt what `recordings_of` needs.
 
         Raises:
             Unsupported: the world or the way to plan is unknown, or the data give too few pairs.
@@ -118,44 +220,39 @@ class Planning:
         recordings = record_episodes(
             run.model, run.planning, few, run.episodes, pairs[chosen], protocol
         )
-        arrays = {"costs": plans.costs}
+        imagined = real = None
         if read is not None:
-            imagined = np.concatenate([plans.states[:, 0, None, :2], read(plans.imagined)], axis=1)
-            arrays |= {
-                "imagined": imagined.astype(np.float32),
-                "real": plans.states[..., :2].astype(np.float32),
-            }
-        for number, recording in enumerate(recordings):
-            arrays |= {
-                f"attempt {number} {name}": array
-                for name, array in arrays_of(recording, read).items()
-            }
+            start = plans.states[:, 0, None, :2]
+            imagined = np.concatenate([start, read(plans.imagined)], axis=1).astype(np.float32)
+            real = plans.states[..., :2].astype(np.float32)
         rooms = [world.regions(states) for states in (pairs.starts[chosen], pairs.goals[chosen])]
         apart = None if rooms[0] is None or rooms[1] is None else rooms[0] != rooms[1]
-        attempts = [
-            {
-                "reached": recording.success_step is not None,
-                "steps": len(recording.actions),
-                "plans": len(recording.replans),
-                "other_region": None if apart is None else bool(apart[k]),
-            }
-            for k, recording in enumerate(recordings)
-        ]
-        values = {
-            "pairs": len(pairs),
-            "episodes": len(np.unique(pairs.start_episodes)),
-            "offset": protocol.offset,
-            "budget": protocol.budget,
-            "solver": _name(run.planning.solver),
-            "objective": _name(run.planning.objective),
-            "rounds": plans.costs.shape[1],
-            "picture_extent": world.spec.picture_extent,
-            "tolerance": world.spec.tolerance,
-            "unit": world.spec.state_units[0] if read is not None else "",
-            "horizon": horizon,
-            "attempts": attempts,
-        }
-        return Result("planning", values, arrays, _tables(values))
+        return PlanningResult(
+            pairs=len(pairs),
+            episodes=len(np.unique(pairs.start_episodes)),
+            offset=protocol.offset,
+            budget=protocol.budget,
+            solver=_name(run.planning.solver),
+            objective=_name(run.planning.objective),
+            rounds=plans.costs.shape[1],
+            picture_extent=world.spec.picture_extent,
+            tolerance=world.spec.tolerance,
+            unit=world.spec.state_units[0] if read is not None else "",
+            horizon=horizon,
+            attempts=tuple(
+                Attempt(
+                    reached=recording.success_step is not None,
+                    steps=len(recording.actions),
+                    plans=len(recording.replans),
+                    other_region=None if apart is None else bool(apart[k]),
+                )
+                for k, recording in enumerate(recordings)
+            ),
+            recordings=tuple(in_places(recording, read) for recording in recordings),
+            costs=plans.costs,
+            imagined=imagined,
+            real=real,
+        )
 
     def _horizon(
         self,
@@ -164,7 +261,7 @@ class Planning:
         frameskip: int,
         read: Callable[[np.ndarray], np.ndarray] | None,
         world: World,
-    ) -> list[dict[str, Any]]:
+    ) -> tuple[Block, ...]:
         """Imagined against real after each block."""
         rows = []
         groups = pairs.start_episodes
@@ -173,25 +270,26 @@ class Planning:
                 np.linalg.norm(x - plans.real[:, h], axis=-1)
                 for x in (plans.imagined[:, h], plans.now)
             )
-            row: dict[str, Any] = {
-                "steps": (h + 1) * frameskip,
-                "error": float(error.mean()),
-                "copy": float(copy.mean()),
-            }
-            row["ratio"] = _ratio(error, copy)
-            row["ratio_interval"] = list(
-                bootstrap(_ratio, error, copy, groups=groups, draws=self.draws, seed=self.seed)
-            )
+            off = ends = None
             if read is not None:
-                off = np.linalg.norm(
-                    read(plans.imagined[:, h]) - plans.states[:, (h + 1) * frameskip, :2], axis=-1
+                places = plans.states[:, (h + 1) * frameskip, :2]
+                apart = np.linalg.norm(read(plans.imagined[:, h]) - places, axis=-1)
+                off = float(apart.mean())
+                ends = bootstrap(_mean, apart, groups=groups, draws=self.draws, seed=self.seed)
+            rows.append(
+                Block(
+                    steps=(h + 1) * frameskip,
+                    error=float(error.mean()),
+                    copy=float(copy.mean()),
+                    ratio=_ratio(error, copy),
+                    ratio_interval=bootstrap(
+                        _ratio, error, copy, groups=groups, draws=self.draws, seed=self.seed
+                    ),
+                    place_error=off,
+                    place_error_interval=ends,
                 )
-                row["place_error"] = float(off.mean())
-                row["place_error_interval"] = list(
-                    bootstrap(_mean, off, groups=groups, draws=self.draws, seed=self.seed)
-                )
-            rows.append(row)
-        return rows
+            )
+        return tuple(rows)
 
     def _read_out(self, run: Run) -> Callable[[np.ndarray], np.ndarray]:
         """(..., D) latents -> (..., 2) places: a probe of frames of episodes that were trained
@@ -280,47 +378,6 @@ def _latents(model: WorldModel, pictures: np.ndarray) -> np.ndarray:
     """(F, h, w, 3) uint8 -> (F, D) float64."""
     pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)[:, None]
     return encode(model, pixels)[:, 0].float().cpu().numpy().astype(np.float64)
-
-
-def _tables(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    unit, rows = values["unit"], []
-    for row in values["horizon"]:
-        low, high = row["ratio_interval"]
-        told = {
-            "env steps": row["steps"],
-            "latent error": round(row["error"], 3),
-            "if nothing changed": round(row["copy"], 3),
-            "ratio": round(row["ratio"], 3),
-            "95% interval": f"{low:.3f} to {high:.3f}",
-        }
-        if "place_error" in row:
-            low, high = row["place_error_interval"]
-            told |= {
-                f"place off by, {unit}": round(row["place_error"], 2),
-                "its 95% interval": f"{low:.2f} to {high:.2f}",
-            }
-        rows.append(told)
-    attempts = [
-        {
-            "attempt": number,
-            "goal": {True: "in another region", False: "in the same region", None: "-"}[
-                each["other_region"]
-            ],
-            "reached": "yes" if each["reached"] else "no",
-            "env steps": each["steps"],
-            "plans": each["plans"],
-        }
-        for number, each in enumerate(values["attempts"], 1)
-    ]
-    about = (
-        f"one plan for each of {values['pairs']} held-out pairs of {values['episodes']} episodes, "
-        "carried out to its end"
-    )
-    return {
-        f"Imagined against real latents: {about}; intervals over episodes.": rows,
-        f"Attempts drawn: goals {values['offset']} steps ahead, {values['budget']} "
-        f"allowed.": attempts,
-    }
 
 
 def _ratio(error: np.ndarray, copy: np.ndarray) -> float:

@@ -8,8 +8,9 @@ nor that a planner uses it, so a probe stands beside a success rate and never in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations_with_replacement, count, pairwise
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from lewm.analyses.probes.ridge import Probe, fit_probe
 from lewm.analyses.probes.rollouts import Rollouts, first_predictions, roll_out
-from lewm.analyses.probes.scores import scores
+from lewm.analyses.probes.scores import Score, scores
 from lewm.analyses.probes.targets import (
     Features,
     Reading,
@@ -31,14 +32,14 @@ from lewm.analyses.probes.targets import (
     standardised,
     state_targets,
 )
-from lewm.contracts import Result
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
 from lewm.runs import checkpoints
+from lewm.runs.results import Interval, Result, Tables, interval
 from lewm.runs.run import Progress, Run
 from lewm.stats import bootstrap_mean
 from lewm.training.fit import FittingConfig, descend
 
-__all__ = ["Probing"]
+__all__ = ["Probing", "ProbingResult"]  # the analysis first
 
 FEWEST_FIT, FEWEST_TEST = 10, 4
 """Episodes. Five inner folds need two each to choose a penalty. Of three test episodes more than
@@ -62,16 +63,159 @@ READABLE = 0.5
 """R2 of an encoded frame below which a variable takes no part in the open-loop error of its unit:
 what cannot be read at the start tells nothing of a rollout."""
 
-NO_ROLLOUT: dict[str, Any] = {
-    "steps": [],
-    "rollouts": 0,
-    "episodes": 0,
-    "variables": {},
-    "units": {},
-}
-
 Matrix = np.ndarray
 """(F, n) float64, a row per frame."""
+
+
+@dataclass(frozen=True)
+class Rival(Score):
+    """What a ridge regression reads.
+
+    Attributes:
+        mlp: what a small network reads of the same; None where none was fitted.
+    """
+
+    mlp: Score | None
+
+
+@dataclass(frozen=True)
+class Variable(Rival):
+    """A state variable, as it is read from the latents.
+
+    Attributes:
+        unit: of `rmse`.
+        strength: of the ridge penalty.
+        controls: what its rivals read, by name; "random encoder" and "pixels" have an MLP as well.
+    """
+
+    unit: str
+    strength: float
+    controls: Mapping[str, Rival]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How far readings are off after each block of an open-loop rollout.
+
+    Attributes:
+        unit: of all; degrees for angles.
+        rmse, rmse_interval: on predicted latents.
+        encoded_rmse: the floor, the same probe on the latents of the frames that came.
+        copy_rmse: its reading of the last frame that the model was shown, taken for a prediction.
+    """
+
+    unit: str
+    rmse: tuple[float, ...]
+    rmse_interval: tuple[Interval, ...]
+    encoded_rmse: tuple[float, ...]
+    copy_rmse: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Alike(Curve):
+    """The same, the root mean square over the variables of a unit that can be read at all."""
+
+    variables: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """What a probe reads of predicted latents; nothing where the episodes are too short. It is
+    fitted on encoded frames, but with the penalty that suits predictions: see
+    `ridge.steady_probe`.
+
+    Attributes:
+        steps: env steps after each block.
+        rollouts, episodes: how many were measured.
+        variables: by state variable.
+        units: by unit.
+    """
+
+    steps: tuple[int, ...] = ()
+    rollouts: int = 0
+    episodes: int = 0
+    variables: Mapping[str, Curve] = field(default_factory=dict)
+    units: Mapping[str, Alike] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ProbingResult(Result):
+    """What the latents say about the world, with 95% intervals over test episodes.
+
+    Attributes:
+        variables: in the order of the columns of `states`. An angle (of unit rad) is probed as its
+            cosine and its sine.
+        angles, angles_interval: mean absolute error in degrees of each angle that its cosine and
+            sine give, 90 being chance.
+        mlp_angles, mlp_angles_interval: the same of the MLP; empty without one.
+        rollout: what is read of predictions.
+        place: numbers of the two readings that are most likely a place.
+        plane_variance: share of the latents' variance that lies in their two principal directions.
+        latents, states, predictions: (F, D), (F, S) and (F, S), a row per test frame.
+        plane: (F, 2) the latents projected onto those directions.
+        episodes: (F,) number of the episode of each.
+        probe: the read-out.
+    """
+
+    variables: Mapping[str, Variable]
+    angles: Mapping[str, float]
+    angles_interval: Mapping[str, Interval]
+    mlp_angles: Mapping[str, float]
+    mlp_angles_interval: Mapping[str, Interval]
+    rollout: OpenLoop
+    place: tuple[int, ...]
+    plane_variance: float
+    fit_episodes: int
+    fit_frames: int
+    test_episodes: int
+    test_frames: int
+    latents: np.ndarray
+    states: np.ndarray
+    predictions: np.ndarray
+    plane: np.ndarray
+    episodes: np.ndarray
+    probe: Probe
+
+    name: ClassVar[str] = "probing"
+
+    def tables(self) -> Tables:
+        """Scores beside their controls, angles, and errors of rollouts."""
+        over = f"{self.test_frames} frames of {self.test_episodes} held-out episodes"
+        controls = any(row.controls for row in self.variables.values())
+        fitted = f"fitted on {self.fit_frames} frames of {self.fit_episodes} others." + (
+            " Controls: r of ridge / MLP." if controls else ""
+        )
+        rows = [_probe_row(name, row) for name, row in self.variables.items()]
+        tables = {f"What probes read from the latents of {over}, {fitted}": rows}
+        if self.angles:
+            caption = (
+                f"Mean absolute error of angles in degrees, over {over}; 90 if guessed and all "
+                "occur. 95% intervals."
+            )
+            tables[caption] = [self._angle_row(of) for of in self.angles]
+        rollout = self.rollout
+        if readable := [of for alike in rollout.units.values() for of in alike.variables]:
+            caption = (
+                "Error (RMSE) of what a ridge probe reads: after an open-loop rollout / from the "
+                "frame that came / from the last frame before, taken for a prediction. "
+                f"{rollout.rollouts} rollouts in {rollout.episodes} held-out episodes; "
+                f"variables with an R2 of {READABLE} or more."
+            )
+            tables[caption] = [
+                _rollout_row(of, rollout.variables[of], rollout.steps) for of in readable
+            ]
+        return tables
+
+    def _angle_row(self, of: str) -> dict[str, Any]:
+        told = {"angle": of}
+        for probe, off, ends in (
+            ("ridge", self.angles, self.angles_interval),
+            ("MLP", self.mlp_angles, self.mlp_angles_interval),
+        ):
+            if of in off:
+                low, high = ends[of]
+                told[probe] = f"{off[of]:.1f} ({low:.1f} to {high:.1f})"
+        return told
 
 
 @dataclass(frozen=True)
@@ -105,35 +249,15 @@ class Probing:
     question: ClassVar[str] = (
         "What of the true state can be read from a latent, and from a predicted one?"
     )
+    result: ClassVar[type[Result]] = ProbingResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
+    def run(self, run: Run, progress: Progress = lambda *_: None) -> ProbingResult:
         """Probe every state variable.
 
         Args:
             run: its `fit_ids` are fitted on, its `test_ids`, which neither model nor probe saw,
                 tested on. Whole episodes, because frames of one episode are near-duplicates of each
                 other.
-
-        Returns:
-            Values, with 95% intervals over test episodes:
-            `variables`: per variable its `unit`; `r`, `r2`, `mse` and `rmse` (in that unit) of
-            ridge regression, each with its `_interval`; its `strength`; the same scores of the
-            `mlp`; and of each of the `controls`, of which "random encoder" and "pixels" have an
-            `mlp` of their own. An angle (of unit rad) is probed as its cosine and its sine.
-            `angles`, `mlp_angles`: mean absolute error in degrees of each angle that its cosine and
-            sine give, 90 being chance; and their `_interval`. `rollout`: what a ridge probe reads
-            after each block of an open-loop rollout, a probe that is fitted on encoded frames but
-            with the penalty that suits predictions (see `ridge.steady_probe`); empty where the
-            episodes are too short. `steps`, env steps after each block; `rollouts`, `episodes`; and
-            per state variable (`variables`) and per unit (`units`, the root mean square over those
-            `variables` that can be read at all): `unit`, degrees for angles, `rmse` per block with
-            `rmse_interval`, `encoded_rmse`, the floor: the same probe on the latents of the frames
-            that came, and `copy_rmse`: its reading of the last frame that the model was shown,
-            taken for a prediction. `place`: numbers of the two readings that are most likely a
-            place. `plane_variance`: share of the latents' variance that lies in their two principal
-            directions. Arrays, one row per test frame: `latents`, `states`, `predictions`,
-            `episodes`, and `plane`, the latents projected onto that plane; and what `Probe.of`
-            needs.
 
         Raises:
             Unsupported: the data have no states, or too few episodes.
@@ -158,66 +282,70 @@ class Probing:
         fit, test = _sides(run, readings, encoders, (self.fit_frames, self.test_frames), self.seed)
         progress(next(done), stages, f"{len(fit.states)} and {len(test.states)} frames encoded")
 
-        scored: dict[str, list[dict[str, Any]]] = {}  # what is read from -> a row per reading
-        values: dict[str, Any] = {}
+        scored: dict[str, list[Rival]] = {}  # what is read from -> one per reading
+        read: dict[str, Matrix] = {}  # by what -> the latents of the test frames
         probes = {
             source: fit_probe(x, fit.states, fit.groups, self.seed)
             for source, x in fit.features.items()
         }
         for source, features in test.features.items():
             ridge = probes[source].predict(features)
-            scored[source] = self._scores(ridge, test)
+            of_mlp: Sequence[Score | None] = [None] * len(readings)
+            of_ridge = self._scores(ridge, test)
             progress(next(done), stages, f"ridge on {source}")
-            if source == "latents":
-                values |= self._angles("angles", readings, ridge, test)
             if self.mlp:
                 mlp = self._fit_mlp(fit.features[source], fit.states)(features)
-                for row, of_mlp in zip(scored[source], self._scores(mlp, test), strict=True):
-                    row["mlp"] = of_mlp
+                of_mlp = self._scores(mlp, test)
                 progress(next(done), stages, f"MLP on {source}")
-                if source == "latents":
-                    values |= self._angles("mlp_angles", readings, mlp, test)
+            scored[source] = _rivalling(of_ridge, of_mlp)
+            if source == "latents":
+                read = {"angles": ridge} | ({"mlp_angles": mlp} if self.mlp else {})
         if self.controls and len({reading.of for reading in readings}) > 1:
-            scored["other variables"] = self._scores(self._from_others(readings, fit, test), test)
+            others = self._scores(self._from_others(readings, fit, test), test)
+            scored["other variables"] = _rivalling(others, [None] * len(readings))
         variables, strengths = {}, probes["latents"].strengths
-        for i, (reading, row) in enumerate(zip(readings, scored.pop("latents"), strict=True)):
-            controls = (
-                {"controls": {rival: rows[i] for rival, rows in scored.items()}} if scored else {}
+        for i, (reading, own) in enumerate(zip(readings, scored.pop("latents"), strict=True)):
+            variables[reading.name] = Variable(
+                **vars(own),
+                unit=reading.unit,
+                strength=float(strengths[i]),
+                controls={rival: rows[i] for rival, rows in scored.items()},
             )
-            variables[reading.name] = {
-                "unit": reading.unit,
-                **row,
-                "strength": float(strengths[i]),
-                **controls,
-            }
-        rollout = NO_ROLLOUT
+        rollout = OpenLoop()
         if self.rollouts:
             unread = {
-                reading.of for reading in readings if not variables[reading.name]["r2"] >= READABLE
+                reading.of
+                for reading in readings
+                if (r2 := variables[reading.name].r2) is None or r2 < READABLE
             }
             rollout = self._rollout(run, readings, fit, unread)
             progress(next(done), stages, "predictions read")
-        plane, share = _principal_plane(test.features["latents"])
-        values = {
-            "variables": variables,
-            **values,
-            "rollout": rollout,
-            "place": _place(readings),
-            "plane_variance": share,
-            "fit_episodes": len(run.fit_ids),
-            "fit_frames": len(fit.states),
-            "test_episodes": len(np.unique(test.groups)),
-            "test_frames": len(test.states),
-        }
         latents, probe = test.features["latents"], probes["latents"]
-        arrays = {
-            "latents": latents,
-            "states": test.states,
-            "predictions": probe.predict(latents),
-            "plane": plane,
-        }
-        arrays |= {"episodes": test.groups, **vars(probe)}
-        return Result(self.name, values, arrays, _tables(values))
+        plane, share = _principal_plane(latents)
+        angles, angles_interval = self._angles(readings, read["angles"], test)
+        mlp_angles, mlp_angles_interval = (
+            self._angles(readings, read["mlp_angles"], test) if self.mlp else ({}, {})
+        )
+        return ProbingResult(
+            variables=variables,
+            angles=angles,
+            angles_interval=angles_interval,
+            mlp_angles=mlp_angles,
+            mlp_angles_interval=mlp_angles_interval,
+            rollout=rollout,
+            place=_place(readings),
+            plane_variance=share,
+            fit_episodes=len(run.fit_ids),
+            fit_frames=len(fit.states),
+            test_episodes=len(np.unique(test.groups)),
+            test_frames=len(test.states),
+            latents=latents,
+            states=test.states,
+            predictions=probe.predict(latents),
+            plane=plane,
+            episodes=test.groups,
+            probe=probe,
+        )
 
     def _rivals(self, model: Any) -> dict[str, Features]:
         """What else makes features of a picture. A model that cannot be described cannot be made
@@ -279,19 +407,19 @@ class Probing:
 
     def _rollout(
         self, run: Run, readings: Sequence[Reading], fit: _Side, unread: set[str]
-    ) -> dict[str, Any]:
-        """What is read of predicted latents, see `run`."""
+    ) -> OpenLoop:
+        """What is read of predicted latents."""
         model, episodes = run.model, run.episodes
         rolled = roll_out(
             model, episodes, run.test_ids, self.horizon, self.rollouts, (self.seed, 2), FEWEST_TEST
         )
         if rolled is None:
-            return NO_ROLLOUT
+            return OpenLoop()
         ahead = first_predictions(model, episodes, run.fit_ids, readings, self.seed)
         probe = fit_probe(fit.features["latents"], fit.states, fit.groups, self.seed, ahead)
         off = _errors_of_rollouts(rolled, probe, run, readings)
 
-        def summary(of: Sequence[str]) -> dict[str, Any]:
+        def curve(unit: str, of: Sequence[str]) -> Curve:
             squares = {
                 what: np.mean([each[name] ** 2 for name in of], axis=0)
                 for what, each in off.items()
@@ -300,33 +428,33 @@ class Probing:
                 bootstrap_mean(block, rolled.groups, self.draws, seed=self.seed)
                 for block in squares["rmse"].T
             ]
-            means = {what: np.sqrt(each.mean(axis=0)).tolist() for what, each in squares.items()}
-            return {**means, "rmse_interval": np.sqrt(ends).tolist()}
+            means = {
+                what: tuple(np.sqrt(each.mean(axis=0)).tolist()) for what, each in squares.items()
+            }
+            return Curve(unit=unit, rmse_interval=tuple(map(interval, np.sqrt(ends))), **means)
 
         units = {reading.of: reading.error_unit for reading in readings}
         alike: dict[str, list[str]] = {}
         for of in (of for of in units if of not in unread):
             alike.setdefault(units[of], []).append(of)
-        return {
-            "steps": (model.spec.frameskip * np.arange(1, rolled.rows.shape[1] + 1)).tolist(),
-            "rollouts": len(rolled.groups),
-            "episodes": len(np.unique(rolled.groups)),
-            "variables": {of: {"unit": unit, **summary([of])} for of, unit in units.items()},
-            "units": {
-                unit: {"unit": unit, "variables": names, **summary(names)}
+        steps = model.spec.frameskip * np.arange(1, rolled.rows.shape[1] + 1)
+        return OpenLoop(
+            steps=tuple(steps.tolist()),
+            rollouts=len(rolled.groups),
+            episodes=len(np.unique(rolled.groups)),
+            variables={of: curve(unit, [of]) for of, unit in units.items()},
+            units={
+                unit: Alike(**vars(curve(unit, names)), variables=tuple(names))
                 for unit, names in alike.items()
             },
-        }
+        )
 
-    def _scores(self, predictions: Matrix, test: _Side) -> list[dict[str, Any]]:
-        return [
-            dict(row)
-            for row in scores(predictions, test.states, test.groups, self.draws, self.seed)
-        ]
+    def _scores(self, predictions: Matrix, test: _Side) -> list[Score]:
+        return scores(predictions, test.states, test.groups, self.draws, self.seed)
 
     def _angles(
-        self, name: str, readings: Sequence[Reading], predictions: Matrix, test: _Side
-    ) -> dict[str, Any]:
+        self, readings: Sequence[Reading], predictions: Matrix, test: _Side
+    ) -> tuple[dict[str, float], dict[str, Interval]]:
         """Mean absolute error of each angle in degrees, and its interval."""
         turning = {reading.of for reading in readings if reading.through is np.cos}
         off = {
@@ -335,13 +463,10 @@ class Probing:
             if of in turning
         }
         ends = {
-            of: list(bootstrap_mean(error, test.groups, self.draws, seed=self.seed))
+            of: bootstrap_mean(error, test.groups, self.draws, seed=self.seed)
             for of, error in off.items()
         }
-        return {
-            name: {of: float(error.mean()) for of, error in off.items()},
-            f"{name}_interval": ends,
-        }
+        return {of: float(error.mean()) for of, error in off.items()}, ends
 
 
 @dataclass(frozen=True)
@@ -431,80 +556,47 @@ def _quadratic(x: Matrix) -> Matrix:
     return np.column_stack([x, *products])
 
 
-def _place(readings: Sequence[Reading]) -> list[int]:
+def _place(readings: Sequence[Reading]) -> tuple[int, ...]:
     """Which two readings to draw a map by: the first x and its y, or else the first two."""
     names = [reading.name for reading in readings]
     for i, name in enumerate(names):
         if name.split()[-1:] == ["x"] and (partner := name[:-1] + "y") in names:
-            return [i, names.index(partner)]
-    return list(range(len(names)))[:2]
+            return i, names.index(partner)
+    return tuple(range(len(names)))[:2]
+
+
+def _rivalling(ridge: Sequence[Score], mlp: Sequence[Score | None]) -> list[Rival]:
+    return [Rival(**vars(of), mlp=other) for of, other in zip(ridge, mlp, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------- tables
 
 
-def _tables(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """What people read of the values."""
-    over = f"{values['test_frames']} frames of {values['test_episodes']} held-out episodes"
-    controls = (
-        " Controls: r of ridge / MLP."
-        if any("controls" in row for row in values["variables"].values())
-        else ""
-    )
-    fitted = (
-        f"fitted on {values['fit_frames']} frames of {values['fit_episodes']} others.{controls}"
-    )
-    rows = [_probe_row(name, row) for name, row in values["variables"].items()]
-    tables = {f"What probes read from the latents of {over}, {fitted}": rows}
-    if values["angles"]:
-        caption = (
-            f"Mean absolute error of angles in degrees, over {over}; 90 if guessed and all occur. "
-            "95% intervals."
-        )
-        tables[caption] = [_angle_row(of, values) for of in values["angles"]]
-    rollout = values["rollout"]
-    if readable := [of for alike in rollout["units"].values() for of in alike["variables"]]:
-        caption = (
-            "Error (RMSE) of what a ridge probe reads: after an open-loop rollout / from the "
-            "frame that came / from the last frame before, taken for a prediction. "
-            f"{rollout['rollouts']} rollouts in {rollout['episodes']} held-out episodes; "
-            f"variables with an R2 of {READABLE} or more."
-        )
-        tables[caption] = [
-            _rollout_row(of, rollout["variables"][of], rollout["steps"]) for of in readable
-        ]
-    return tables
-
-
-def _probe_row(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = row["r_interval"]
+def _probe_row(name: str, row: Variable) -> dict[str, Any]:
+    low, high = row.r_interval or (math.nan, math.nan)
     told = {
         "variable": name,
-        "unit": row["unit"],
-        "r, ridge": f"{row['r']:.4f}",
+        "unit": row.unit,
+        "r, ridge": _four(row.r),
         "95%": f"{low:.4f} to {high:.4f}",
     }
-    if "mlp" in row:
-        told["r, MLP"] = f"{row['mlp']['r']:.4f}"
-    told |= {"R2": f"{row['r2']:.4f}", "RMSE": f"{row['rmse']:.3g}"}
-    for rival, score in row.get("controls", {}).items():
-        told[rival] = " / ".join(f"{each['r']:.4f}" for each in (score, score.get("mlp")) if each)
+    if row.mlp:
+        told["r, MLP"] = _four(row.mlp.r)
+    told |= {"R2": _four(row.r2), "RMSE": f"{row.rmse:.3g}"}
+    for rival, score in row.controls.items():
+        told[rival] = " / ".join(_four(each.r) for each in (score, score.mlp) if each)
     return told
 
 
-def _rollout_row(of: str, row: Mapping[str, Any], steps: Sequence[int]) -> dict[str, Any]:
-    told = {"variable": of, "unit": row["unit"]}
+def _four(value: float | None) -> str:
+    """Four digits, or "nan"."""
+    return f"{math.nan if value is None else value:.4f}"
+
+
+def _rollout_row(of: str, row: Curve, steps: Sequence[int]) -> dict[str, Any]:
+    told = {"variable": of, "unit": row.unit}
     for block in (k for k in range(len(steps)) if k + 1 in (1, 2, 4, 8, len(steps))):
-        three = (row[what][block] for what in ("rmse", "encoded_rmse", "copy_rmse"))
+        three = (each[block] for each in (row.rmse, row.encoded_rmse, row.copy_rmse))
         told[f"{steps[block]} steps"] = " / ".join(f"{each:.3g}" for each in three)
-    low, high = row["rmse_interval"][-1]
+    low, high = row.rmse_interval[-1]
     return told | {f"95% at {steps[-1]}": f"{low:.3g} to {high:.3g}"}
-
-
-def _angle_row(of: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    told = {"angle": of}
-    for probe, key in (("ridge", "angles"), ("MLP", "mlp_angles")):
-        if key in values:
-            low, high = values[f"{key}_interval"][of]
-            told[probe] = f"{values[key][of]:.1f} ({low:.1f} to {high:.1f})"
-    return told

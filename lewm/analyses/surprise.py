@@ -12,21 +12,22 @@ paired t-test between them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import Result, World, WorldModel, WorldSpec
+from lewm.contracts import World, WorldModel, WorldSpec
 from lewm.data.episodes import check_fits
 from lewm.models.nn.frozen import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
+from lewm.runs.results import Interval, Result, Tables, defined, interval
 from lewm.runs.run import Progress, Run, Unsupported
 from lewm.stats import bootstrap_mean, p_value, rank_correlation
 
-__all__ = ["Surprise", "compare", "score", "tell"]  # the analysis first
+__all__ = ["Surprise", "SurpriseResult", "compare", "score", "tell"]  # the analysis first
 
 # episodes below which nothing is reported, and below which a result carries a warning
 FEWEST, ENOUGH = 20, 100
@@ -58,6 +59,145 @@ env actions between them."""
 
 
 @dataclass(frozen=True)
+class Apart:
+    """How well frames are told apart by their surprise: the area under the curve, with its
+    interval."""
+
+    auc: float
+    auc_interval: Interval
+
+
+@dataclass(frozen=True)
+class Compared(Apart):
+    """The surprise of edited frames beside that of the same episodes unedited, and as a detector
+    among all normal frames. Intervals are 95%, over episodes.
+
+    Attributes:
+        n: episodes.
+        mean, ratio: of the edited frames, and how many times that of the unedited ones; None where
+            nothing unedited surprises.
+        mean_difference, interval: of each episode from itself.
+        t, t_p: the paired t-test; t is None where all differ by the same.
+        wilcoxon_p: of the signed-rank test.
+        effect_size: Cohen's d_z, the mean difference in their standard deviations; None likewise.
+    """
+
+    n: int
+    mean: float
+    ratio: float | None
+    mean_difference: float
+    interval: Interval
+    t: float | None
+    t_p: float
+    wilcoxon_p: float
+    effect_size: float | None
+
+
+@dataclass(frozen=True)
+class Edited(Compared):
+    """What is said of one edit.
+
+    Attributes:
+        kind: as of an `Edit`.
+        detection_at_5_percent, detection_interval: share found by a threshold, see `tell`.
+        against_colour: of a teleport, its frames told from those where the same things changed
+            their colour.
+        picture_change: mean absolute difference between edited and unedited picture in grey
+            levels; None where no picture was drawn.
+        size_correlation: of a teleport, rank correlation of surprise and distance moved; None
+            where one of them never varies.
+    """
+
+    kind: str
+    detection_at_5_percent: float
+    detection_interval: Interval
+    against_colour: Apart | None = None
+    picture_change: float | None = None
+    size_correlation: float | None = None
+
+
+@dataclass(frozen=True)
+class Level:
+    """A mean over episodes."""
+
+    mean: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """The rate of normal frames above the threshold, and the nominal one."""
+
+    nominal: float
+    rate: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How far the unedited continuation is from the recorded one at most, in standard deviations
+    of a state variable, velocities aside: over episodes, and the share that is `exact`."""
+
+    exact: float
+    median: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class SurpriseResult(Result):
+    """Surprise of n episodes in F frames around C - 1 edits, with intervals over episodes.
+
+    Attributes:
+        episodes: n.
+        warning: "" if they are enough.
+        conditions: the C names, the control first.
+        unperturbed: surprise of the frame of the edit, where there is none.
+        edits: by name.
+        false_alarms: of the threshold.
+        world, look, turn: in which world, and by how much of the colour wheel colours changed.
+        frameskip: env steps from frame to frame.
+        recorded, played: episodes of either kind.
+        replay: of the recorded ones; None where there are none.
+        surprise: (C, n, F).
+        mean, low, high: (C, F) with a 95% band over episodes.
+        frames: (F,) blocks since the edit.
+        roc, roc_colour: (C-1, G) and (teleports, G) rates at which edits are told from normal
+            frames, and teleports from changes of colour.
+        roc_false_alarms: (G,) the rates of false alarms of both.
+    """
+
+    episodes: int
+    warning: str
+    conditions: tuple[str, ...]
+    unperturbed: Level
+    edits: Mapping[str, Edited]
+    false_alarms: FalseAlarms
+    surprise: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    frames: np.ndarray
+    roc: np.ndarray
+    roc_colour: np.ndarray
+    roc_false_alarms: np.ndarray
+    world: str = ""
+    look: str = ""
+    turn: float = 0.5
+    frameskip: int = 1
+    recorded: int = 0
+    played: int = 0
+    replay: Replay | None = None
+
+    name: ClassVar[str] = "surprise"
+
+    def tables(self) -> Tables:
+        """A row per edit."""
+        over = self.warning or f"{self.episodes} episodes"
+        rows = [_row(name, edit) for name, edit in self.edits.items()]
+        return {f"surprise at the edit, {over}": rows}
+
+
+@dataclass(frozen=True)
 class Surprise:
     """Edit episodes in the middle, and compare prediction errors with those of the same episodes
     unedited.
@@ -82,22 +222,14 @@ class Surprise:
 
     name: ClassVar[str] = "surprise"
     question: ClassVar[str] = "Is the model surprised by what cannot happen?"
+    result: ClassVar[type[Result]] = SurpriseResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> Result:
+    def run(self, run: Run, progress: Progress = lambda *_: None) -> SurpriseResult:
         """Measure the surprise of frames around edits: the squared error of the predicted latent,
         mean over D.
 
         Every frame is predicted from the encoded latents of the K frames before it and the blocks
         executed from them.
-
-        Returns:
-            What `tell` says, and more. In `edits`: `picture_change`, the mean absolute difference
-            between edited and unedited picture in grey levels, and of a teleport
-            `size_correlation`, the rank correlation of surprise and distance moved. `world`,
-            `look`, `turn`, `frameskip`; of `recorded` and `played` episodes how many; `replay`, how
-            far the unedited continuation is from the recorded one at most, in standard deviations
-            of a state variable, velocities aside: the `median` and `p90` over episodes, and the
-            share that is `exact`.
 
         Raises:
             Unsupported: no states, no world, a world in which nothing can be edited, or fewer than
@@ -143,7 +275,8 @@ class Surprise:
         edits = [CONTROL, *teleports, *(Edit("colour", things) for things in each)]
         ways: list[np.ndarray] = []
         surprise: list[np.ndarray] = []
-        further: list[dict[str, float]] = []
+        changes: list[float] = []
+        by_size: list[float | None] = []
         for edit in edits:
             progress(len(ways), len(edits), edit.name)
             if edit.kind == "colour":
@@ -163,22 +296,21 @@ class Surprise:
             change = np.abs(
                 drawn_by.render(way[:, 0]).astype(np.float32) - painter.render(start)
             ).mean()
-            further.append({"picture_change": float(change)})
+            changes.append(float(change))
+            by_size.append(None)
             if edit.kind == "teleport":
                 moved = np.sqrt(np.square(_apart(spec, start, way[:, 0])).sum(axis=1))
-                further[-1]["size_correlation"] = rank_correlation(
-                    moved, surprise[-1][:, self.before]
-                )
+                by_size[-1] = defined(rank_correlation(moved, surprise[-1][:, self.before]))
         progress(len(edits), len(edits), "")
 
         result = tell(np.stack(surprise), edits, self.before, self.draws, self.seed)
-        (rows,) = result.tables.values()
-        for told, row, found in zip(
-            result.values["edits"].values(), rows, further[1:], strict=True
-        ):
-            told |= found
-            row["picture changes by"] = f"{found['picture_change']:.2g} grey levels"
-        result.values.update(
+        told = zip(result.edits.items(), changes[1:], by_size[1:], strict=True)
+        return replace(
+            result,
+            edits={
+                name: replace(edit, picture_change=change, size_correlation=rho)
+                for (name, edit), change, rho in told
+            },
             world=spec.name,
             look=spec.look,
             turn=self.turn,
@@ -187,7 +319,6 @@ class Surprise:
             played=len(states) - recorded,
             replay=_replay(spec, states[:recorded, K + self.before :], ways[0][:recorded]),
         )
-        return result
 
     def _recorded(self, run: Run, spec: WorldSpec) -> list[Segment]:
         """Of held-out episodes, the edit in the middle or as near to it as the frames around it
@@ -268,7 +399,7 @@ def score(model: WorldModel, latents: Tensor, blocks: np.ndarray) -> np.ndarray:
 
 def tell(
     surprise: np.ndarray, edits: Sequence[Edit], before: int, draws: int = 1000, seed: int = 0
-) -> Result:
+) -> SurpriseResult:
     """Say what surprises: tests against normal motion, and how well a threshold on the surprise
     tells the edited frames.
 
@@ -278,17 +409,6 @@ def tell(
     Args:
         surprise: (C, n, F) of n episodes under C edits, the control first; the edit is at frame
             `before`.
-
-    Returns:
-        Values: `edits`, by name: `kind`, what `compare` says, `detection_at_5_percent`, and of a
-        teleport `against_colour`, the `auc` of telling its frames from those where the same things
-        changed their colour; `unperturbed`, the `mean` at that frame; `false_alarms`, the `rate` of
-        normal frames above the threshold, and the `nominal` one; with intervals. `conditions`, the
-        C names; `episodes`, n; `warning`, "" if they are enough. Arrays: `surprise`; its `mean`,
-        `low` and `high` (C, F), a 95% band over episodes; `frames` (F,), blocks since the edit;
-        `roc` (C-1, G), rates at which edits are told from normal frames, and `roc_colour`, at which
-        teleports are told from changes of colour, at the rates of false alarms `roc_false_alarms`
-        (G,).
     """
     C, n, F = surprise.shape
     normal, at, everyone = surprise[0], surprise[:, :, before], np.arange(n)
@@ -298,26 +418,26 @@ def tell(
     ]
     false_alarms = (normal > thresholds[:, None]).mean(axis=1)
     alarms = np.linspace(0, 1, 201)
-    told: dict[str, dict[str, Any]] = {}
+    told: dict[str, Edited] = {}
     curves: dict[str, list[np.ndarray]] = {"roc": [], "roc_colour": []}
     for edit, edited in zip(edits[1:], at[1:], strict=True):
-        told[edit.name] = {
-            "kind": edit.kind,
-            **compare(normal, edited, before, draws, seed),
-            "detection_at_5_percent": float((edited > thresholds).mean()),
-            "detection_interval": list(
-                bootstrap_mean(edited > thresholds, everyone, draws, seed=seed)
-            ),
-        }
         curves["roc"].append((edited > np.quantile(normal, 1 - alarms)[:, None]).mean(axis=1))
         painted = at[
             [other.kind == "colour" and set(other.things) <= set(edit.things) for other in edits]
         ]
-        if edit.kind == "teleport" and len(painted):
-            told[edit.name]["against_colour"] = _told_apart(edited, painted.T, draws, seed)
+        rivalled = edit.kind == "teleport" and len(painted) > 0
+        if rivalled:
             curves["roc_colour"].append(
                 (edited > np.quantile(painted, 1 - alarms)[:, None]).mean(axis=1)
             )
+        found = edited > thresholds
+        told[edit.name] = Edited(
+            **vars(compare(normal, edited, before, draws, seed)),
+            kind=edit.kind,
+            detection_at_5_percent=float(found.mean()),
+            detection_interval=bootstrap_mean(found, everyone, draws, seed=seed),
+            against_colour=_told_apart(edited, painted.T, draws, seed) if rivalled else None,
+        )
     bands = np.array(
         [
             [bootstrap_mean(surprise[c, :, f], everyone, draws, seed=seed) for f in range(F)]
@@ -325,82 +445,63 @@ def tell(
         ]
     )
     warning = "" if n >= ENOUGH else f"only {n} episodes where {ENOUGH} are asked for"
-    return Result(
-        name="surprise",
-        values={
-            "episodes": n,
-            "warning": warning,
-            "conditions": [edit.name for edit in edits],
-            "unperturbed": {"mean": float(at[0].mean()), "interval": bands[0, before].tolist()},
-            "edits": told,
-            "false_alarms": {
-                "nominal": FALSE_ALARMS,
-                "rate": float(false_alarms.mean()),
-                "interval": list(bootstrap_mean(false_alarms, everyone, draws, seed=seed)),
-            },
-        },
-        arrays={
-            "surprise": surprise,
-            "mean": surprise.mean(axis=1),
-            "low": bands[..., 0],
-            "high": bands[..., 1],
-            "frames": np.arange(F) - before,
-            "roc_false_alarms": alarms,
-            **{name: np.reshape(rates, (-1, len(alarms))) for name, rates in curves.items()},
-        },
-        tables={
-            f"surprise at the edit, {warning or f'{n} episodes'}": [
-                _row(name, entry) for name, entry in told.items()
-            ]
-        },
+    rates = {name: np.reshape(of, (-1, len(alarms))) for name, of in curves.items()}
+    return SurpriseResult(
+        episodes=n,
+        warning=warning,
+        conditions=tuple(edit.name for edit in edits),
+        unperturbed=Level(float(at[0].mean()), interval(bands[0, before])),
+        edits=told,
+        false_alarms=FalseAlarms(
+            FALSE_ALARMS,
+            float(false_alarms.mean()),
+            bootstrap_mean(false_alarms, everyone, draws, seed=seed),
+        ),
+        surprise=surprise,
+        mean=surprise.mean(axis=1),
+        low=bands[..., 0],
+        high=bands[..., 1],
+        frames=np.arange(F) - before,
+        roc=rates["roc"],
+        roc_colour=rates["roc_colour"],
+        roc_false_alarms=alarms,
     )
 
 
 def compare(
     normal: np.ndarray, edited: np.ndarray, at: int, draws: int = 1000, seed: int = 0
-) -> dict[str, Any]:
+) -> Compared:
     """Compare the surprise of n edited frames with that of the same episodes unedited.
 
     Args:
         normal: (n, F) of unedited frames.
         edited: (n,) at the edit.
         at: which of the F frames that is.
-
-    Returns:
-        `n`; `mean`; `ratio` of the means; `mean_difference` and its `interval`; `t` and `t_p` of
-        the paired t-test and `wilcoxon_p` of the signed-rank test; `effect_size`, Cohen's d_z: the
-        mean difference in their standard deviations; `auc` of telling edited frames from all normal
-        ones. Intervals are 95%, over episodes; undefined ratios are NaN.
     """
     from scipy.stats import ttest_rel, wilcoxon
 
-    difference = edited - normal[:, at]
+    difference, before = edited - normal[:, at], normal[:, at].mean()
     t, t_p, wilcoxon_p, effect = 0.0, 1.0, 1.0, 0.0  # of an edit that changes nothing
     if difference.any():
         t, t_p = (float(value) for value in ttest_rel(edited, normal[:, at]))
         wilcoxon_p = float(wilcoxon(difference).pvalue)
-        effect = (
-            float(difference.mean() / difference.std(ddof=1))
-            if np.ptp(difference)
-            else float("nan")
-        )
-    return {
-        "n": len(edited),
-        "mean": float(edited.mean()),
-        "ratio": float(edited.mean() / normal[:, at].mean())
-        if normal[:, at].any()
-        else float("nan"),
-        "mean_difference": float(difference.mean()),
-        "interval": list(bootstrap_mean(difference, np.arange(len(difference)), draws, seed=seed)),
-        "t": t,
-        "t_p": t_p,
-        "wilcoxon_p": wilcoxon_p,
-        "effect_size": effect,
-        **_told_apart(edited, normal, draws, seed),
-    }
+        varied = np.ptp(difference) > 0
+        effect = float(difference.mean() / difference.std(ddof=1)) if varied else np.nan
+    return Compared(
+        **vars(_told_apart(edited, normal, draws, seed)),
+        n=len(edited),
+        mean=float(edited.mean()),
+        ratio=float(edited.mean() / before) if normal[:, at].any() else None,
+        mean_difference=float(difference.mean()),
+        interval=bootstrap_mean(difference, np.arange(len(difference)), draws, seed=seed),
+        t=defined(t),
+        t_p=t_p,
+        wilcoxon_p=wilcoxon_p,
+        effect_size=defined(effect),
+    )
 
 
-def _told_apart(edited: np.ndarray, others: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
+def _told_apart(edited: np.ndarray, others: np.ndarray, draws: int, seed: int) -> Apart:
     """AUC of telling (n,) edited frames by their surprise from (n, k) other frames of the same
     episodes, and its interval.
 
@@ -412,25 +513,28 @@ def _told_apart(edited: np.ndarray, others: np.ndarray, draws: int, seed: int) -
     more = ((apart > 0) + 0.5 * (apart == 0)).mean(axis=2)  # (n, n)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
     areas = ((counts @ more) * counts).sum(axis=1) / n**2
-    return {"auc": float(more.mean()), "auc_interval": np.quantile(areas, [0.025, 0.975]).tolist()}
+    return Apart(float(more.mean()), interval(np.quantile(areas, [0.025, 0.975])))
 
 
-def _row(name: str, told: dict[str, Any]) -> dict[str, Any]:
-    return {
+def _row(name: str, edit: Edited) -> dict[str, Any]:
+    row = {
         "edit": name,
-        "times normal": f"{told['ratio']:.3g}",
-        "effect size": f"{told['effect_size']:.2f}",
-        "p (t)": p_value(told["t_p"]),
-        "p (Wilcoxon)": p_value(told["wilcoxon_p"]),
-        "AUC": _area(told),
-        "AUC against colour": _area(told["against_colour"]) if "against_colour" in told else "",
-        "found at 5%": f"{told['detection_at_5_percent']:.0%}",
+        "times normal": "-" if edit.ratio is None else f"{edit.ratio:.3g}",
+        "effect size": "-" if edit.effect_size is None else f"{edit.effect_size:.2f}",
+        "p (t)": p_value(edit.t_p),
+        "p (Wilcoxon)": p_value(edit.wilcoxon_p),
+        "AUC": _area(edit),
+        "AUC against colour": _area(edit.against_colour) if edit.against_colour else "",
+        "found at 5%": f"{edit.detection_at_5_percent:.0%}",
     }
+    if edit.picture_change is not None:
+        row["picture changes by"] = f"{edit.picture_change:.2g} grey levels"
+    return row
 
 
-def _area(told: dict[str, Any]) -> str:
-    low, high = told["auc_interval"]
-    return f"{told['auc']:.2f} [{low:.2f}, {high:.2f}]"
+def _area(told: Apart) -> str:
+    low, high = told.auc_interval
+    return f"{told.auc:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _opened(run: Run, num_envs: int, *look: str) -> World:
@@ -489,14 +593,10 @@ def _apart(spec: WorldSpec, first: np.ndarray, second: np.ndarray) -> np.ndarray
     return np.where(velocity, 0.0, difference / np.where(spread > 1e-6, spread, 1.0))
 
 
-def _replay(spec: WorldSpec, recorded: np.ndarray, again: np.ndarray) -> dict[str, float]:
+def _replay(spec: WorldSpec, recorded: np.ndarray, again: np.ndarray) -> Replay | None:
     if not len(recorded):
-        return {}
+        return None
     median, p90 = np.quantile(
         np.abs(_apart(spec, recorded, again)).max(axis=(1, 2)), [0.5, 0.9]
     ).tolist()
-    return {
-        "exact": float((recorded == again).all(axis=(1, 2)).mean()),
-        "median": median,
-        "p90": p90,
-    }
+    return Replay(float((recorded == again).all(axis=(1, 2)).mean()), median, p90)

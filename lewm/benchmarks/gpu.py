@@ -1193,14 +1193,11 @@ def _probe(bench: Bench) -> None:
     with episodes:
         subject = Run(model, episodes, trained["split"]["train"], trained["split"]["heldout"])
         found = replace(bench.size.probing, seed=bench.seed).run(subject)
-    bench.told["probe"] = found.values["variables"]
-    for name, score in found.values["variables"].items():
-        random = score["controls"]["random encoder"]["r"]
-        bench.add(
-            f"probe of {name}: r",
-            score["r"],
-            remark=f"{random:.3f} of an encoder with random weights",
-        )
+    bench.told["probe"] = found.to_json()["variables"]
+    for name, score in found.variables.items():
+        random = score.controls["random encoder"].r or 0.0  # no correlation: nothing was read
+        remark = f"{random:.3f} of an encoder with random weights"
+        bench.add(f"probe of {name}: r", score.r or 0.0, remark=remark)
 
 
 def _save(bench: Bench) -> None:

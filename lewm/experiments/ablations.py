@@ -91,7 +91,7 @@ def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) 
             "pairs": score.episodes,
         }
     probing = Probing(mlp=False, controls=False, rollouts=0, seed=seed)
-    probe = probing.run(Run(model, episodes, split["train"], split["heldout"])).values["variables"]
+    probe = probing.run(Run(model, episodes, split["train"], split["heldout"])).variables
     lines = [json.loads(line) for line in (run / checkpoints.METRICS).read_text().splitlines()]
     measured = {
         "variant": variant,
@@ -99,7 +99,7 @@ def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) 
         "recipe": experiment.recipe,
         "seed": seed,
         **scores,
-        "probe_r": min(found["r"] for found in probe.values()),
+        "probe_r": min(found.r or 0.0 for found in probe.values()),
         **{
             name: lines[-1][name]
             for name in ("latent_std", "effective_rank", "prediction", "sigreg")

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 import lewm
-from lewm.contracts import Result, World, WorldModel, WorldSpec
+from lewm.analyses.probing import ProbingResult
+from lewm.contracts import World, WorldModel, WorldSpec
 from lewm.data.collecting import collect
 from lewm.data.episodes import Episodes
 from lewm.evaluation.evaluate import AGENT, Evaluation, Score, evaluate
@@ -37,6 +38,7 @@ from lewm.planning.agent import PlanningConfig
 from lewm.planning.config import attach, describe_planning, heads_of
 from lewm.runs import checkpoints
 from lewm.runs.answers import analyse
+from lewm.runs.results import Result
 from lewm.runs.run import Run, Unsupported
 from lewm.stats import bootstrap
 from lewm.training.fit import fit_heads
@@ -97,6 +99,15 @@ class Outcome:
     evaluations: tuple[Evaluation, ...]
     answers: Mapping[str, Result | Unsupported]
 
+    @property
+    def probing(self) -> ProbingResult:
+        """What probes read; the reason, raised, where they could not be asked."""
+        found = self.answers["probing"]
+        if isinstance(found, Unsupported):
+            raise found
+        assert isinstance(found, ProbingResult)
+        return found
+
 
 def carry_out(
     experiment: Experiment, scope: Scope, out: Path, book: Book, seed: int, report: Report
@@ -139,18 +150,15 @@ def result_of(outcome: Outcome, book: Book, seed: int, short: bool, command: str
     """
     run, first = outcome.run, outcome.evaluations[0]
     others = [each for each in outcome.evaluations if each.protocol.across]
-    probing = outcome.answers["probing"]
-    if isinstance(probing, Unsupported):
-        raise probing
-    metrics = checkpoints.metrics(run.path) if run.path else []
-    variables = probing.values["variables"]
+    probing = outcome.probing
+    metrics, told = checkpoints.metrics(run.path) if run.path else [], probing.to_json()
     return {
         **_success(first, _through_door(outcome.world, first), outcome.world.spec),
         "other_room": _other_room(others[0]) if others else None,
         "evaluations": [each.to_json() for each in outcome.evaluations],
-        "probe_r": {name: scores["r"] for name, scores in variables.items()},
-        "probe": variables,
-        **{name: probing.values[name] for name in PROBING if name in probing.values},
+        "probe_r": {name: scores.r for name, scores in probing.variables.items()},
+        "probe": told["variables"],
+        **{name: told[name] for name in PROBING},
         **facts(outcome.experiment, run.model, run.episodes, outcome.trained),
         "budget": outcome.trained.get("budget"),
         "alarm": metrics[-1].get("alarm", "") if metrics else "",

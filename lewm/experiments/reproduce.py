@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lewm.analyses.probing import ProbingResult, Variable
 from lewm.evaluation.evaluate import Evaluation
 from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
@@ -76,12 +77,14 @@ def reproduce(
     command += "" if minutes is None else f" --minutes {minutes:g}"
     with outcome.run.episodes:
         result = result_of(outcome, book, seed, short, command)
-    write_atomically(out / "result.md", _markdown(result, outcome.evaluations[0]).encode())
+    write_atomically(
+        out / "result.md", _markdown(result, outcome.evaluations[0], outcome.probing).encode()
+    )
     write_json(out / "result.json", result)
     return result
 
 
-def _markdown(result: Mapping[str, Any], evaluation: Evaluation) -> str:
+def _markdown(result: Mapping[str, Any], evaluation: Evaluation, probing: ProbingResult) -> str:
     """The numbers of a reproduction as tables: success beside the floors, probes beside their
     controls."""
     lines = [
@@ -89,14 +92,14 @@ def _markdown(result: Mapping[str, Any], evaluation: Evaluation) -> str:
         "",
         evaluation.markdown(),
         "",
-        *_probe_table(result["probe"]),
+        *_probe_table(probing.variables),
     ]
     angles = [
         (
-            f"mean error of {name}: {error:.1f} degrees by ridge, "
-            f"{result['mlp_angles'][name]:.1f} by MLP (90 if guessed)"
+            f"mean error of {name}: {error:.1f} degrees by ridge, {probing.mlp_angles[name]:.1f} "
+            "by MLP (90 if guessed)"
         )
-        for name, error in result["angles"].items()
+        for name, error in probing.angles.items()
     ]
     seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in result["seconds"].items())
     budget = checkpoints.budget_in_words(result)
@@ -108,15 +111,18 @@ def _markdown(result: Mapping[str, Any], evaluation: Evaluation) -> str:
     return "\n".join([*lines, "", *angles, "", cost]) + "\n"
 
 
-def _probe_table(variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    rivals = list(next(iter(variables.values()))["controls"])
+def _probe_table(variables: Mapping[str, Variable]) -> list[str]:
+    rivals = list(next(iter(variables.values())).controls)
     columns = ["variable", "r, ridge", "95% interval", "r, MLP", *rivals, "RMSE", "unit"]
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, score in variables.items():
-        low, high = score["r_interval"]
-        controls = " | ".join(f"{score['controls'][rival]['r']:.3f}" for rival in rivals)
-        rows.append(
-            f"| {name} | {score['r']:.3f} | [{low:.3f}, {high:.3f}] | {score['mlp']['r']:.3f} | "
-            f"{controls} | {score['rmse']:.3g} | {score['unit']} |"
-        )
+        ends = "-" if score.r_interval is None else "[{:.3f}, {:.3f}]".format(*score.r_interval)
+        numbers = [
+            score.r,
+            score.mlp and score.mlp.r,
+            *(score.controls[rival].r for rival in rivals),
+        ]
+        own, mlp, *controls = ("-" if r is None else f"{r:.3f}" for r in numbers)
+        cells = [name, own, ends, mlp, *controls, f"{score.rmse:.3g}", score.unit]
+        rows.append(f"| {' | '.join(cells)} |")
     return rows

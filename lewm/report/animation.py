@@ -23,7 +23,15 @@ from lewm.planning.agent import Replan
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FORMATS", "Frame", "View", "draw_episode", "encode_animation", "save_animation"]
+__all__ = [
+    "FORMATS",
+    "Clip",
+    "Frame",
+    "View",
+    "draw_episode",
+    "encode_animation",
+    "save_animation",
+]
 
 FORMATS = (".gif", ".mp4", ".webp")
 
@@ -40,6 +48,26 @@ LEGEND = ((WALKED, "walked"), (IMAGINED, "imagined"), (GOAL, "goal"))
 
 SMOOTH = 2
 """Lines are drawn this many times larger and averaged down."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One planned episode.
+
+    Attributes:
+        caption: what is to be seen, in a few words.
+        solved: whether it reached its goal.
+        animation, still: WebP; the still is for print and for readers who asked their system for
+            less motion.
+        places, searches: whether it shows imagined places, and the rounds of a search.
+    """
+
+    caption: str
+    solved: bool
+    animation: bytes
+    still: bytes
+    places: bool
+    searches: bool
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lewm.report import verdicts
+from lewm.report import sections, verdicts
 from lewm.report.verdicts import HOLDS, UNTESTED, VERDICTS, Evidence, Finding, said
 
 __all__ = ["CLAIMS", "Claim", "Evidence", "Finding", "to_markdown"]
 
-ANALYSE, ABLATIONS = (
-    "lewm analyse RUN {}",
-    "python -m lewm.experiments.ablations --seeds 0 1 2 --variants {}",
-)
+ABLATIONS = "python -m lewm.experiments.ablations --seeds 0 1 2 --variants {}"
 
 
 @dataclass(frozen=True)
@@ -30,18 +27,25 @@ class Claim:
         says: the claim in a sentence.
         theirs: the figure that goes with it, or "-".
         command: measures it here.
-        judge: evidence -> what was found; None where evidence is missing.
+        judge: evidence -> what was found; None where evidence is missing. Where there is no judge
+            the section of an analysis is (see `sections.judge`), and asking it is the command.
     """
 
     number: int
     says: str
     theirs: str
-    command: str
-    judge: Callable[[Evidence], Finding | None]
+    command: str = ""
+    judge: Callable[[Evidence], Finding | None] | None = None
+
+    @property
+    def measured_by(self) -> str:
+        """The command that measures it; "" if none does."""
+        return self.command if self.judge else f"lewm analyse RUN {sections.judge(self.number)[0]}"
 
     def found(self, evidence: Evidence) -> Finding:
         """Judge, or say that there is nothing to judge by."""
-        return self.judge(evidence) or Finding(
+        judge = self.judge or sections.judge(self.number)[1]
+        return judge(evidence) or Finding(
             "", UNTESTED, "Nothing was measured yet: run the command and make this page again."
         )
 
@@ -74,7 +78,7 @@ def to_markdown(evidence: Evidence, command: str) -> str:
         "## Why, and how to measure it again",
         "",
         *(
-            f"{c.number}. *{f.verdict}*: {f.why}{f' `{c.command}`' if c.command else ''}"
+            f"{c.number}. *{f.verdict}*: {f.why}{f' `{c.measured_by}`' if c.measured_by else ''}"
             for c, f in found
         ),
         "",
@@ -155,15 +159,11 @@ CLAIMS = (
         "One token per frame, against 196 of DINO-WM, is where the planning speed comes from.",
         "0.98 s against 47 s a plan, 48x; V-JEPA 2-AC about 16 s; Cosmos about 4 min; some "
         "28,000x fewer tokens than Sora",
-        ANALYSE.format("economy"),
-        verdicts.tokens,
     ),
     Claim(
         9,
         "The cost of CEM is candidates x horizon x iterations x tokens.",
         "300 x 5 x 10 to 30 x 1",
-        ANALYSE.format("economy"),
-        verdicts.product,
     ),
     Claim(
         10,
@@ -198,36 +198,26 @@ CLAIMS = (
         "Physical state is readable by linear and MLP probes.",
         "Push-T r linear / MLP: agent .974 / .998, block .986 / .999, angle .902 / .990; "
         "Two-Room .996 / 1.000",
-        ANALYSE.format("probing"),
-        verdicts.probes,
     ),
     Claim(
         15,
         "Latent paths straighten during training, more than PLDM's, with no term for it.",
         ".6 against .4",
-        ANALYSE.format("geometry"),
-        verdicts.straight,
     ),
     Claim(
         16,
         "Surprise spikes at teleports (p < .01) and not at colour changes.",
         "three worlds",
-        ANALYSE.format("surprise"),
-        verdicts.surprise,
     ),
     Claim(
         17,
         "Open-loop rollouts compound error, so long horizons fail.",
         "success against offset",
-        ANALYSE.format("geometry"),
-        verdicts.compounding,
     ),
     Claim(
         18,
         "The decoder is for looking only: it takes no part in training.",
         "with a reconstruction loss 86 instead of 96%",
-        ANALYSE.format("decoding"),
-        verdicts.decoder,
     ),
     Claim(
         19,

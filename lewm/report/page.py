@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -19,20 +19,17 @@ import numpy as np
 
 import lewm
 from lewm import registry
-from lewm.contracts import Result
 from lewm.report import sections
+from lewm.report.animation import Clip
 from lewm.report.canvas import THEME, Panel
 from lewm.report.charts import loss_panels, success_panel
-from lewm.report.clips import Clip, clips_of
-from lewm.report.record import EVALUATION, Answer, Record
-from lewm.report.sections import TITLES, headlines, tell
+from lewm.report.record import EVALUATION, Record
 from lewm.report.words import cell, data_url, duration, low_to_high, number, percent
 
 __all__ = ["render"]
 
-SAMPLED_ROWS, MOST_ROWS, MOST_CLIPS = 24, 60, 6
-"""Of a cloud of points, of a table and of attempts, as many are shown; several runs share the
-last."""
+MOST_ROWS, MOST_CLIPS = 60, 6
+"""Of a table and of attempts, as many are shown; several runs share the latter."""
 
 STAGES = {
     "collect": "collect episodes",
@@ -96,7 +93,7 @@ def render(records: Sequence[Record], command: str) -> str:
         story=story,
         command=command,
         theme=THEME,
-        sections=[_section(name, records) for name in _ordered(records[0].answers)],
+        sections=[_section(name, records) for name in sections.ordered(records[0].answers)],
         clips=list(zip_longest(*clips)),
         successes=_success_rows(records),
         losses=_rows([loss_panels(record.metrics) for record in records], records),
@@ -108,8 +105,8 @@ def render(records: Sequence[Record], command: str) -> str:
         facts=[_facts(record) for record in records],
         comparison=_comparison(records),
         straight_does=story and _compared(story["floors"]["straight_line"], story["success"]),
-        places=any(_planned(record, "picture_extent") is not None for record in records),
-        searches=any((_planned(record, "rounds") or 0) > 1 for record in records),
+        places=any(clip.places for some in clips for clip in some),
+        searches=any(clip.searches for some in clips for clip in some),
         stages=STAGES,
         next_steps=_next_steps(records[0]),
         evaluation=lambda record: shlex.quote(str(record.path / EVALUATION)),
@@ -133,48 +130,29 @@ def _section(name: str, records: Sequence[Record]) -> _Section:
         if answer.result is None:
             continue
         whose = f"{record.label}: " if len(records) > 1 else ""
-        of = {**answer.result.tables, **(_sampled(answer.result) if len(records) == 1 else {})}
+        of = answer.result.tables()
+        if len(records) == 1:
+            of |= sections.rows(answer.result)
         tables += [
             (whose + caption, rows[:MOST_ROWS], len(rows)) for caption, rows in of.items() if rows
         ]
     return _Section(
         name=name,
-        title=TITLES.get(name, name.replace("-", " ").capitalize()),
+        title=sections.title(name),
         question=registry.load("analyses", name).question,
         told=[
-            (r.label, tell(a.result))
+            (r.label, sections.tell(a.result))
             for r, a in zip(records, answers, strict=True)
             if a.result is not None
         ],
         rows=_rows(drawn, records),
         tables=tables,
-        notes=_notes(name, answers),
+        notes=sections.notes(name, [a.result for a in answers if a.result]),
         commands=[f"lewm analyse {record.quoted} {name}" for record in records],
         missing=[
             (r.label, a.why) for r, a in zip(records, answers, strict=True) if a.result is None
         ],
     )
-
-
-def _notes(name: str, answers: Sequence[Answer]) -> list[str]:
-    """What is to be known of the figures of an analysis."""
-    shares = [
-        a.result.values["plane_variance"]
-        for a in answers
-        if a.result and "plane_variance" in a.result.values
-    ]
-    if name != "probing" or not shares:
-        return []
-    told = (
-        " and ".join(percent(share) for share in shares)
-        if len(shares) < 3
-        else f"{percent(min(shares))} to {percent(max(shares))}"
-    )
-    return [
-        "The maps show the latents of held-out pictures in their two principal directions, which "
-        f"hold {told} of their variance. Each point has the colour of its true place in the first "
-        "map: neighbours in the world should be neighbours in the latents."
-    ]
 
 
 def _rows(
@@ -211,14 +189,8 @@ def _success_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _clips(record: Record, most: int) -> list[Clip]:
-    result = record.answers["planning"].result
-    return clips_of(result, most) if result else []
-
-
-def _planned(record: Record, name: str) -> Any:
-    """A value of the analysis of planning, None where it was not asked."""
-    result = record.answers["planning"].result
-    return result.values.get(name) if result else None
+    results = (answer.result for answer in record.answers.values())
+    return [clip for result in results if result for clip in sections.clips(result, most)]
 
 
 def _facts(record: Record) -> dict[str, str]:
@@ -263,22 +235,15 @@ def _comparison(records: Sequence[Record]) -> list[dict[str, str]]:
                 column[f"reached, {what}"] = (
                     f"{percent(agent['rate'])} [{low_to_high(agent)}]{beside}"
                 )
-        for name in _ordered(record.answers):
+        for name in sections.ordered(record.answers):
             result = record.answers[name].result
-            column |= headlines(result) if result else {}
+            column |= sections.headlines(result) if result else {}
         columns.append(column)
     names = dict.fromkeys(name for column in columns for name in column)
     return [
         {"": name} | {r.label: c.get(name, "-") for r, c in zip(records, columns, strict=True)}
         for name in names
     ]
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    """Analyses in the order of the page."""
-    return sorted(
-        names, key=lambda name: list(TITLES).index(name) if name in TITLES else len(TITLES)
-    )
 
 
 def _compared(rival: Mapping[str, float], agent: Mapping[str, float]) -> str:
@@ -321,36 +286,6 @@ def _next_steps(record: Record) -> list[tuple[str, str]]:
             ("see what this machine can do, and what is missing", "lewm doctor"),
         ]
     return steps
-
-
-def _sampled(result: Result) -> dict[str, list[dict[str, str]]]:
-    """Rows of numbers behind clouds of points: of probes, evenly spaced test frames."""
-    arrays = result.arrays
-    if (
-        result.name != "probing"
-        or not {"states", "predictions", "plane", "episodes"} <= arrays.keys()
-    ):
-        return {}
-    names, count = list(result.values["variables"]), len(arrays["states"])
-    rows = np.unique(np.linspace(0, count - 1, SAMPLED_ROWS).round().astype(int))
-    told = [
-        {
-            "episode": str(arrays["episodes"][row]),
-            **{f"true {name}": f"{arrays['states'][row, i]:.4g}" for i, name in enumerate(names)},
-            **{
-                f"read {name}": f"{arrays['predictions'][row, i]:.4g}"
-                for i, name in enumerate(names)
-            },
-            **{f"component {i + 1}": f"{arrays['plane'][row, i]:.2f}" for i in range(2)},
-        }
-        for row in rows
-    ]
-    return {
-        (
-            f"{len(told)} of the {count:,} held-out pictures: true value, value read, principal "
-            "components."
-        ): told
-    }
 
 
 def _loss_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lewm import registry
-from lewm.contracts import Result
 from lewm.files import read_json
 from lewm.runs import checkpoints
-from lewm.runs.answers import ANALYSES, REFUSAL, load_result
+from lewm.runs.answers import ANALYSES, REFUSAL, Outdated, load_result
+from lewm.runs.results import Result
 
 __all__ = ["EVALUATION", "Answer", "Outcome", "Record", "record_of"]
 
@@ -117,7 +117,10 @@ def record_of(run: Path | str, story: Mapping[str, Any] | None = None) -> Record
 
 def _answer(run: Path, name: str) -> Answer:
     folder = run / ANALYSES / name
-    found = load_result(folder)
+    try:
+        found = load_result(folder, registry.load("analyses", name).result)
+    except Outdated as error:
+        return Answer(why=str(error))
     if found is None:
         if (folder / REFUSAL).exists():
             return Answer(

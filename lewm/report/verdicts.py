@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from lewm import registry
-from lewm.contracts import DataSpec, Result, Statistics
+from lewm.contracts import DataSpec, Statistics
 from lewm.report.record import Record
-from lewm.stats import p_value
+from lewm.runs.results import Result
+
+R = TypeVar("R", bound=Result)
 
 VERDICTS = HOLDS, PARTLY, FAILS, UNTESTED = (
     "holds",
@@ -20,12 +22,6 @@ VERDICTS = HOLDS, PARTLY, FAILS, UNTESTED = (
     "does not hold",
     "not tested here",
 )
-
-SIGNIFICANT = 0.01
-"""p of the paper's test of surprise."""
-
-READABLE = 0.95
-"""r above which a variable counts as readable."""
 
 ALIKE = 0.05
 """Difference in success below which settings count as alike: about one interval of 200 pairs at
@@ -47,12 +43,13 @@ class Evidence:
     ablations: Sequence[Mapping[str, Any]] = ()
     benchmarks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def answers(self, analysis: str) -> dict[str, list[Result]]:
-        """World -> that analysis of its runs, of those that have it."""
-        found: dict[str, list[Result]] = {}
+    def answers(self, kind: type[R]) -> dict[str, list[R]]:
+        """World -> the results of a kind of its runs, of those that have one."""
+        found: dict[str, list[R]] = {}
         for run in self.runs:
-            if (answer := run.answers.get(analysis)) and answer.result:
-                found.setdefault(str(run.experiment.get("world")), []).append(answer.result)
+            for answer in run.answers.values():
+                if isinstance(answer.result, kind):
+                    found.setdefault(str(run.experiment.get("world")), []).append(answer.result)
         return found
 
     def variant(self, name: str) -> list[Mapping[str, Any]]:
@@ -208,141 +205,6 @@ def far(evidence: Evidence) -> Finding | None:
     return Finding(ours, FAILS if best["rate"] - paper["rate"] >= 0.1 else HOLDS, why)
 
 
-def probes(evidence: Evidence) -> Finding | None:
-    if not (answers := evidence.answers("probing")):
-        return None
-    told, worst, least_read = [], 1.0, ""
-    for world, results in answers.items():
-        variables = {}
-        for name in results[0].values["variables"]:
-            scores = [r.values["variables"][name] for r in results]
-            best = [score.get("mlp", score)["r"] for score in scores]
-            if min(best) < worst:
-                worst, least_read = min(best), f"{name} in {world}"
-            random = [
-                score["controls"]["random encoder"]["r"] for score in scores if "controls" in score
-            ]
-            control = f" (random encoder {_range(random, '.2f')})" if random else ""
-            variables[name] = (
-                f"{name} {_range([s['r'] for s in scores], '.3f')} / {_range(best, '.3f')}{control}"
-            )
-        told.append(f"{world}: {', '.join(variables.values())}")
-    why = (
-        "r of linear / MLP probe on held-out episodes, least to most over seeds. Readable is "
-        f"taken as r of at least {READABLE} by the MLP; the worst is {worst:.3f}, {least_read}. "
-        "Where a random encoder is read as well, as in Two-Room, that is no merit of training."
-    )
-    return Finding("; ".join(told), HOLDS if worst >= READABLE else PARTLY, why)
-
-
-def straight(evidence: Evidence) -> Finding | None:
-    if not (answers := evidence.answers("geometry")):
-        return None
-    told, rises = [], []
-    for world, results in answers.items():
-        found = [r.values["straightness"] for r in results]
-        final = ", ".join(
-            f"{s['value']:.2f} [{s['interval'][0]:.2f}, {s['interval'][1]:.2f}]" for s in found
-        )
-        curves = [[value for _, value in s["curve"]] for s in found if s["curve"]]
-        rises += [curve[-1] > curve[0] for curve in curves]
-        ends = (
-            [", ".join(f"{curve[end]:.2f}" for curve in curves) for end in (0, -1)]
-            if curves
-            else []
-        )
-        path = f", while training from {' to '.join(ends)}" if curves else ""
-        random = [s["random_encoder"]["value"] for s in found if s.get("random_encoder")]
-        told.append(
-            f"{world}: {final}{path}"
-            + (f", random encoder {_range(random, '.2f')}" if random else "")
-        )
-    verdict = PARTLY if rises and all(rises) else FAILS if rises else UNTESTED
-    why = (
-        "Mean cosine of consecutive latent velocities, frames one action block apart, held-out "
-        "episodes. It rises while training; how far depends on how straight the recorded paths "
-        "are (docs/log). PLDM was not run."
-    )
-    return Finding("; ".join(told), verdict, why)
-
-
-def surprise(evidence: Evidence) -> Finding | None:
-    if not (answers := evidence.answers("surprise")):
-        return None
-    told: list[str] = []
-    teleports: list[Mapping[str, Any]] = []
-    colours: list[Mapping[str, Any]] = []
-    for world, results in answers.items():
-        for name in results[0].values["edits"]:
-            edits = [r.values["edits"][name] for r in results if name in r.values["edits"]]
-            kind = edits[0]["kind"]
-            (teleports if kind == "teleport" else colours).extend(edits)
-            largest = max(edit["t_p"] for edit in edits)
-            told.append(
-                f"{world}, {name}: p {p_value(largest)}, d "
-                f"{_range([e['effect_size'] for e in edits], '.2f')}, AUC "
-                f"{_range([e['auc'] for e in edits], '.2f')}"
-            )
-    spikes = all(edit["t_p"] < SIGNIFICANT and edit["mean_difference"] > 0 for edit in teleports)
-    quiet = all(edit["t_p"] >= SIGNIFICANT for edit in colours)
-    seen = "A change to the opposite colour is " + (
-        "not significant." if quiet else "significant as well; how much depends on the colour."
-    )
-    n = min(edit["n"] for edit in (*teleports, *colours))
-    why = (
-        "Paired t-test of surprise at the edit against the same episode unedited, n of at least "
-        f"{n}; the largest p and the range of Cohen's d over seeds. {seen}"
-    )
-    return Finding("; ".join(told), HOLDS if spikes and quiet else PARTLY if spikes else FAILS, why)
-
-
-def compounding(evidence: Evidence) -> Finding | None:
-    if not (answers := evidence.answers("geometry")):
-        return None
-    told, grows = [], []
-    for world, results in answers.items():
-        blocks = [r.values["open_loop"] for r in results if r.values.get("open_loop")]
-        first, last = (
-            [b[key]["error"] / b[key]["random"] for b in blocks]
-            for key in (min(blocks[0], key=int), max(blocks[0], key=int))
-        )
-        grows += [b > a for a, b in zip(first, last, strict=True)]
-        told.append(
-            f"{world}: {_range(first, '.1%')} after 1 block, {_range(last, '.1%')} after "
-            f"{max(blocks[0], key=int)}"
-        )
-    for table in evidence.benchmarks.get("plan", {}).get("results", ()):
-        rows = [row for row in table["rows"] if row["planner"].startswith("paper")]
-        told.append(
-            f"{table['world']}, success of the paper's search: "
-            + ", ".join(f"{row['task']} {row['rate']:.1%}" for row in rows)
-        )
-    why = (
-        "Open-loop squared error as a share of the distance of two unrelated frames. It "
-        "compounds; that long horizons fail *because* of it does not follow: in Two-Room the "
-        "same model reaches them with another objective (12)."
-    )
-    return Finding("; ".join(told), PARTLY if all(grows) else FAILS, why)
-
-
-def decoder(evidence: Evidence) -> Finding | None:
-    if not (answers := evidence.answers("decoding")):
-        return None
-    told = []
-    for world, results in answers.items():
-        drawn = [r.values["reconstruction"]["decoder"] for r in results]
-        shares, peaks = (
-            _range([d["share"] for d in drawn], ".3f"),
-            _range([d["psnr"] for d in drawn], ".1f"),
-        )
-        told.append(f"{world}: {shares} of the error of the mean picture, PSNR {peaks} dB")
-    why = (
-        "By construction: the decoder is fitted to frozen latents, and a test holds the weights "
-        "bit-identical. What a reconstruction loss in training would cost was not run."
-    )
-    return Finding("; ".join(told), PARTLY, why)
-
-
 def parameters(_: Evidence) -> Finding:
     """Of the published configuration, counted without making it."""
     statistics = Statistics((0.5,) * 3, (0.5,) * 3, (0.0,) * 2, (1.0,) * 2)
@@ -360,44 +222,6 @@ def parameters(_: Evidence) -> Finding:
         HOLDS,
         "The published configuration at a 10-d action block; the 15 M leave out both projectors.",
     )
-
-
-def tokens(evidence: Evidence) -> Finding | None:
-    if not (answers := evidence.answers("economy")):
-        return None
-    told = []
-    for world, results in answers.items():
-        plans = results[0].values["plans"]
-        told.append(
-            f"{world}: "
-            + ", ".join(f"{name} {1e3 * plan['seconds']:.3g} ms" for name, plan in plans.items())
-        )
-    why = (
-        "One token per frame is a fact of the architecture, and the arithmetic of (9) follows "
-        "from it. The seconds of other models are published and of other hardware; none was run "
-        "beside ours, so that how much of 48x is the tokens' is not known. A tiny model's plan "
-        "is no match for one at full size."
-    )
-    return Finding("; ".join(told), PARTLY, why)
-
-
-def product(evidence: Evidence) -> Finding | None:
-    if not (answers := evidence.answers("economy")):
-        return None
-    scaling = [r.values["scaling"] for results in answers.values() for r in results]
-    wider, longer = [s["candidates"] for s in scaling], [s["horizon"] for s in scaling]
-    holds = all(abs(factor - 2) < 0.1 for factor in (*wider, *longer))
-    ours = (
-        f"FLOPs of a round with twice the candidates {_range(wider, '.2f')}x, with twice the "
-        f"horizon {_range(longer, '.2f')}x"
-    )
-    why = (
-        "Counted by PyTorch on the engine that plans. A longer horizon costs more than in "
-        "proportion while the window still grows to K."
-        if not holds
-        else "Counted by PyTorch on the engine that plans."
-    )
-    return Finding(ours, HOLDS if holds else PARTLY, why)
 
 
 # ------------------------------------------------------------------------------------------ wording
@@ -446,6 +270,7 @@ def _list(rows: Iterable[Mapping[str, Any]], name: str) -> str:
     return ", ".join(f"{row[name]:.3g}" for row in rows)
 
 
-def _range(values: Sequence[float], form: str) -> str:
+def spanned(values: Sequence[float], form: str) -> str:
+    """Least to most, in one number where they look alike."""
     low, high = format(min(values), form), format(max(values), form)
     return low if low == high else f"{low} to {high}"

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -25,15 +25,16 @@ from safetensors.numpy import save as packed
 
 import lewm
 from lewm import registry
-from lewm.contracts import Result
 from lewm.files import write_atomically, write_json
 from lewm.runs import checkpoints
+from lewm.runs.results import Result, plain
 from lewm.runs.run import Analysis, Run, Unsupported
 
 __all__ = [
     "ANALYSES",
     "REFUSAL",
     "Draw",
+    "Outdated",
     "Report",
     "analyse",
     "analyses",
@@ -47,6 +48,13 @@ what is alarming (or "")."""
 
 Draw = Callable[[Result, Path], None]
 """Called with a result and the folder that its figures go into."""
+
+R = TypeVar("R", bound=Result)
+
+
+class Outdated(ValueError):
+    """A result on disk that is not what this version writes; the message says which command asks
+    again."""
 
 
 def analyses(
@@ -113,7 +121,7 @@ def analyse(
     answers: dict[str, Result | Unsupported] = {}
     for analysis in analyses(names, seed, settings):
         folder, about = run.path / ANALYSES / analysis.name, _about(run, analysis)
-        kept = None if again else _kept(folder, about)
+        kept = None if again else _kept(folder, analysis.result, about)
         if kept is not None:
             answers[analysis.name] = kept
             if draw is not None and not any(folder.glob("*.svg")):
@@ -181,10 +189,11 @@ def _about(run: Run, analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _kept(folder: Path, about: Mapping[str, Any]) -> Result | None:
-    """The answer that is there, if it is about the same; one that is damaged is asked for anew."""
+def _kept(folder: Path, kind: type[R], about: Mapping[str, Any]) -> R | None:
+    """The answer that is there, if it is about the same; one that is damaged, or of another
+    version, is asked for anew."""
     try:
-        found = load_result(folder)
+        found = load_result(folder, kind)
     except ValueError:
         return None
     if found is None:
@@ -201,49 +210,49 @@ RESULT, ARRAYS = "result.json", "arrays.safetensors"
 
 def save_result(folder: Path, result: Result, about: Mapping[str, Any]) -> None:
     """Write a result into its folder. The JSON comes last, so that its presence means that all is
-    there.
+    there. The tables stand in it for other programs, and are never read back.
 
     Args:
         about: JSON-ready: what was asked of what, so that a reader knows whether it still holds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(array) for name, array in result.arrays.items()}
+    arrays = {place: np.ascontiguousarray(array) for place, array in result.arrays().items()}
     (folder / RESULT).unlink(missing_ok=True)  # of an earlier result, whose arrays these are not
     write_atomically(folder / ARRAYS, packed(arrays))
     told = {
         "name": result.name,
         "about": dict(about),
-        "values": result.values,
-        "tables": result.tables,
+        "values": result.to_json(),
+        "tables": result.tables(),
     }
-    write_atomically(folder / RESULT, json.dumps(_plain(told), indent=1, allow_nan=False).encode())
+    write_atomically(folder / RESULT, json.dumps(plain(told), indent=1, allow_nan=False).encode())
 
 
-def load_result(folder: Path) -> tuple[Result, dict[str, Any]] | None:
-    """Read what `save` wrote: the result and what it is about; None where there is none.
+def load_result(folder: Path, kind: type[R]) -> tuple[R, dict[str, Any]] | None:
+    """Read what `save_result` wrote: the result and what it is about; None where there is none.
+
+    Args:
+        kind: of the result, as its analysis names it.
 
     Raises:
-        ValueError: it is damaged; the file is named.
+        ValueError: it is damaged, or (`Outdated`) not of this version; the file is named.
     """
-    if not (folder / RESULT).exists():
+    source = folder / RESULT
+    if not source.exists():
         return None
     try:
-        told = json.loads((folder / RESULT).read_text())
-        result = Result(told["name"], told["values"], load_file(folder / ARRAYS), told["tables"])
-        return result, told["about"]
+        told, arrays = json.loads(source.read_text()), load_file(folder / ARRAYS)
+        values, about = dict(told["values"]), dict(told["about"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(
             f"{folder} is damaged: expected {RESULT} and {ARRAYS} of an analysis, got {error!r}. "
             "Delete the folder and run the analysis again."
         ) from None
-
-
-def _plain(value: Any) -> Any:
-    """JSON-ready: numpy's numbers as Python's, and null for what is not a number."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    try:
+        return kind.from_json(values, arrays), about
+    except ValueError as error:
+        run = shlex.quote(str(folder.parent.parent))
+        raise Outdated(
+            f"{source}: {error}. It was written by another version of lewm. Ask again: lewm "
+            f"analyse {run} {folder.name} --again"
+        ) from None

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from lewm import registry
-from lewm.contracts import Result, World, WorldModel, WorldSpec
+from lewm.contracts import World, WorldModel, WorldSpec
 from lewm.data.episodes import Episodes, check_fits
 from lewm.files import read_json
 from lewm.planning.agent import Agent, PlanningConfig
 from lewm.planning.changes import PlanningChanges
 from lewm.planning.config import attach, build_planning, heads_of, plain_search
 from lewm.runs import checkpoints
+from lewm.runs.results import Result
 from lewm.worlds.kit.opening import can_open, open_world
 
 __all__ = ["Analysis", "Missing", "Progress", "Run", "Unsupported", "open_run"]
@@ -434,15 +435,17 @@ class Analysis(Protocol):
     """One file in `analyses/`: a frozen dataclass that is asked about a run. It prints nothing,
     draws nothing, writes nothing.
 
-    `report/sections/<name>.py` draws its results, with `draw(result) -> list[Panel]`.
+    `report/sections/<name>.py` draws its results and says what they say.
 
     Attributes:
         name: that of its file, and of its results.
         question: what it answers, in one sentence.
+        result: the kind of its results, a frozen dataclass of its own.
     """
 
     name: ClassVar[str]
     question: ClassVar[str]
+    result: ClassVar[type[Result]]
 
     def run(self, run: Run, progress: Progress = ...) -> Result:
         """Answer; same run and settings, same numbers.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lewm.analyses.decoding import Decoding, decoder_of, fit_decoder, nearest
+from lewm.analyses.decoding import Decoding, DecodingResult, fit_decoder, nearest
 from lewm.contracts import DataSpec, Statistics
 from lewm.models.nn.decoder import Decoder, Patches
 from lewm.report.sections.decoding import draw
@@ -230,42 +230,34 @@ def test_no_gradient_and_no_bit_reaches_the_model(opened):
     model = DotModel()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     again = replace(QUICK, updates=2).run(replace(opened, model=model))
-    assert again.values["updates"] == 2
+    assert again.updates == 2
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module.training for module in model.modules())
 
 
 def test_an_exact_model_imagines_what_it_would_see(opened, result):
-    values = result.values
+    values = result
     assert opened.episodes.inside
-    assert values["horizon"] == 4
-    assert values["windows"] == 12
-    curves = {name: curve["share"] for name, curve in values["imagination"].items()}
+    assert values.horizon == 4
+    assert values.windows == 12
+    curves = {name: curve.share for name, curve in vars(values.imagination).items()}
     np.testing.assert_allclose(curves["imagined"], curves["encoded"], atol=0.02)
     assert curves["copy"][0] == 0
     assert curves["copy"][4] > 2 * curves["nearest"][4]
-    for curve in values["imagination"].values():
+    for curve in vars(values.imagination).values():
         assert all(
             low <= share <= high
-            for low, share, high in zip(curve["low"], curve["share"], curve["high"], strict=True)
+            for low, share, high in zip(curve.low, curve.share, curve.high, strict=True)
         )
 
 
 def test_scores_stand_beside_their_floor(result):
-    scores = result.values["reconstruction"]
+    scores = result.reconstruction
+    assert scores.decoder.share < 0.9 < scores.mean_picture.share == 1 < scores.other_latents.share
+    assert scores.decoder.psnr == pytest.approx(-10 * np.log10(scores.decoder.mse))
     assert (
-        scores["decoder"]["share"]
-        < 0.9
-        < scores["mean picture"]["share"]
-        == 1
-        < scores["other latents"]["share"]
-    )
-    assert scores["decoder"]["psnr"] == pytest.approx(-10 * np.log10(scores["decoder"]["mse"]))
-    assert (
-        scores["decoder"]["share_interval"][0]
-        < scores["decoder"]["share"]
-        < scores["decoder"]["share_interval"][1]
+        scores.decoder.share_interval[0] < scores.decoder.share < scores.decoder.share_interval[1]
     )
 
 
@@ -274,15 +266,17 @@ def test_the_same_run_gives_the_same_numbers_and_the_stored_decoder_draws_them(
 ):
     again = QUICK.run(opened)
     timed = {"seconds", "milliseconds"}
-    assert {k: v for k, v in again.values.items() if k not in timed} == {
-        k: v for k, v in result.values.items() if k not in timed
+    assert {k: v for k, v in again.to_json().items() if k not in timed} == {
+        k: v for k, v in result.to_json().items() if k not in timed
     }
-    assert all(np.array_equal(array, again.arrays[name]) for name, array in result.arrays.items())
+    assert all(
+        np.array_equal(array, again.arrays()[name]) for name, array in result.arrays().items()
+    )
     save_result(tmp_path, result, {})
-    stored, _ = load_result(tmp_path)
-    truth = stored.arrays["clips/truth"]
+    stored, _ = load_result(tmp_path, DecodingResult)
+    truth = stored.films.truth
     latents = opened.model.encode(torch.from_numpy(truth).permute(0, 1, 4, 2, 3)).detach().numpy()
-    np.testing.assert_array_equal(decoder_of(stored).draw(latents), stored.arrays["clips/encoded"])
+    np.testing.assert_array_equal(stored.decoder().draw(latents), stored.films.encoded)
 
 
 def test_large_pictures_are_stored_small():
@@ -304,7 +298,7 @@ def test_what_cannot_be_imagined_is_refused():
         QUICK.run(asked(24, range(28, 33)))
     with pytest.raises(Unsupported, match="at least 10 held-out episodes of 5 rows"):
         QUICK.run(asked(4))
-    assert replace(QUICK, updates=1).run(asked(9)).values["horizon"] == 3
+    assert replace(QUICK, updates=1).run(asked(9)).horizon == 3
 
 
 def test_figures_draw_a_stored_result(result):
@@ -316,7 +310,7 @@ def test_figures_draw_a_stored_result(result):
         assert getattr(Image.open(BytesIO(panel.still)), "n_frames", 1) == 1
     for panel in clips:
         moving = Image.open(BytesIO(panel.webp))
-        assert moving.n_frames == 1 + result.values["horizon"]
+        assert moving.n_frames == 1 + result.horizon
     drawn = ElementTree.fromstring(curve.svg)
     assert drawn.tag.endswith("svg")
     assert "script" not in curve.svg

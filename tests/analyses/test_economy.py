@@ -11,7 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lewm.analyses.economy import PAPER, PUBLISHED, Economy, count_flops, count_plan, published
+from lewm.analyses.economy import (
+    PAPER,
+    PUBLISHED,
+    Economy,
+    EconomyResult,
+    Others,
+    count_flops,
+    count_plan,
+)
 from lewm.benchmarks import plan as planners_benchmark
 from lewm.benchmarks.engine import flops, machine_limit
 from lewm.cli.commands.economy import main
@@ -151,32 +159,32 @@ def without_time(values):
 
 
 def test_what_a_run_costs(opened, result):
-    values, model = result.values, opened.model
-    assert (values["tokens_per_frame"], values["latent_numbers"]) == (1, 192)
-    assert values["bytes_per_frame"] == {
+    values, model = result, opened.model
+    assert (values.tokens_per_frame, values.latent_numbers) == (1, 192)
+    assert values.bytes_per_frame == {
         "latent": 768, "raw picture, 32 px": 3 * 32 * 32, "196 patch tokens": 301_056,
         "256 patch tokens": 393_216,
     }  # fmt: skip
-    parts = dict(values["parameters"])
+    parts = dict(values.parameters)
     assert parts.pop("total") == sum(parts.values()) == sum(p.numel() for p in model.parameters())
-    assert values["weights_bytes"] == sum(x.nbytes for x in [*model.parameters(), *model.buffers()])
-    paper, own = values["plans"][PAPER], values["plans"][values["planner"]]
-    assert paper["predictor_calls"] == (300 * 30 + 1) * 5
-    assert paper["steps"] == 25
-    assert paper["predicted_share"] == pytest.approx(1, abs=0.01)
-    assert paper["flops"] > own["flops"] > 2 * values["flops"]["encode"]
-    assert paper["flops"] == pytest.approx(45_005 * values["flops"]["predict"], rel=0.02)
-    assert values["scaling"]["candidates"] == pytest.approx(2, abs=0.01)
-    assert values["scaling"]["horizon"] == pytest.approx(2, abs=0.05)
+    assert values.weights_bytes == sum(x.nbytes for x in [*model.parameters(), *model.buffers()])
+    paper, own = values.plans[PAPER], values.plans[values.planner]
+    assert paper.predictor_calls == (300 * 30 + 1) * 5
+    assert paper.steps == 25
+    assert paper.predicted_share == pytest.approx(1, abs=0.01)
+    assert paper.flops > own.flops > 2 * values.flops.encode
+    assert paper.flops == pytest.approx(45_005 * values.flops.predict, rel=0.02)
+    assert values.scaling.candidates == pytest.approx(2, abs=0.01)
+    assert values.scaling.horizon == pytest.approx(2, abs=0.05)
     for plan in (paper, own):
-        least, most = plan["seconds_range"]
-        assert 0 < least <= plan["seconds"] <= most
-        assert plan["gflops_per_s"] == pytest.approx(plan["flops"] / plan["seconds"] / 1e9)
+        least, most = plan.seconds_range
+        assert 0 < least <= plan.seconds <= most
+        assert plan.gflops_per_s == pytest.approx(plan.flops / plan.seconds / 1e9)
 
 
 def test_a_run_that_plans_as_the_paper_is_measured_once_and_but_for_time_as_before(opened, result):
-    again = without_time(QUICK.run(replace(opened, planning=PlanningConfig(L2(), CEM()))).values)
-    before = without_time(result.values)
+    again = without_time(QUICK.run(replace(opened, planning=PlanningConfig(L2(), CEM()))).to_json())
+    before = without_time(result.to_json())
     assert again.pop("planner") == PAPER
     assert list(again["plans"]) == [PAPER]
     assert again == {name: value for name, value in before.items() if name != "planner"} | {
@@ -186,8 +194,8 @@ def test_a_run_that_plans_as_the_paper_is_measured_once_and_but_for_time_as_befo
 
 def test_it_is_stored_and_read_back(result, tmp_path):
     save_result(tmp_path, result, {})
-    read, _ = load_result(tmp_path)
-    assert read.values == json.loads(json.dumps(result.values))
+    read, _ = load_result(tmp_path, EconomyResult)
+    assert read == result
     assert [panel.svg for panel in draw(read)] == [panel.svg for panel in draw(result)]
 
 
@@ -226,9 +234,9 @@ def test_a_plan_predicts_candidates_x_horizon_x_iterations_x_tokens():
 
 
 def test_without_a_run_nothing_is_measured():
-    result = published()
-    assert set(result.values) == {"published", "sora_factor"}
-    for caption, rows in result.tables.items():
+    result = Others()
+    assert set(result.to_json()) == {"published", "sora_factor"}
+    for caption, rows in result.tables().items():
         assert "run" not in caption.split()
         assert len({tuple(row) for row in rows}) == 1, "all rows of a table have the same columns"
 
@@ -249,7 +257,7 @@ def dots(svg):
 
 
 def test_every_token_has_its_dot(result):
-    for found, ours in ((published(), []), (result, [1])):
+    for found, ours in ((Others(), []), (result, [1])):
         expected = sorted([*ours, *(model.tokens for model in PUBLISHED if model.tokens)])
         svg = draw(found)[0].svg
         assert sorted(dots(svg)) == expected
@@ -261,9 +269,10 @@ def test_every_token_has_its_dot(result):
 
 def test_panels_are_whole_and_names_stay_text(result):
     evil = """x" onload='y'><script>&amp;$\\frac$"""
-    result = replace(result, values=json.loads(json.dumps(result.values)))
-    result.values["published"][0]["name"] = evil
-    result.values["plans"][evil] = result.values["plans"].pop(PAPER)
+    first, *others = result.published
+    plans = {evil if name == PAPER else name: plan for name, plan in result.plans.items()}
+    published = (replace(first, name=evil), *others)
+    result = replace(result, published=published, plans=plans)
     panels = draw(result)
     assert len(panels) == 3
     for panel in panels:

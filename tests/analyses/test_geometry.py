@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lewm.analyses.geometry import Geometry
+from lewm.analyses.geometry import Geometry, GeometryResult
 from lewm.analyses.probes.paths import encode_paths
 from lewm.cli.main import main
 from lewm.contracts import DataSpec
@@ -138,22 +138,22 @@ def test_statistics_of_single_directions_average_to_the_loss():
 
 
 def test_walks_are_straight_but_for_their_turns_and_still_ones_do_not_count(walked):
-    found = walked.values["straightness"]
+    found = walked.straightness
     # Of 12 walks 3 stand still. The others turn every 40 steps, which is once or twice in 80.
-    assert found["still"] == pytest.approx(3 / 12)
-    assert found["n"] == 9 * 15
-    assert found["value"] == pytest.approx(found["states"]["value"], abs=1e-3)
-    assert 0.6 < found["value"] < 0.9
-    assert found["interval"][0] <= found["value"] <= found["interval"][1]
+    assert found.still == pytest.approx(3 / 12)
+    assert found.n == 9 * 15
+    assert found.value == pytest.approx(found.states.value, abs=1e-3)
+    assert 0.6 < found.value < 0.9
+    assert found.interval[0] <= found.value <= found.interval[1]
     frames = [
         torch.from_numpy(picture(Walks().states(i)[::FRAMESKIP])).flatten(1).float() for i in HELD
     ]
-    assert found["pixels"]["value"] == pytest.approx(
+    assert found.pixels.value == pytest.approx(
         float(torch.cat([losses.turns(each) for each in frames]).nanmean())
     )
-    assert found["pixels"]["n"] == found["n"]
-    assert (found["random_encoder"], found["curve"]) == (None, [])
-    assert "did not log" in found["curve_from"]
+    assert found.pixels.n == found.n
+    assert (found.random_encoder, found.curve) == (None, ())
+    assert "did not log" in found.curve_from
 
 
 def test_the_curve_is_what_the_training_logged():
@@ -165,7 +165,7 @@ def test_the_curve_is_what_the_training_logged():
     opened = Run(
         PointModel(), Walks(), (0,), HELD, metrics=(*lines, {"update": 4, "straightness": 0.25})
     )
-    assert GEOMETRY.run(opened).values["straightness"]["curve"] == [[1, -0.5], [4, 0.25]]
+    assert GEOMETRY.run(opened).straightness.curve == ((1, -0.5), (4, 0.25))
 
 
 def test_velocities_are_no_places_and_angles_do_not_jump():
@@ -187,8 +187,8 @@ def test_velocities_are_no_places_and_angles_do_not_jump():
         def actions(self, i):
             return Walks().actions(i)
 
-    found = GEOMETRY.run(Run(PointModel(), Turning(), (0,), HELD)).values["straightness"]["states"]
-    assert found["value"] == pytest.approx(np.cos(0.1), abs=1e-3)
+    found = GEOMETRY.run(Run(PointModel(), Turning(), (0,), HELD)).straightness.states
+    assert found.value == pytest.approx(np.cos(0.1), abs=1e-3)
 
 
 # ----------------------------------------------------------------------------------------- isotropy
@@ -201,11 +201,11 @@ def isotropy(sample, seed=0):
 def test_a_gaussian_is_inside_its_band_as_often_as_promised():
     found = [isotropy(noise(50, 6, seed=1000 + i), seed=i) for i in range(60)]
     # 95% of 60 is 57; a band from 100 samples is a little rough
-    assert 51 <= sum(each["inside"] for each in found) <= 60
-    assert 51 <= sum(each["worst_inside"] for each in found) <= 60
-    assert found[0]["n"] == 50
-    assert found[0]["null_low"] < found[0]["null_mean"] < found[0]["null_high"]
-    assert found[0]["null_mean"] == pytest.approx(1.05, abs=0.1)
+    assert 51 <= sum(each.inside for each in found) <= 60
+    assert 51 <= sum(each.worst_inside for each in found) <= 60
+    assert found[0].n == 50
+    assert found[0].null_low < found[0].null_mean < found[0].null_high
+    assert found[0].null_mean == pytest.approx(1.05, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -220,22 +220,22 @@ def test_a_gaussian_is_inside_its_band_as_often_as_promised():
 )
 def test_other_clouds_are_outside(cloud):
     found = isotropy(cloud)
-    assert not found["inside"]
-    assert found["statistic"] > found["null_high"]
-    assert not found["worst_inside"]
+    assert not found.inside
+    assert found.statistic > found.null_high
+    assert not found.worst_inside
 
 
 def test_spectrum_and_rank_are_those_of_the_covariance(walked, marched):
     model, ids = PointModel(), list(HELD)
     latents = encode_paths(model, Walks(), ids).latents.numpy()
     expected = np.sort(np.linalg.eigvalsh(np.cov(latents.T, bias=True)))[::-1]
-    np.testing.assert_allclose(walked.arrays["spectrum"], expected, rtol=1e-4)
-    np.testing.assert_allclose(walked.arrays["std"], latents.std(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(walked.spectrum, expected, rtol=1e-4)
+    np.testing.assert_allclose(walked.std, latents.std(axis=0), rtol=1e-4)
     shares = expected / expected.sum()
-    assert walked.values["effective_rank"] == pytest.approx(
+    assert walked.effective_rank == pytest.approx(
         np.exp(-(shares * np.log(shares)).sum()), rel=1e-3
     )
-    assert (walked.values["latent_dim"], walked.values["dims_99"]) == (2, 2)
+    assert (walked.latent_dim, walked.dims_99) == (2, 2)
 
 
 # ---------------------------------------------------------------------------- costs and predictions
@@ -245,66 +245,64 @@ def test_a_planted_distance_is_ranked_and_noise_is_not(marched):
     def costs(distance):
         return GEOMETRY.run(
             Run(PointModel(), Marches(), (0,), HELD, heads={"temporal": head(distance)})
-        ).values
+        )
 
-    exact = costs(lambda steps: steps.abs())["ranks"]
+    exact = costs(lambda steps: steps.abs()).ranks
     # 100 steps are more than there are
     assert list(exact["temporal"]) == ["5", "10", "25", "50", "75"]
     for bound in ("10", "25", "75"):
-        assert exact["temporal"][bound]["rho"] == pytest.approx(1)
-        assert exact["temporal"][bound]["interval"] == pytest.approx([1, 1])
-    assert exact["l2"]["75"]["rho"] > 0.97  # equal but for the rounding of pictures
-    assert exact["temporal"]["5"]["rho"] is None  # all of those are 5 steps apart
-    assert exact["temporal"]["10"]["n"] == 12 * 31  # as many as there are, up to 40 per episode
-    assert exact["temporal"]["75"]["n"] == 12 * 40
+        assert exact["temporal"][bound].rho == pytest.approx(1)
+        assert exact["temporal"][bound].interval == pytest.approx([1, 1])
+    assert exact["l2"]["75"].rho > 0.97  # equal but for the rounding of pictures
+    assert exact["temporal"]["5"].rho is None  # all of those are 5 steps apart
+    assert exact["temporal"]["10"].n == 12 * 31  # as many as there are, up to 40 per episode
+    assert exact["temporal"]["75"].n == 12 * 40
     noisy = costs(
         lambda steps: torch.randn(steps.shape, generator=torch.Generator().manual_seed(0))
-    )["ranks"]["temporal"]["75"]
-    assert abs(noisy["rho"]) < 0.15
-    assert noisy["interval"][0] < 0.05
-    backward = costs(lambda steps: -steps)["ranks"]["temporal"]["50"]
-    assert backward["rho"] == pytest.approx(-1)
+    ).ranks["temporal"]["75"]
+    assert abs(noisy.rho) < 0.15
+    assert noisy.interval[0] < 0.05
+    backward = costs(lambda steps: -steps).ranks["temporal"]["50"]
+    assert backward.rho == pytest.approx(-1)
 
 
 def test_the_distance_of_states_is_what_the_latents_of_an_exact_encoder_say(walked):
     # up to 10 steps nearly all distances are equal, and their ranks rounding
     for bound in ("25", "50", "75"):
-        assert walked.values["ranks_states"]["l2"][bound]["rho"] > 0.9
+        assert walked.ranks_states["l2"][bound].rho > 0.9
 
 
 def test_pairs_in_two_rooms_are_ranked_by_themselves(walked, marched):
-    across = walked.values["ranks_across"]["l2"]
-    everywhere = walked.values["ranks"]["l2"]
-    assert 0 < across["50"]["n"] < everywhere["50"]["n"]
-    assert across["50"]["episodes"] == 9
-    assert across["50"]["rho"] is None  # no number without support: an interval needs 10
-    assert "ranks_across" not in marched.values
+    across = walked.ranks_across["l2"]
+    everywhere = walked.ranks["l2"]
+    assert 0 < across["50"].n < everywhere["50"].n
+    assert across["50"].episodes == 9
+    assert across["50"].rho is None  # no number without support: an interval needs 10
+    assert marched.ranks_across is None
 
 
 def test_a_cost_that_saturates_is_found_to_and_one_that_grows_is_not(marched):
-    found = marched.values["saturation"]["temporal"]
-    assert found["offset"] == 30  # 27 = .9 x 30, in steps of 5
-    assert found["interval"] == [30, 30]
-    assert found["plateau"] == pytest.approx(30)
-    assert found["linear"] == 70  # .9 x 72.5, in steps of 5
-    assert marched.values["saturation"]["l2"]["offset"] >= found["linear"]
-    np.testing.assert_allclose(
-        marched.arrays["temporal_mean"], np.minimum(marched.arrays["offsets"], 30)
-    )
-    np.testing.assert_array_equal(marched.arrays["offsets"], np.arange(5, 81, 5))
+    found = marched.saturation["temporal"]
+    assert found.offset == 30  # 27 = .9 x 30, in steps of 5
+    assert found.interval == (30, 30)
+    assert found.plateau == pytest.approx(30)
+    assert found.linear == 70  # .9 x 72.5, in steps of 5
+    assert marched.saturation["l2"].offset >= found.linear
+    np.testing.assert_allclose(marched.costs["temporal"].mean, np.minimum(marched.offsets, 30))
+    np.testing.assert_array_equal(marched.offsets, np.arange(5, 81, 5))
 
 
 @pytest.mark.parametrize("context", [1, 2, 3])
 def test_a_perfect_model_makes_no_error_and_no_change_does(context):
     result = GEOMETRY.run(Run(PointModel(context), Marches(), (0,), HELD))
-    assert list(result.values["open_loop"]) == [str(h) for h in range(1, 11)]
-    for h, found in enumerate(result.values["open_loop"].values(), 1):
-        assert found["error"] < 1e-8
-        assert found["copy"] == pytest.approx((0.01 * FRAMESKIP * h) ** 2 / 2, rel=0.01)
-        assert found["n"] == 12 * 4
-        assert found["gain"][0] > 0
-    assert result.values["open_loop_not_better_from"] is None
-    assert found["random"] == pytest.approx(result.values["saturation"]["l2"]["strangers"] / 2)
+    assert list(result.open_loop) == [str(h) for h in range(1, 11)]
+    for h, found in enumerate(result.open_loop.values(), 1):
+        assert found.error < 1e-8
+        assert found.copy == pytest.approx((0.01 * FRAMESKIP * h) ** 2 / 2, rel=0.01)
+        assert found.n == 12 * 4
+        assert found.gain[0] > 0
+    assert result.open_loop_not_better_from is None
+    assert found.random == pytest.approx(result.saturation["l2"].strangers / 2)
 
 
 def test_it_says_from_where_a_model_is_no_better_than_no_change():
@@ -317,10 +315,8 @@ def test_it_says_from_where_a_model_is_no_better_than_no_change():
             return torch.cat([latents[:, :, :3], now + 3 * (latents[:, :, 3:] - now)], dim=2)
 
     result = GEOMETRY.run(Run(Drifts(), Marches(), (0,), HELD))
-    assert result.values["open_loop_not_better_from"] == 4
-    assert result.values["open_loop"]["5"]["error"] == pytest.approx(
-        4 * result.values["open_loop"]["5"]["copy"], rel=0.01
-    )
+    assert result.open_loop_not_better_from == 4
+    assert result.open_loop["5"].error == pytest.approx(4 * result.open_loop["5"].copy, rel=0.01)
 
 
 def test_paths_of_a_file_with_a_row_per_block_are_those_of_one_with_a_row_per_step():
@@ -362,31 +358,30 @@ def test_the_model_stays_as_it_is_and_a_control_with_random_weights_stands_besid
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(module.training for module in model.modules())
     assert torch.equal(random, torch.get_rng_state())
-    assert -1 <= result.values["straightness"]["random_encoder"]["value"] <= 1
+    assert -1 <= result.straightness.random_encoder.value <= 1
     again = replace(GEOMETRY, controls=True).run(opened)
-    assert json.dumps(result.values) == json.dumps(again.values)
+    assert result.to_json() == again.to_json()
 
 
 def test_results_can_be_stored_and_their_tables_have_one_shape(walked, tmp_path):
     save_result(tmp_path, walked, {})
-    stored, _ = load_result(tmp_path)
-    assert stored.values == json.loads(json.dumps(walked.values))
-    for caption, rows in walked.tables.items():
+    stored, _ = load_result(tmp_path, GeometryResult)
+    assert stored.to_json() == walked.to_json()
+    for caption, rows in walked.tables().items():
         assert re.search(r"\d", caption)
         assert len({tuple(row) for row in rows}) == 1
         assert all(isinstance(cell, str | int | float) for row in rows for cell in row.values())
 
 
 def test_without_states_everything_else_is_answered():
-    found = GEOMETRY.run(Run(PointModel(), Walks(has_states=True), (0,), HELD)).values
+    found = GEOMETRY.run(Run(PointModel(), Walks(has_states=True), (0,), HELD))
     blind = GEOMETRY.run(
         Run(PointModel(), BlindWalks(has_states=False), (0,), HELD, open_world=PointWorld)
-    ).values
-    assert blind["straightness"].pop("states") is None
-    assert found["straightness"].pop("states") is not None
-    assert blind["straightness"] == found["straightness"]
-    assert "ranks_states" not in blind
-    assert blind["ranks"] == found["ranks"]
+    )
+    assert found.straightness.states is not None
+    assert blind.straightness == replace(found.straightness, states=None)
+    assert blind.ranks_states is None
+    assert blind.ranks == found.ranks
 
 
 class BlindWalks(Walks):
@@ -414,8 +409,8 @@ def test_a_model_in_training_mode_is_refused():
 
 
 def test_panels_are_whole_and_the_page_decides_about_colours(walked, marched):
-    curve = {**walked.values["straightness"], "curve": [[10, -0.4], [20, 0.1]]}
-    logged = replace(walked, values={**walked.values, "straightness": curve})
+    curve = replace(walked.straightness, curve=((10, -0.4), (20, 0.1)))
+    logged = replace(walked, straightness=curve)
     first, second = draw(logged), draw(marched)
     assert (len(first), len(second)) == (6, 5)
     panels = [panel.svg for panel in (*first, *second)]

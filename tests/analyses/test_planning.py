@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from lewm.analyses.planning import Planning
-from lewm.analyses.probes.attempts import recordings_of
 from lewm.data.provenance import Provenance
 from lewm.planning.agent import PlanningConfig
 from lewm.planning.objectives.l2 import L2
@@ -72,23 +71,21 @@ SMALL = Planning(pairs=12, offset=10, clips=4, fit_frames=200, draws=50)
 
 def test_an_exact_model_imagines_what_comes_and_a_biased_one_is_off_by_its_bias():
     exact, biased = SMALL.run(run_of()), SMALL.run(run_of(Biased()))
-    for h, (row, off) in enumerate(
-        zip(exact.values["horizon"], biased.values["horizon"], strict=True), 1
-    ):
-        assert row["steps"] == h * FRAMESKIP
-        assert row["ratio"] < 0.02  # walls stop the point and not the model; pictures are rounded
-        assert off["error"] == pytest.approx(BIAS * h, rel=0.05)
-        assert off["place_error"] == pytest.approx(BIAS * h, rel=0.1)
-        low, high = off["ratio_interval"]
-        assert low <= off["ratio"] <= high
-    ways = biased.arrays["imagined"][:, -1] - biased.arrays["real"][:, -1]
+    for h, (row, off) in enumerate(zip(exact.horizon, biased.horizon, strict=True), 1):
+        assert row.steps == h * FRAMESKIP
+        assert row.ratio < 0.02  # walls stop the point and not the model; pictures are rounded
+        assert off.error == pytest.approx(BIAS * h, rel=0.05)
+        assert off.place_error == pytest.approx(BIAS * h, rel=0.1)
+        low, high = off.ratio_interval
+        assert low <= off.ratio <= high
+    ways = biased.imagined[:, -1] - biased.real[:, -1]
     np.testing.assert_allclose(ways.mean(axis=0), (3 * BIAS, 0), atol=0.02)
-    assert biased.arrays["imagined"].shape[1:] == (4, 2)
-    assert biased.arrays["real"].shape[1:] == (3 * FRAMESKIP + 1, 2)
+    assert biased.imagined.shape[1:] == (4, 2)
+    assert biased.real.shape[1:] == (3 * FRAMESKIP + 1, 2)
 
 
 def test_a_search_narrows_and_is_drawn_so():
-    costs = SMALL.run(run_of()).arrays["costs"]
+    costs = SMALL.run(run_of()).costs
     # of three rounds the 10th, 50th and 90th percentile; the mean that is scored last is none
     assert costs.shape[1:] == (3, 3)
     np.testing.assert_allclose(costs[:, 0, 1], 1)
@@ -98,26 +95,26 @@ def test_a_search_narrows_and_is_drawn_so():
 
 def test_attempts_are_recorded_by_a_rule_and_read_back():
     found = SMALL.run(run_of())
-    attempts, recordings = found.values["attempts"], recordings_of(found)
-    regions = [each["other_region"] for each in attempts]
+    attempts, recordings = found.attempts, found.recordings
+    regions = [each.other_region for each in attempts]
     assert regions == sorted(regions, reverse=True)
     assert sum(regions) <= 2
     for attempt, recording in zip(attempts, recordings, strict=True):
-        assert attempt["reached"] == (recording.success_step is not None)
-        assert len(recording.pixels) == len(recording.states) == attempt["steps"] + 1
-        assert len(recording.replans) == attempt["plans"]
+        assert attempt.reached == (recording.success_step is not None)
+        assert len(recording.pixels) == len(recording.states) == attempt.steps + 1
+        assert len(recording.replans) == attempt.plans
         step = recording.replans[0].step
         moved = np.abs(recording.replans[0].latents[0, 0] - recording.states[step]).max()
         assert moved < 1.5 * FRAMESKIP * SPEED  # places, read from latents
-        assert [len(each.rounds) for each in recording.replans] == [3] * attempt["plans"]
+        assert [len(each.rounds) for each in recording.replans] == [3] * attempt.plans
 
 
 def test_a_world_that_is_no_picture_of_its_state_has_no_places():
     found = SMALL.run(run_of(world=PointWorld))
-    assert "imagined" not in found.arrays
-    assert "place_error" not in found.values["horizon"][0]
+    assert found.imagined is None
+    assert found.horizon[0].place_error is None
     assert len(sections.draw(found)) == 2
-    assert recordings_of(found)[0].replans[0].rounds == ()
+    assert found.recordings[0].replans[0].rounds == ()
     assert len(sections.draw(SMALL.run(run_of()))) == 3
 
 

@@ -12,7 +12,16 @@ import torch
 
 from lewm import stats
 from lewm.analyses import surprise as module
-from lewm.analyses.surprise import CONTROL, Edit, Surprise, compare, score, tell
+from lewm.analyses.surprise import (
+    CONTROL,
+    Edit,
+    Replay,
+    Surprise,
+    SurpriseResult,
+    compare,
+    score,
+    tell,
+)
 from lewm.report.sections.surprise import draw
 from lewm.runs.answers import load_result, save_result
 from lewm.runs.run import Run, Unsupported, open_run
@@ -116,45 +125,45 @@ def result():
 
 
 def test_an_exact_model_is_surprised_by_the_jump_alone(result):
-    normal, teleport, colour = result.arrays["surprise"]
+    normal, teleport, colour = result.surprise
     assert normal.max() < 1e-8
     before, after = slice(None, SMALL.before), slice(SMALL.before + 1, None)
     np.testing.assert_array_equal(teleport[:, before], normal[:, before])
     assert teleport[:, after].max() < 1e-8
     np.testing.assert_allclose(teleport[:, SMALL.before], 0.2**2 / 2, rtol=1e-2)
     np.testing.assert_array_equal(colour, normal)
-    edit = result.values["edits"]["teleport of agent"]
-    assert (edit["auc"], edit["auc_interval"], edit["detection_at_5_percent"]) == (1, [1, 1], 1)
-    assert edit["against_colour"]["auc"] == 1
-    assert max(edit["t_p"], edit["wilcoxon_p"]) < 1e-5
-    assert edit["ratio"] > 1e4
+    edit = result.edits["teleport of agent"]
+    assert (edit.auc, edit.auc_interval, edit.detection_at_5_percent) == (1, (1, 1), 1)
+    assert edit.against_colour.auc == 1
+    assert max(edit.t_p, edit.wilcoxon_p) < 1e-5
+    assert edit.ratio > 1e4
 
 
 def test_a_colour_that_the_model_does_not_see_is_no_surprise(result):
-    edit = result.values["edits"]["colour of agent"]
+    edit = result.edits["colour of agent"]
     assert (
-        edit["t"],
-        edit["t_p"],
-        edit["wilcoxon_p"],
-        edit["effect_size"],
-        edit["mean_difference"],
+        edit.t,
+        edit.t_p,
+        edit.wilcoxon_p,
+        edit.effect_size,
+        edit.mean_difference,
     ) == (0, 1, 1, 0, 0)
-    assert edit["picture_change"] > 10
-    assert "grey levels" in next(iter(result.tables.values()))[1]["picture changes by"]
-    assert edit["detection_at_5_percent"] < 0.3
+    assert edit.picture_change > 10
+    assert "grey levels" in next(iter(result.tables().values()))[1]["picture changes by"]
+    assert edit.detection_at_5_percent < 0.3
 
 
 def test_a_colour_that_it_sees_surprises_once():
     loud = SMALL.run(run_of(world=lambda *given: EditedWorld(*given, paint="loud")))
-    colour = loud.arrays["surprise"][2]
-    assert colour[:, SMALL.before].min() > 1e3 * loud.arrays["surprise"][0].max()
+    colour = loud.surprise[2]
+    assert colour[:, SMALL.before].min() > 1e3 * loud.surprise[0].max()
     assert colour[:, SMALL.before + 1 :].max() < 1e-8, "from then on all frames have that colour"
-    assert loud.values["edits"]["colour of agent"]["t_p"] < 1e-5
+    assert loud.edits["colour of agent"].t_p < 1e-5
 
 
 def test_the_predictor_sees_the_last_frames_and_their_blocks():
     longer = SMALL.run(run_of(SpringModel()))
-    normal, teleport, _ = longer.arrays["surprise"]
+    normal, teleport, _ = longer.surprise
     assert normal.max() < 1e-8
     edit = SMALL.before
     assert teleport[:, [edit, edit + 1]].min() > 1e-3, (
@@ -177,8 +186,8 @@ def test_farther_jumps_surprise_more():
             step = np.random.default_rng(list(seeds)).uniform(0.05, 0.3, (len(states), 1))
             return (states + (step if things else 0)).astype(np.float32)
 
-    edit = SMALL.run(run_of(world=Scattered)).values["edits"]["teleport of agent"]
-    assert edit["size_correlation"] > 0.95
+    edit = SMALL.run(run_of(world=Scattered)).edits["teleport of agent"]
+    assert edit.size_correlation > 0.95
 
 
 def test_all_things_are_edited_one_by_one_and_together():
@@ -198,15 +207,15 @@ def test_all_things_are_edited_one_by_one_and_together():
         "colour of agent",
         "colour of block",
     ]
-    assert list(found.values["edits"]) == names
-    assert found.values["conditions"] == ["unperturbed", *names]
-    assert found.arrays["surprise"].shape == (6, 30, 6)
-    areas = [found.values["edits"][name]["against_colour"]["auc"] for name in names[:3]]
+    assert list(found.edits) == names
+    assert found.conditions == ("unperturbed", *names)
+    assert found.surprise.shape == (6, 30, 6)
+    areas = [found.edits[name].against_colour.auc for name in names[:3]]
     assert areas[1] == 1, "against its own colour"
     assert areas[2] == pytest.approx((areas[0] + areas[1]) / 2, abs=1e-6), (
         "against the colours of both"
     )
-    assert found.arrays["roc_colour"].shape == (3, 201)
+    assert found.roc_colour.shape == (3, 201)
     assert len(draw(found)) == 4
 
 
@@ -214,34 +223,34 @@ def test_all_things_are_edited_one_by_one_and_together():
 
 
 def test_what_goes_on_unedited_is_what_was_recorded(result):
-    assert result.values["replay"] == {"exact": 1, "median": 0, "p90": 0}
-    assert (result.values["recorded"], result.values["played"]) == (30, 0)
+    assert result.replay == Replay(exact=1, median=0, p90=0)
+    assert (result.recorded, result.played) == (30, 0)
 
 
 def test_episodes_that_are_missing_are_played():
     found = SMALL.run(run_of(test=range(12)))
-    assert (found.values["episodes"], found.values["recorded"], found.values["played"]) == (
+    assert (found.episodes, found.recorded, found.played) == (
         30,
         12,
         18,
     )
-    surprise = found.arrays["surprise"]
+    surprise = found.surprise
     assert surprise[0].max() < 1e-8
     assert len(np.unique(surprise[1, :, SMALL.before])) == 30, "no episode is there twice"
     again = SMALL.run(run_of(test=range(12)))
-    np.testing.assert_array_equal(again.arrays["surprise"], surprise)
+    np.testing.assert_array_equal(again.surprise, surprise)
     other = replace(SMALL, seed=1).run(run_of(test=range(12)))
-    assert (other.arrays["surprise"][1, -18:] != surprise[1, -18:]).any()
+    assert (other.surprise[1, -18:] != surprise[1, -18:]).any()
 
 
 def test_episodes_with_a_row_per_block_give_the_same_and_none_is_played():
     found = SMALL.run(run_of(length=21, every=FRAMESKIP))
-    assert found.arrays["surprise"][0].max() < 1e-8
-    assert found.values["replay"]["exact"] == 1
+    assert found.surprise[0].max() < 1e-8
+    assert found.replay.exact == 1
     few = replace(SMALL, episodes=40).run(run_of(length=21, every=FRAMESKIP))
-    assert (few.values["episodes"], few.values["played"]) == (30, 0)
-    assert few.values["warning"] == "only 30 episodes where 100 are asked for"
-    assert few.values["warning"] in next(iter(few.tables))
+    assert (few.episodes, few.played) == (30, 0)
+    assert few.warning == "only 30 episodes where 100 are asked for"
+    assert few.warning in next(iter(few.tables()))
 
 
 def test_the_edit_is_in_the_middle_and_each_episode_has_one():
@@ -299,13 +308,13 @@ def test_a_trained_model_stays_as_it_is_and_its_result_is_stored(small_run, tmp_
     assert all(torch.equal(value, before[name]) for name, value in given.model.state_dict().items())
     assert not given.model.training
     assert all(parameter.grad is None for parameter in given.model.parameters())
-    assert found.values["recorded"] + found.values["played"] == 24
-    assert found.values["replay"]["exact"] == 1
+    assert found.recorded + found.played == 24
+    assert found.replay.exact == 1
     assert [words[:2] for words in heard] == [(0, 3), (1, 3), (2, 3), (3, 3)]
     save_result(tmp_path, found, {})
-    loaded, _ = load_result(tmp_path)
-    assert loaded.values == found.values
-    np.testing.assert_array_equal(loaded.arrays["roc"], found.arrays["roc"])
+    loaded, _ = load_result(tmp_path, SurpriseResult)
+    assert loaded.to_json() == found.to_json()
+    np.testing.assert_array_equal(loaded.roc, found.roc)
     assert len(draw(loaded)) == 4
 
 
@@ -321,10 +330,10 @@ def noise(n=60, frames=6, seed=0):
 def test_noise_is_significant_as_often_as_it_should_be():
     p, alarms = [], []
     for seed in range(250):
-        found = tell(noise(seed=seed)[:2], EDITS[:2], before=3, draws=2, seed=seed).values
-        edit = found["edits"]["teleport of agent"]
-        p.append((edit["t_p"], edit["wilcoxon_p"]))
-        alarms.append((found["false_alarms"]["rate"], edit["detection_at_5_percent"]))
+        found = tell(noise(seed=seed)[:2], EDITS[:2], before=3, draws=2, seed=seed)
+        edit = found.edits["teleport of agent"]
+        p.append((edit.t_p, edit.wilcoxon_p))
+        alarms.append((found.false_alarms.rate, edit.detection_at_5_percent))
     significant = np.mean(np.array(p) < 0.05, axis=0)
     assert (significant > 0.02).all()
     assert (significant < 0.085).all()
@@ -336,9 +345,8 @@ def test_intervals_of_the_area_hold_it_as_often_as_they_should():
     held = []
     for seed in range(300):
         frames = np.exp(noise(40, seed=seed)[0])  # skewed
-        low, high = module._told_apart(frames[:, 0], frames[:, 1:], draws=200, seed=seed)[
-            "auc_interval"
-        ]
+        apart = module._told_apart(frames[:, 0], frames[:, 1:], draws=200, seed=seed)
+        low, high = apart.auc_interval
         held.append(low <= 0.5 <= high)
     assert 0.9 < np.mean(held) < 0.98
 
@@ -347,14 +355,14 @@ def test_a_planted_difference_has_its_size():
     generator = np.random.default_rng(0)
     normal, edited = generator.normal(5, 1, (1500, 3)), generator.normal(6, 1, 1500)
     found = compare(normal, edited, at=1, draws=200)
-    assert found["n"] == 1500
-    assert found["ratio"] == pytest.approx(6 / 5, abs=0.01)
-    assert found["effect_size"] == pytest.approx(1 / 2**0.5, abs=0.06)
-    assert found["t"] == pytest.approx(found["effect_size"] * 1500**0.5)
+    assert found.n == 1500
+    assert found.ratio == pytest.approx(6 / 5, abs=0.01)
+    assert found.effect_size == pytest.approx(1 / 2**0.5, abs=0.06)
+    assert found.t == pytest.approx(found.effect_size * 1500**0.5)
     # the normal distribution function at 1 / sqrt 2
-    assert found["auc"] == pytest.approx(0.760, abs=0.02)
-    low, high = found["interval"]
-    assert low < found["mean_difference"] < high
+    assert found.auc == pytest.approx(0.760, abs=0.02)
+    low, high = found.interval
+    assert low < found.mean_difference < high
     assert high - low == pytest.approx(4 * 2**0.5 / 1500**0.5, rel=0.15)
 
 
@@ -364,10 +372,10 @@ def test_pairs_are_what_is_tested():
     normal = np.repeat(generator.uniform(1, 100, (50, 1)), 4, axis=1)
     edited = normal[:, 2] + generator.uniform(0.1, 0.2, 50)
     found = compare(normal, edited, at=2)
-    assert max(found["t_p"], found["wilcoxon_p"]) < 1e-8
-    assert found["auc"] < 0.6
+    assert max(found.t_p, found.wilcoxon_p) < 1e-8
+    assert found.auc < 0.6
     shuffled = compare(normal, generator.permutation(edited), at=2)
-    assert min(shuffled["t_p"], shuffled["wilcoxon_p"]) > 0.05
+    assert min(shuffled.t_p, shuffled.wilcoxon_p) > 0.05
 
 
 def test_the_area_and_its_interval_are_those_of_the_slow_way():
@@ -385,36 +393,36 @@ def test_the_area_and_its_interval_are_those_of_the_slow_way():
     values, positive = np.column_stack([edited, others]), np.zeros((30, 5), bool)
     positive[:, 0] = True
     fast = module._told_apart(edited, others, draws=2000, seed=0)
-    assert fast["auc"] == pytest.approx(area(values.ravel(), positive.ravel()))
+    assert fast.auc == pytest.approx(area(values.ravel(), positive.ravel()))
     episode = np.repeat(np.arange(30), 5)
     slow = stats.bootstrap(
         area, values.ravel(), positive.ravel(), groups=episode, draws=2000, seed=1
     )
-    np.testing.assert_allclose(fast["auc_interval"], slow, atol=0.01)
+    np.testing.assert_allclose(fast.auc_interval, slow, atol=0.01)
 
 
 def test_curves_meet_their_areas():
     conditions = noise(200)
     conditions[1:, :, 3] *= [[2.0], [1.3]]
     found = tell(conditions, EDITS, before=3, draws=20)
-    alarms, edits = found.arrays["roc_false_alarms"], list(found.values["edits"].values())
-    for curve, edit in zip(found.arrays["roc"], edits, strict=True):
-        assert np.trapezoid(curve, alarms) == pytest.approx(edit["auc"], abs=0.01)
+    alarms, edits = found.roc_false_alarms, list(found.edits.values())
+    for curve, edit in zip(found.roc, edits, strict=True):
+        assert np.trapezoid(curve, alarms) == pytest.approx(edit.auc, abs=0.01)
         assert (np.diff(curve) >= 0).all()
-    assert np.trapezoid(found.arrays["roc_colour"][0], alarms) == pytest.approx(
-        edits[0]["against_colour"]["auc"], abs=0.01
+    assert np.trapezoid(found.roc_colour[0], alarms) == pytest.approx(
+        edits[0].against_colour.auc, abs=0.01
     )
-    assert "against_colour" not in edits[1]
+    assert edits[1].against_colour is None
 
 
 def test_bands_hold_the_mean_and_narrow_with_more_episodes():
-    few, many = (tell(noise(n), EDITS, before=3, draws=300).arrays for n in (25, 400))
+    few, many = (tell(noise(n), EDITS, before=3, draws=300) for n in (25, 400))
     for arrays in (few, many):
-        assert (arrays["low"] < arrays["mean"]).all()
-        assert (arrays["mean"] < arrays["high"]).all()
-    widths = [np.mean(arrays["high"] - arrays["low"]) for arrays in (few, many)]
+        assert (arrays.low < arrays.mean).all()
+        assert (arrays.mean < arrays.high).all()
+    widths = [np.mean(arrays.high - arrays.low) for arrays in (few, many)]
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.15)
-    np.testing.assert_array_equal(few["frames"], [-3, -2, -1, 0, 1, 2])
+    np.testing.assert_array_equal(few.frames, [-3, -2, -1, 0, 1, 2])
 
 
 # ------------------------------------------------------------------------------------------ figures
@@ -429,7 +437,7 @@ def test_panels_are_svg_that_names_every_condition(result):
         assert not set(re.findall(r"#[0-9a-f]{6}", re.sub(r"var\([^)]*\)", "", panel.svg))), (
             "colours are the page's"
         )
-    assert all(name in panels[0].svg for name in result.values["conditions"])
+    assert all(name in panels[0].svg for name in result.conditions)
     assert "30 episodes" in panels[0].title
 
 
@@ -443,7 +451,6 @@ def test_names_of_things_stay_text():
         before=3,
         draws=20,
     )
-    found.values["frameskip"] = 5
     for panel in draw(found):
         tree = ElementTree.fromstring(panel.svg)
         assert "<script>" not in panel.svg
@@ -455,7 +462,6 @@ def test_a_perfect_model_can_be_drawn():
     conditions = np.zeros((3, 25, 6))
     conditions[1, :, 3] = 1 + np.arange(25)
     found = tell(conditions, EDITS, before=3, draws=20)
-    assert np.isnan(found.values["edits"]["teleport of agent"]["ratio"])
-    found.values["frameskip"] = 5
+    assert found.edits["teleport of agent"].ratio is None
     for panel in draw(found):
         ElementTree.fromstring(panel.svg)

@@ -4,6 +4,7 @@ what it needs."""
 import dataclasses
 import json
 import math
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -82,21 +83,85 @@ def test_it_is_a_frozen_dataclass_with_a_name_and_a_question(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_numbers_are_finite_and_can_be_stored(name, results):
-    found = results[name]
-    assert found.name == name
-    assert json.dumps(found.values)
-    assert any(map(math.isfinite, numbers(found.values)))
-    assert not any(map(math.isinf, numbers(found.values)))
-    assert all(array.dtype.kind in "biuf" for array in found.arrays.values()), (
+def test_its_result_is_a_frozen_record_of_finite_numbers(name, results):
+    found, kind = results[name], registry.load("analyses", name).result
+    assert type(found) is kind
+    assert found.name == kind.name == name
+    assert kind.__dataclass_params__.frozen
+    told = found.to_json()
+    assert json.dumps(told, allow_nan=False)
+    assert any(map(math.isfinite, numbers(told)))
+    assert all(array.dtype.kind in "biuf" for array in found.arrays().values()), (
         "arrays are stored as safetensors"
     )
 
 
+def same(value, other):
+    """Equal, arrays and types included."""
+    assert type(value) is type(other)
+    if isinstance(value, np.ndarray):
+        np.testing.assert_array_equal(value, other)
+        assert value.dtype == other.dtype
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            same(getattr(value, field.name), getattr(other, field.name))
+    elif isinstance(value, dict):
+        assert list(value) == list(other)
+        for key in value:
+            same(value[key], other[key])
+    elif isinstance(value, tuple):
+        for one, two in zip(value, other, strict=True):
+            same(one, two)
+    else:
+        assert value == other
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_result_becomes_json_and_comes_back_as_it_was(name, results):
+    found = results[name]
+    told = json.loads(json.dumps(found.to_json()))
+    same(type(found).from_json(told, found.arrays()), found)
+
+
+def records(value, place=()):
+    """A record and every record in it, each with its place."""
+    inside = enumerate(value) if isinstance(value, tuple) else ()
+    if dataclasses.is_dataclass(value):
+        yield place, value
+        inside = vars(value).items()
+    elif isinstance(value, dict):
+        inside = value.items()
+    for key, item in inside:
+        yield from records(item, (*place, key))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_renamed_field_of_its_result_is_refused_by_name(name, results):
+    """Of the whole and of every record in it, arrays included."""
+    found = results[name]
+    told, arrays = json.dumps(found.to_json()), found.arrays()
+    for place, record in records(found):
+        for field in dataclasses.fields(record):
+            old, new = ("/".join(map(str, (*place, last))) for last in (field.name, "renamed"))
+            values = json.loads(told)
+            at = values
+            for key in place:
+                at = at[key]
+            if field.name in at:
+                at["renamed"] = at.pop(field.name)
+            moved = {
+                new + known[len(old) :] if f"{known}/".startswith(f"{old}/") else known: array
+                for known, array in arrays.items()
+            }
+            words = f"unknown field '{new.replace('/', '.')}'"
+            with pytest.raises(ValueError, match=re.escape(words)):
+                type(found).from_json(values, moved)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_its_tables_can_be_shown(name, results):
-    assert results[name].tables
-    for caption, rows in results[name].tables.items():
+    assert results[name].tables()
+    for caption, rows in results[name].tables().items():
         assert rows, caption
         assert len({tuple(row) for row in rows}) == 1, f"{caption}: rows with other columns"
 
@@ -128,7 +193,7 @@ def test_the_model_stays_as_it_is_and_the_same_seed_gives_the_same_numbers(name,
     assert all(torch.equal(value, before[key]) for key, value in opened.model.state_dict().items())
     assert not opened.model.training
     assert all(parameter.grad is None for parameter in opened.model.parameters())
-    assert json.dumps(timeless(again.values)) == json.dumps(timeless(results[name].values))
+    assert json.dumps(timeless(again.to_json())) == json.dumps(timeless(results[name].to_json()))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -170,4 +235,4 @@ def test_without_states_it_answers_or_says_what_it_needs(name, stateless):
         with pytest.raises(Unsupported, match="expected"):
             small(name).run(stateless)
     else:
-        assert small(name).run(stateless).tables
+        assert small(name).run(stateless).tables()

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lewm.contracts import Result
 from lewm.report.claims import CLAIMS, Evidence, to_markdown
 from lewm.report.record import Answer, Outcome, Record
 from lewm.report.verdicts import FAILS, HOLDS, PARTLY, UNTESTED
+from tests.support import results
+from tests.support.results import edited, variable
 
 BY_NUMBER = {claim.number: claim for claim in CLAIMS}
 
@@ -26,29 +27,12 @@ def row(variant, seed=0, rate=0.98, std=0.9, prediction=0.02):
     }
 
 
-def edit(kind, p, difference=1.0):
-    return {
-        "kind": kind,
-        "t_p": p,
-        "mean_difference": difference,
-        "effect_size": 2.0,
-        "auc": 0.9,
-        "n": 120,
-    }
-
-
-def run(world="two-room", **analyses):
-    answers = {name: Answer(Result(name, values)) for name, values in analyses.items()}
+def run(world="two-room", *results):
+    answers = {result.name: Answer(result) for result in results}
     score = {"rate": 0.5, "low": 0.4, "high": 0.6, "episodes": 200}
     outcome = Outcome("goals 25 steps ahead, 50 allowed", {"strict": {"agent": score}})
-    return Record(
-        Path("run"),
-        {"world": world, "recipe": f"{world}-tiny"},
-        [],
-        answers,
-        [outcome],
-        label="seed 0",
-    )
+    experiment = {"world": world, "recipe": f"{world}-tiny"}
+    return Record(Path("run"), experiment, [], answers, [outcome], label="seed 0")
 
 
 def verdict(number, **evidence):
@@ -146,52 +130,54 @@ def test_if_another_planner_reaches_what_the_search_missed_the_latents_were_not_
     ("teleport", "colour", "said"), [(1e-9, 0.4, HOLDS), (1e-9, 1e-5, PARTLY), (0.2, 0.4, FAILS)]
 )
 def test_surprise_must_spike_at_teleports_in_every_world_and_not_at_colours(teleport, colour, said):
-    quiet = {
-        "edits": {"teleport of the agent": edit("teleport", 1e-9), "colour": edit("colour", 0.4)}
-    }
-    other = {
-        "edits": {
-            "teleport of the agent": edit("teleport", teleport),
-            "colour": edit("colour", colour),
+    def edits(teleport, colour):
+        of = {
+            "teleport of the agent": edited("teleport", teleport),
+            "colour": edited("colour", colour),
         }
-    }
-    assert verdict(16, runs=[run(surprise=quiet), run("push-t", surprise=other)]) == said
+        return results.surprise(of)
+
+    runs = [run("two-room", edits(1e-9, 0.4)), run("push-t", edits(teleport, colour))]
+    assert verdict(16, runs=runs) == said
 
 
 def test_a_fall_of_surprise_is_no_spike():
-    values = {
-        "edits": {
-            "teleport": edit("teleport", 1e-9, difference=-1.0),
-            "colour": edit("colour", 0.5),
-        }
+    edits = {
+        "teleport": edited("teleport", mean_difference=-1.0),
+        "colour": edited("colour", 0.5),
     }
-    assert verdict(16, runs=[run(surprise=values)]) == FAILS
+    assert verdict(16, runs=[run("two-room", results.surprise(edits))]) == FAILS
 
 
 @pytest.mark.parametrize(("r", "said"), [(0.99, HOLDS), (0.7, PARTLY)])
 def test_one_variable_that_no_probe_reads_is_enough(r, said):
-    def scores(value):
-        return {"r": value - 0.05, "mlp": {"r": value}, "controls": {"random encoder": {"r": 0.3}}}
-
-    values = {"variables": {"x": scores(0.999), "angle": scores(r)}}
-    assert verdict(14, runs=[run(probing=values)]) == said
+    variables = {
+        name: variable(value - 0.05, mlp=value, controls={"random encoder": 0.3})
+        for name, value in (("x", 0.999), ("angle", r))
+    }
+    assert verdict(14, runs=[run("two-room", results.probing(variables))]) == said
 
 
 def test_straightening_is_read_from_the_curve():
-    def values(first, last):
-        return {
-            "straightness": {
-                "value": last,
-                "interval": [last - 0.1, last + 0.1],
-                "curve": [[10, first], [20, last]],
-            }
-        }
+    def ends(*values):
+        curve = tuple((10 * (1 + k), value) for k, value in enumerate(values))
+        return run("two-room", results.geometry(straightness=results.straightness(curve=curve)))
 
-    assert verdict(15, runs=[run(geometry=values(0.1, 0.6))]) == PARTLY
-    assert verdict(15, runs=[run(geometry=values(0.6, 0.1))]) == FAILS
-    still = values(0.1, 0.6)
-    still["straightness"]["curve"] = []
-    assert verdict(15, runs=[run(geometry=still)]) == UNTESTED
+    assert verdict(15, runs=[ends(0.1, 0.6)]) == PARTLY
+    assert verdict(15, runs=[ends(0.6, 0.1)]) == FAILS
+    assert verdict(15, runs=[ends()]) == UNTESTED
+
+
+@pytest.mark.parametrize("number", [8, 9, 14, 15, 16, 17, 18])
+def test_a_claim_about_an_analysis_is_judged_by_its_section_which_reads_fields(number):
+    """All analyses give all findings; a record that lost its fields gives none, loudly."""
+    whole = [make() for make in results.ALL.values()]
+    found = BY_NUMBER[number].found(Evidence(runs=[run("two-room", *whole)]))
+    assert found.ours
+    assert found.verdict != UNTESTED
+    bare = [object.__new__(type(result)) for result in whole]
+    with pytest.raises(AttributeError):
+        BY_NUMBER[number].found(Evidence(runs=[run("two-room", *bare)]))
 
 
 def test_numbers_of_all_seeds_stand_in_the_table():

@@ -13,15 +13,13 @@ import numpy as np
 import pytest
 
 from lewm import registry
-from lewm.analyses import planning
-from lewm.analyses.probes.attempts import arrays_of, recordings_of
 from lewm.cli import main
-from lewm.contracts import Result
+from lewm.report import sections
 from lewm.report.canvas import Panel
-from lewm.report.clips import clips_of, panels_of, slug
+from lewm.report.figures import panels_of, slug
 from lewm.report.page import _compared, _rows, render
 from lewm.report.record import Answer, Outcome, Record, _outcomes_of_story
-from tests.support.results import ROWS, probing, recording
+from tests.support.results import ROWS, planning, probing, recording, variable
 
 
 def score(rate, episodes=200):
@@ -86,57 +84,12 @@ RESULT = {
         "total": 120.0,
     },
 }
-SCORES = {"unit": "px", "r": 0.9987, "r2": 0.997, "rmse": 1.5, "strength": 1e-6} | {
-    f"{name}_interval": [0.9, 0.999] for name in ("r", "r2", "rmse")
-}
+SCORE = variable(0.9987, rmse=1.5)
 
 
 @pytest.fixture(scope="module")
 def probed():
-    found = probing()
-    found.values.update(
-        variables={"x": SCORES, "y": SCORES}, plane_variance=0.8, fit_episodes=288, test_episodes=72
-    )
-    found.values.update(test_frames=len(found.arrays["states"]))
-    found.arrays["episodes"] = [3] * len(found.arrays["states"])
-    return replace(
-        found, tables={"What probes read of 50 pictures.": [{"variable": "x", "r": 0.9987}]}
-    )
-
-
-def planned(ends=("reached", "missed")):
-    """As `Planning.run` gives it, of attempts that end so: each with two plans, searched for in two
-    rounds."""
-    arrays = {"costs": np.array([[[0.8, 1.0, 1.3], [0.4, 0.5, 0.6]]])}
-    arrays |= {
-        "imagined": np.full((1, 3, 2), 30.0, np.float32),
-        "real": np.full((1, 11, 2), 31.0, np.float32),
-    }
-    for number, end in enumerate(ends):
-        of = arrays_of(
-            recording(success=end == "reached"), lambda latents: 10 * np.asarray(latents)
-        )
-        arrays |= {f"attempt {number} {name}": array for name, array in of.items()}
-    rows = [
-        {"steps": 5 * h, "error": 1.0, "copy": 4.0, "ratio": 0.25, "ratio_interval": [0.2, 0.31]}
-        | {"place_error": 3.5, "place_error_interval": [3.1, 4.2]}
-        for h in (1, 2)
-    ]
-    attempts = [
-        {"reached": end == "reached", "steps": 10, "plans": 2, "other_region": not k}
-        for k, end in enumerate(ends)
-    ]
-    values = {
-        "pairs": 24,
-        "episodes": 20,
-        "offset": 25,
-        "budget": 50,
-        "rounds": 2,
-        "picture_extent": 100.0,
-        "tolerance": 6.0,
-    }
-    values |= {"unit": "px", "horizon": rows, "attempts": attempts}
-    return Result("planning", values, arrays, planning._tables(values))
+    return probing({"x": SCORE, "y": SCORE})
 
 
 EXPERIMENT = {
@@ -153,7 +106,7 @@ NOTHING = Answer(why="Not asked yet.")
 @pytest.fixture(scope="module")
 def record(probed):
     answers = dict.fromkeys(registry.names("analyses"), NOTHING)
-    answers |= {"probing": Answer(probed), "planning": Answer(planned())}
+    answers |= {"probing": Answer(probed), "planning": Answer(planning())}
     return Record(
         Path("my run/run"), EXPERIMENT, ROWS, answers, _outcomes_of_story(RESULT), RESULT, "my run"
     )
@@ -246,7 +199,7 @@ def test_every_figure_has_its_numbers_and_its_command(page):
     shown = text_of(written)
     for row in ROWS:
         assert f"{row['update']} {row['prediction']:.4g} 5 0.9 3" in shown
-    assert "What probes read of 50 pictures. variable r x 0.9987" in shown
+    assert "variable unit r, ridge 95% R2 RMSE x px 0.9987" in shown
     for name in registry.names("analyses"):
         assert f"lewm analyse 'my run/run' {name}" in shown
 
@@ -277,7 +230,7 @@ def test_runs_stand_side_by_side(record):
     assert not Reader(written).open
     shown = text_of(written)
     assert "Two runs, side by side" in shown
-    assert "probe r, x 0.9987 [0.90 to 0.9990] 0.9987 [0.90 to 0.9990]" in shown
+    assert "probe r, x 0.9987 [0.98 to 1.0000] 0.9987 [0.98 to 1.0000]" in shown
     assert "imagined off after 10 steps, of the change 25% [20% to 31%] -" in shown
     assert "reached, goals in the other room 62% [59% to 64%]; random 9% -" in shown
     assert shown.count("not for this run") == 3 + 1  # three figures of plans, one of the other room
@@ -310,7 +263,7 @@ def test_panels_of_one_kind_share_a_row_whatever_numbers_their_titles_hold(recor
 
 
 def test_clips_show_what_was_recorded():
-    clips = clips_of(planned(("reached", "missed", "missed")))
+    clips = sections.clips(planning(("reached", "missed", "missed")))
     assert [clip.caption for clip in clips] == [
         "into the other room, 10 steps",
         "within one room, 10 steps were not enough",
@@ -318,11 +271,13 @@ def test_clips_show_what_was_recorded():
     ]
     assert [clip.solved for clip in clips] == [True, False, False]
     # evenly spaced
-    assert [clip.solved for clip in clips_of(planned(("missed", "reached", "reached")), 2)] == [
+    assert [
+        clip.solved for clip in sections.clips(planning(("missed", "reached", "reached")), 2)
+    ] == [
         False,
         True,
     ]
-    again = recordings_of(planned())[0]
+    again = planning().recordings[0]
     original = recording()
     np.testing.assert_array_equal(again.pixels, original.pixels)
     assert again.success_step == original.success_step
@@ -334,7 +289,7 @@ def test_clips_show_what_was_recorded():
 
 
 def test_everything_that_is_drawn_has_a_name_for_a_file():
-    drawn = panels_of(planned())
+    drawn = panels_of(planning())
     names = [slug(panel.title) for panel in drawn]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in names)
@@ -399,10 +354,8 @@ def test_words_from_outside_cannot_become_markup(page):
 
 def test_a_strangers_run_cannot_put_markup_into_the_page(record, probed):
     evil = "<script>alert(1)</script>"
-    variables = {evil: SCORES, "y": SCORES}
-    told = replace(
-        probed, values={**probed.values, "variables": variables}, tables={evil: [{evil: evil}]}
-    )
+    told = probing({evil: SCORE, "y": SCORE})
+    assert any(evil in row.values() for rows in told.tables().values() for row in rows)
     outcomes = [Outcome(evil, record.outcomes[0].counts)]
     hostile = {**record.answers, "probing": Answer(told), "surprise": Answer(why=evil)}
     experiment = {**EXPERIMENT, "recipe": evil}

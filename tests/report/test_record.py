@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 
-from lewm.contracts import Result
+from lewm.cli.main import main
 from lewm.files import read_json, write_json
 from lewm.report.record import record_of
 from lewm.runs import checkpoints
-from lewm.runs.answers import ANALYSES, save_result
+from lewm.runs.answers import ANALYSES, RESULT, save_result
+from tests.support.results import probing
 
 SCORE = {"rate": 0.5, "low": 0.4, "high": 0.6, "episodes": 20}
 
@@ -27,7 +28,7 @@ def evaluated(**changes):
 
 
 def store(run, **about):
-    save_result(run / ANALYSES / "probing", Result("probing", {"n": 3}), about)
+    save_result(run / ANALYSES / "probing", probing(), about)
 
 
 def test_a_bare_run_says_what_was_not_asked(run):
@@ -48,6 +49,21 @@ def test_answers_count_if_they_are_about_the_newest_weights(run):
     answer = record_of(run).answers["probing"]
     assert answer.result is None
     assert "other weights" in answer.why
+
+
+def test_an_answer_of_another_version_is_no_answer_and_says_how_to_ask_again(run, capsys):
+    store(run, weights=checkpoints.digest_of_newest(run))
+    file = run / ANALYSES / "probing" / RESULT
+    told = read_json(file)
+    told["values"]["place_of_old"] = told["values"].pop("place")
+    write_json(file, told)
+    answer = record_of(run).answers["probing"]
+    assert answer.result is None
+    assert "unknown field 'place_of_old' of ProbingResult" in answer.why
+    assert f"lewm analyse {run} probing --again" in answer.why
+    assert main(["report", str(run), "--out", str(run.parent / "report.html")]) == 0
+    assert "place_of_old" in (run.parent / "report.html").read_text()
+    assert "without " in capsys.readouterr().out
 
 
 def test_refusals_are_told(run):

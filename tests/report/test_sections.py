@@ -25,7 +25,7 @@ from lewm.report.animation import (
 from lewm.report.canvas import THEME
 from lewm.report.charts import loss_panels, success_panel
 from lewm.report.sections.probing import latent_panels, probe_panels
-from tests.support.results import ROWS, probing, recording
+from tests.support.results import ROWS, probing, recording, variable
 
 # ------------------------------------------------------------------------------------------- panels
 
@@ -79,11 +79,7 @@ def test_the_page_decides_about_colours(panels):
 
 def test_names_from_data_files_stay_text():
     evil = """x" onload='y'><script>&amp;$\\frac$"""
-    found = probing()
-    found.values["variables"] = {
-        evil: found.values["variables"]["x"],
-        "y": found.values["variables"]["y"],
-    }
+    found = probing({evil: variable(0.9), "y": variable(0.9)})
     for drawn in (
         success_panel(evil, {evil: SCORES["agent"]}),
         latent_panels(found)[2],

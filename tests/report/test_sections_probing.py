@@ -4,10 +4,9 @@ panels than anybody looks at."""
 import re
 import xml.etree.ElementTree as ElementTree
 
-import numpy as np
 import pytest
 
-from lewm.contracts import Result
+from lewm.analyses.probing import Alike, OpenLoop
 from lewm.report import sections
 from lewm.report.canvas import THEME
 from lewm.report.sections.probing import (
@@ -18,48 +17,34 @@ from lewm.report.sections.probing import (
     probe_panels,
     rollout_panels,
 )
+from tests.support.results import probing, variable
 
 EVIL = """x" onload='y'><script>&amp;$\\frac$"""
 
 
-def score(r):
-    ends = None if r is None else [r - 0.02, min(r + 0.02, 1)]
-    return {"r": r, "r_interval": ends, "rmse": 0.3}
+def alike(unit, names):
+    return Alike(
+        unit=unit,
+        variables=tuple(names),
+        rmse=(0.1, 0.2),
+        rmse_interval=((0.05, 0.15), (0.1, 0.4)),
+        encoded_rmse=(0.05, 0.05),
+        copy_rmse=(0.2, 0.6),
+    )
 
 
-def found(readable, unreadable=0, controls=True, rollout=True):
-    """As it is read from disk, where null stands for what is not a number."""
-    generator = np.random.default_rng(0)
-    names = [f"part {i}" for i in range(readable + unreadable)]
+def found(readable, unreadable=0, controls=True, rollout=True, names=None, units=None):
+    """One variable of those that are not readable has no correlation at all."""
+    names = names or [f"part {i}" for i in range(readable + unreadable)]
     variables = {}
     for i, name in enumerate(names):
         own = 0.99 - 0.01 * i if i < readable else None if i == readable else 0.01
-        row = {"unit": "m", **score(own)}
-        if controls:
-            row |= {
-                "mlp": score(1.0 if i < readable else own),
-                "controls": {"random encoder": score(0.2), "pixels": score(-0.1)},
-            }
-        variables[name] = row
-    curve = {
-        "rmse": [0.1, 0.2],
-        "rmse_interval": [[0.05, 0.15], [0.1, 0.4]],
-        "encoded_rmse": [0.05, 0.05],
-        "copy_rmse": [0.2, 0.6],
-    }
-    of_unit = {
-        unit: {"unit": unit, "variables": names[:3], **curve} for unit in ("m", "degrees", "1")
-    }
-    states = generator.uniform(20, 200, (40, len(names)))
-    return Result(
-        "probing",
-        {
-            "variables": variables,
-            "rollout": {"steps": [5, 10], "units": of_unit if rollout else {}},
-            "place": [0, 1],
-        },
-        {"states": states, "predictions": states + 1, "plane": generator.normal(size=(40, 2))},
-    )
+        rivals = {"random encoder": 0.2, "pixels": -0.1} if controls else {}
+        mlp = (1.0 if i < readable else own) if controls else None
+        variables[name] = variable(own, "m", mlp=mlp, controls=rivals)
+    units = units or ("m", "degrees", "1")
+    of_unit = {unit: alike(unit, names[:3]) for unit in units} if rollout else {}
+    return probing(variables, frames=40, rollout=OpenLoop(steps=(5, 10), units=of_unit))
 
 
 @pytest.mark.parametrize(
@@ -104,14 +89,7 @@ def test_there_are_no_more_panels_than_can_be_looked_at():
 
 
 def test_names_of_data_files_stay_text():
-    result = found(2)
-    result.values["variables"] = {
-        EVIL: result.values["variables"]["part 0"],
-        "y": result.values["variables"]["part 1"],
-    }
-    result.values["rollout"]["units"] = {
-        EVIL: {**result.values["rollout"]["units"]["m"], "unit": EVIL, "variables": [EVIL]}
-    }
+    result = found(2, names=[EVIL, "y"], units=[EVIL])
     for panel in sections.draw(result):
         root = ElementTree.fromstring(panel.svg)
         assert "onload" not in root.attrib

@@ -12,12 +12,27 @@ import pytest
 
 from lewm import registry
 from lewm.cli.main import main
-from lewm.contracts import Result
+from lewm.files import read_json, write_json
 from lewm.runs import checkpoints
 from lewm.runs.answers import ANALYSES, ARRAYS, RESULT, analyse, analyses, load_result
+from lewm.runs.results import Result
 from lewm.runs.run import Unsupported, open_run
 
 asked = []
+
+
+@dataclass(frozen=True)
+class Counted(Result):
+    """What `Counting` found."""
+
+    size: int
+    episodes: int
+    counts: np.ndarray
+
+    name: ClassVar[str] = "counting"
+
+    def tables(self):
+        return {"what was counted": [{"episodes": self.episodes, "size": self.size}]}
 
 
 @dataclass(frozen=True)
@@ -29,17 +44,12 @@ class Counting:
 
     name: ClassVar[str] = "counting"
     question: ClassVar[str] = "How many frames are there?"
+    result: ClassVar[type[Result]] = Counted
 
     def run(self, run, progress=lambda *_: None):
         asked.append(self)
         progress(1, 1, "all of them")
-        rows = [{"episodes": len(run.episodes), "size": self.size}]
-        return Result(
-            self.name,
-            {"size": self.size},
-            {"counts": np.arange(self.size)},
-            {"what was counted": rows},
-        )
+        return Counted(self.size, len(run.episodes), np.arange(self.size))
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Refusing:
 
     name: ClassVar[str] = "refusing"
     question: ClassVar[str] = "What can nobody know?"
+    result: ClassVar[type[Result]] = Counted
 
     def run(self, run, progress=lambda *_: None):
         raise Unsupported("expected what nobody has, got nothing. Give up.")
@@ -59,6 +70,7 @@ class Lacking:
 
     name: ClassVar[str] = "lacking"
     question: ClassVar[str] = "What would that package say?"
+    result: ClassVar[type[Result]] = Counted
 
     def run(self, run, progress=lambda *_: None):
         raise ImportError("expected the package 'x'. Install it with: pip install x")
@@ -98,9 +110,9 @@ def test_an_answer_is_kept_while_it_holds(plugged, run, opened):
     first = analyse(opened, ["counting"])["counting"]
     again = analyse(opened, ["counting"])["counting"]
     assert len(asked) == 1
-    assert again.values == first.values
-    assert again.tables == first.tables
-    np.testing.assert_array_equal(again.arrays["counts"], first.arrays["counts"])
+    assert again.to_json() == first.to_json()
+    assert again.tables() == first.tables()
+    np.testing.assert_array_equal(again.counts, first.counts)
     told = about(run)
     assert told["seconds"] >= 0
     assert told["settings"] == {"size": 3, "seed": 0}
@@ -149,13 +161,24 @@ def test_a_damaged_answer_is_asked_for_anew(plugged, run, opened):
     (run / ANALYSES / "counting" / ARRAYS).write_bytes(b"torn")
     analyse(opened, ["counting"])
     assert len(asked) == 2
-    assert load_result(run / ANALYSES / "counting") is not None
+    assert load_result(run / ANALYSES / "counting", Counted) is not None
+
+
+def test_an_answer_of_another_version_is_asked_for_anew(plugged, run, opened):
+    analyse(opened, ["counting"])
+    file = run / ANALYSES / "counting" / RESULT
+    told = read_json(file)
+    told["values"]["number"] = told["values"].pop("size")
+    write_json(file, told)
+    assert analyse(opened, ["counting"])["counting"].size == 3
+    assert len(asked) == 2
+    assert read_json(file)["values"] == {"size": 3, "episodes": 16}
 
 
 def test_what_cannot_be_asked_is_said_and_the_others_are_answered(plugged, run, opened):
     seen = []
     answers = analyse(opened, report=lambda *words: seen.append(words))
-    assert isinstance(answers["counting"], Result)
+    assert isinstance(answers["counting"], Counted)
     assert isinstance(answers["refusing"], Unsupported)
     assert "pip install x" in str(answers["lacking"])
     refusal = json.loads((run / ANALYSES / "refusing" / "refusal.json").read_text())
@@ -177,7 +200,7 @@ def test_interrupted_it_keeps_what_is_complete(plugged, monkeypatch, run, opened
     monkeypatch.setattr(Lacking, "run", interrupt)
     with pytest.raises(KeyboardInterrupt):
         analyse(opened)
-    assert load_result(run / ANALYSES / "counting") is not None
+    assert load_result(run / ANALYSES / "counting", Counted) is not None
     assert not (run / ANALYSES / "lacking").exists()
 
 
@@ -187,7 +210,7 @@ def test_the_command_shows_tables_and_writes_the_numbers(plugged, run, tmp_path,
     assert "counting: what was counted" in shown
     assert "refusing is not possible for this run. expected what nobody has" in shown
     told = json.loads((tmp_path / "told.json").read_text())["analyses"]
-    assert told["counting"]["values"] == {"size": 3}
+    assert told["counting"]["values"] == {"size": 3, "episodes": 16}
     assert "Give up." in told["refusing"]["why"]
 
 

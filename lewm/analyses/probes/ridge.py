@@ -19,7 +19,7 @@ from lewm.analyses.probes.targets import (
     standardised,
     state_targets,
 )
-from lewm.contracts import Result, WorldModel
+from lewm.contracts import WorldModel
 from lewm.data.episodes import Episodes
 from lewm.models.nn.frozen import require_evaluation_mode
 
@@ -49,12 +49,6 @@ class Probe:
     def predict(self, latents: np.ndarray) -> np.ndarray:
         """(..., D) latents -> (..., S) states."""
         return latents @ self.weights + self.bias
-
-    @classmethod
-    def of(cls, result: Result) -> Probe:
-        """The read-out with which an analysis made its result, from the arrays of its fields'
-        names."""
-        return cls(*(result.arrays[name] for name in ("weights", "bias", "strengths")))
 
 
 def fit_probe(

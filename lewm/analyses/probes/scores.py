@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from lewm.analyses.probes.targets import standardised
+from lewm.runs.results import Interval, defined, interval
 
-__all__ = ["scores"]
+__all__ = ["Score", "scores"]
 
 
 LEAST = 1e-12
 """Share of a variable's variance below which what is left of it is rounding."""
 
 
+@dataclass(frozen=True)
+class Score:
+    """How well one variable was read, with 95% intervals over episodes.
+
+    Attributes:
+        r: Pearson's correlation; None where one side never varies.
+        r2: None where the variable never varies.
+        mse, rmse: in the unit of the variable.
+    """
+
+    r: float | None
+    r_interval: Interval | None
+    r2: float | None
+    r2_interval: Interval | None
+    mse: float
+    mse_interval: Interval
+    rmse: float
+    rmse_interval: Interval
+
+
 def scores(
     predictions: np.ndarray, states: np.ndarray, groups: np.ndarray, draws: int = 500, seed: int = 0
-) -> list[dict[str, float | list[float]]]:
+) -> list[Score]:
     """How well each variable was read, with 95% bootstrap intervals over episodes.
 
     The intervals are those of `stats.bootstrap` with `stats.pearson`, `stats.r2` and so on, from
@@ -26,8 +50,7 @@ def scores(
         groups: (F,) the episode of each row.
 
     Returns:
-        Per variable `r`, `r2`, `mse` and `rmse`, each with its `_interval` [low, high]; NaN where
-        one side never varies.
+        One per variable.
     """
     target, mean, std = standardised(states)
     guess = (predictions - mean) / std
@@ -44,14 +67,14 @@ def scores(
     times = np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n)
     found = _statistics(sums.sum(axis=0)[None], std)
     resampled = _statistics(np.tensordot(times, sums, axes=1), std)
-    told: list[dict[str, float | list[float]]] = [{} for _ in std]
+    told: list[dict[str, Any]] = [{} for _ in std]
     for name, values in found.items():
         undefined = np.isnan(resampled[name]).all(axis=0)
         ends = np.nanquantile(np.where(undefined, 0.0, resampled[name]), [0.025, 0.975], axis=0)
         for k, row in enumerate(told):
-            interval = [float("nan")] * 2 if undefined[k] else ends[:, k].tolist()
-            row |= {name: float(values[0, k]), f"{name}_interval": interval}
-    return told
+            row[name] = defined(values[0, k])
+            row[f"{name}_interval"] = None if undefined[k] else interval(ends[:, k])
+    return [Score(**row) for row in told]
 
 
 def _statistics(sums: np.ndarray, std: np.ndarray) -> dict[str, np.ndarray]:

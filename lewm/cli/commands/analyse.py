@@ -8,10 +8,10 @@ import tyro
 from tyro.conf import Positional
 
 from lewm.cli import console
-from lewm.contracts import Result
 from lewm.files import read_json, write_json
-from lewm.report.clips import write_figures
+from lewm.report.figures import write_figures
 from lewm.runs.answers import ANALYSES, REFUSAL, RESULT, analyse, analyses
+from lewm.runs.results import Result
 from lewm.runs.run import Unsupported, open_run
 
 LONG_WORDS = 80
@@ -83,7 +83,7 @@ def run(
 
 def _show(name: str, result: Result) -> None:
     """Its tables; one with long words, which columns would wrap into ribbons, row by row."""
-    for caption, rows in result.tables.items():
+    for caption, rows in result.tables().items():
         title = f"{name}: {caption}"
         if any(len(str(value)) > LONG_WORDS for row in rows for value in row.values()):
             console.say(title)

@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from lewm.analyses.economy import Economy, published
+from lewm.analyses.economy import Economy, Others
 from lewm.cli import console
 from lewm.files import write_atomically, write_json
 from lewm.registry import choose
@@ -45,14 +45,14 @@ def run(
     """
     choose("picture format", out.suffix.lower(), FORMATS)
     if run is None:
-        result = published()
+        result = Others()
     else:
         opened = open_run(run, data, device)
         with console.Bars() as bars:
             result = Economy(seed=seed).run(
                 opened, lambda done, total, note: bars.update("measure", done, total, note)
             )
-    for caption, rows in result.tables.items():
+    for caption, rows in result.tables().items():
         in_words = "remark" in rows[0]
         console.table(
             tuple(rows[0]),
@@ -63,4 +63,4 @@ def run(
     write_atomically(out, draw(result)[0].svg.encode())
     console.say(str(out.resolve()))
     if json:
-        write_json(json, {"run": None if run is None else str(run), **result.values})
+        write_json(json, {"run": None if run is None else str(run), **result.to_json()})

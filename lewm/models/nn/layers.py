@@ -190,7 +190,7 @@ class ViT(nn.Module):
     Ours: both are for small models, which may otherwise learn where an object is *within* its patch
     rather than which patch it is in, a signal that is as predictable and as Gaussian, so the loss
     looks excellent while probes and planning fail. The embedding is what matters most; the overlap
-    is a second guard (LOG.md has the ablations).
+    is a second guard (docs/log has the ablations).
 
     Raises:
         ValueError: the patch size does not divide the image size or is odd with overlap, or the

@@ -1,73 +1,100 @@
-"""An analysis on the page, a file for each: `draw(result) -> list[Panel]`, and what its numbers
-say.
+"""An analysis on the page, a file for each. Words and pictures only; nothing is computed.
 
-Words and pictures only; nothing is computed. `SENTENCES` of a section make a paragraph, `HEADLINES`
-name numbers for a table. Each is a function of the values. Results are read from disk: they may be
-older than this version, or hold null where a number was not defined. A sentence that misses a
-number is left out, and the others stay.
+A section reads the fields of its analysis' result, so that a renamed field is an error and never a
+missing sentence. It offers
+
+    TITLE, ORDER           its heading, and its place on the page
+    draw(result)           a list of panels
+    sentences(result)      what the numbers say, a paragraph
+    headlines(result)      name -> number, for a table that compares runs
+
+and where it has more to show
+
+    clips(result, most)    attempts that move, for the top of the page
+    notes(results)         what is to be known of the figures
+    rows(result)           tables of the numbers behind clouds of points
+    JUDGES                 number of a claim -> evidence -> finding, see `report.claims`
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from lewm.contracts import Result
+from lewm import registry
+from lewm.report.animation import Clip
 from lewm.report.canvas import Panel
+from lewm.report.verdicts import Evidence, Finding
+from lewm.runs.results import Result, Tables
 
-__all__ = ["TITLES", "draw", "headlines", "tell"]
+__all__ = ["clips", "draw", "headlines", "judge", "notes", "ordered", "rows", "tell", "title"]
 
-TITLES = {
-    "planning": "Plans, imagined and carried out",
-    "probing": "What the latents know",
-    "surprise": "Is it surprised by the impossible?",
-    "geometry": "The shape of the latents",
-    "decoding": "Looking at what it imagines",
-    "economy": "What a frame and a plan cost",
-}
-"""Of the page's sections, in their order; other analyses follow under their own names."""
+OPTIONAL = ("clips", "notes", "rows", "JUDGES")
+
+
+def ordered(analyses: Iterable[str]) -> list[str]:
+    """Analyses in the order of the page; those without a section come last."""
+    return sorted(analyses, key=lambda name: (_of(name, "ORDER", float("inf")), name))
+
+
+def title(analysis: str) -> str:
+    """The heading of a section; of an analysis without one, its name."""
+    heading: str = _of(analysis, "TITLE", analysis.replace("-", " ").capitalize())
+    return heading
 
 
 def draw(result: Result) -> list[Panel]:
-    """The panels of an analysis; none where it has no section."""
-    section = _section(result)
-    panels: list[Panel] = section.draw(result) if section else []
+    """The panels of a result; none where it has no section."""
+    panels: list[Panel] = _of(result.name, "draw", lambda _: [])(result)
     return panels
+
+
+def clips(result: Result, most: int | None = None) -> list[Clip]:
+    """What moves in a result, at most so much; mostly nothing."""
+    moving: list[Clip] = _of(result.name, "clips", lambda *_: [])(result, most)
+    return moving
 
 
 def tell(result: Result) -> str:
     """A paragraph; "" for an analysis without a section."""
-    said: list[str] = []
-    for sentence in getattr(_section(result), "SENTENCES", ()):
-        with suppress(KeyError, IndexError, TypeError, StopIteration):
-            said += sentence(_known(result.values))
-    return " ".join(said)
+    return " ".join(_of(result.name, "sentences", lambda _: [])(result))
 
 
 def headlines(result: Result) -> dict[str, str]:
     """Name -> number with its interval, as text, for a table that compares runs."""
-    told: dict[str, str] = {}
-    for headline in getattr(_section(result), "HEADLINES", ()):
-        with suppress(KeyError, IndexError, TypeError, StopIteration):
-            told |= headline(_known(result.values))
+    told: dict[str, str] = _of(result.name, "headlines", lambda _: {})(result)
     return told
 
 
-def _section(result: Result) -> Any:
-    """The file of the analysis' name, or None where there is none."""
-    name = f"{__name__}.{result.name}"
+def notes(analysis: str, results: Sequence[Result]) -> list[str]:
+    """What is to be known of the figures of an analysis of some runs."""
+    words: list[str] = _of(analysis, "notes", lambda _: [])(results) if results else []
+    return words
+
+
+def rows(result: Result) -> Tables:
+    """Numbers behind clouds of points, as tables."""
+    tables: Tables = _of(result.name, "rows", lambda _: {})(result)
+    return tables
+
+
+def judge(claim: int) -> tuple[str, Callable[[Evidence], Finding | None]]:
+    """The analysis whose section judges a claim, and the judge."""
+    for analysis in registry.names("analyses"):
+        if found := _of(analysis, "JUDGES", {}).get(claim):
+            return analysis, found
+    raise LookupError(f"no section judges claim {claim}")
+
+
+def _of(analysis: str, name: str, default: Any) -> Any:
+    """What the section of an analysis offers; the default where there is no section, or one that
+    may do without."""
+    module = f"{__name__}.{analysis.replace('-', '_')}"
     try:
-        return importlib.import_module(name)
+        section = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != name:
+        if error.name != module:
             raise
-        return None
-
-
-def _known(values: Any) -> Any:
-    """Without the keys whose value is null."""
-    if not isinstance(values, Mapping):
-        return values
-    return {key: _known(value) for key, value in values.items() if value is not None}
+        return default
+    return getattr(section, name, default) if name in OPTIONAL else getattr(section, name)

@@ -6,35 +6,37 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lewm.contracts import Result
+from lewm.analyses.planning import PlanningResult
 from lewm.report import canvas
+from lewm.report.animation import Clip, View, draw_episode, encode_animation
 from lewm.report.canvas import THEME, Panel
-from lewm.report.words import Values, interval_words, whole_percent, with_interval
+from lewm.report.words import interval_words, whole_percent, with_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw"]
+__all__ = ["clips", "draw"]
+
+TITLE, ORDER = "Plans, imagined and carried out", 10
 
 WAYS = 16
 """Plans that are drawn into one picture; more of them hide each other."""
 
 
-def draw(result: Result) -> list[Panel]:
-    """What plans were imagined to do beside what they did. The recorded attempts are animations,
-    which `animation` draws."""
+def draw(result: PlanningResult) -> list[Panel]:
+    """What plans were imagined to do beside what they did; the recorded attempts are `clips`."""
     drawn = [_horizon_panel(result)]
-    if "imagined" in result.arrays:
-        drawn.append(_ways_panel(result))
-    if result.arrays["costs"].shape[1] > 1:
+    if result.imagined is not None and result.real is not None:
+        drawn.append(_ways_panel(result, result.imagined[:WAYS], result.real[:WAYS]))
+    if result.rounds > 1:
         drawn.append(_search_panel(result))
     return drawn
 
 
-def _horizon_panel(result: Result) -> Panel:
-    rows = result.values["horizon"]
-    steps, ratio = [row["steps"] for row in rows], [100 * row["ratio"] for row in rows]
-    low, high = (100 * np.array([row["ratio_interval"][end] for row in rows]) for end in (0, 1))
+def _horizon_panel(result: PlanningResult) -> Panel:
+    rows = result.horizon
+    steps, ratio = [row.steps for row in rows], [100 * row.ratio for row in rows]
+    low, high = 100 * np.transpose([row.ratio_interval for row in rows])
 
     def draw(axes: Axes) -> None:
         axes.fill_between(steps, low, high, color=THEME["accent"], alpha=0.18, linewidth=0)
@@ -59,9 +61,9 @@ def _horizon_panel(result: Result) -> Panel:
     return canvas.draw("imagined latents against real ones", draw, height=3.6)
 
 
-def _ways_panel(result: Result) -> Panel:
-    imagined, real = (result.arrays[name][:WAYS] for name in ("imagined", "real"))
-    extent, unit = result.values["picture_extent"], result.values["unit"]
+def _ways_panel(result: PlanningResult, imagined: np.ndarray, real: np.ndarray) -> Panel:
+    extent, unit = result.picture_extent, result.unit
+    assert extent is not None, "places lie in a picture"
 
     def draw(axes: Axes) -> None:
         for way, course in zip(imagined, real, strict=True):
@@ -89,10 +91,10 @@ def _ways_panel(result: Result) -> Panel:
     return canvas.draw(f"{len(real)} plans, imagined and carried out", draw, height=3.6)
 
 
-def _search_panel(result: Result) -> Panel:
+def _search_panel(result: PlanningResult) -> Panel:
     from matplotlib.ticker import MaxNLocator
 
-    low, middle, high = np.median(result.arrays["costs"], axis=0).T
+    low, middle, high = np.median(result.costs, axis=0).T
     rounds = np.arange(1, len(middle) + 1)
 
     def draw(axes: Axes) -> None:
@@ -124,39 +126,62 @@ def _search_panel(result: Result) -> Panel:
     return canvas.draw("candidates narrow from round to round", draw, height=3.6)
 
 
-def _imagined_end(values: Values) -> list[str]:
-    last = values["horizon"][-1]
-    off = (
-        f"{whole_percent(last['ratio'])} of how far the latent had moved "
-        f"({interval_words(last['ratio_interval'], whole_percent)})"
-    )
-    if "place_error" in last:
-        unit, interval = (
-            values["unit"],
-            interval_words(last["place_error_interval"], "{:.1f}".format),
+def clips(result: PlanningResult, most: int | None = None) -> list[Clip]:
+    """The recorded attempts as animations; at most so many, evenly spaced."""
+    view = None
+    if result.picture_extent is not None and result.tolerance is not None:
+        view = View(np.asarray, result.picture_extent, result.tolerance)
+    pairs = list(zip(result.recordings, result.attempts, strict=True))
+    count = min(most or len(pairs), len(pairs))
+    chosen = np.unique(np.linspace(0, len(pairs) - 1, count).round().astype(int))
+    regions = {True: "into the other room, ", False: "within one room, ", None: ""}
+    drawn = []
+    for recording, attempt in (pairs[k] for k in chosen):
+        frames = draw_episode(recording, result.budget, view)
+        steps = f"{attempt.steps} steps" + ("" if attempt.reached else " were not enough")
+        moving, still = (encode_animation(some, ".webp") for some in (frames, frames[-1:]))
+        drawn.append(
+            Clip(
+                regions[attempt.other_region] + steps,
+                attempt.reached,
+                moving,
+                still,
+                places=result.picture_extent is not None,
+                searches=result.rounds > 1,
+            )
         )
-        off += f", or by {last['place_error']:.1f} {unit} in the world ({interval} {unit})"
+    return drawn
+
+
+# ------------------------------------------------------------------------------------------- words
+
+
+def sentences(result: PlanningResult) -> list[str]:
+    """How far off the end of a plan was."""
+    last = result.horizon[-1]
+    off = (
+        f"{whole_percent(last.ratio)} of how far the latent had moved "
+        f"({interval_words(last.ratio_interval, whole_percent)})"
+    )
+    if last.place_error is not None and last.place_error_interval is not None:
+        interval = interval_words(last.place_error_interval, "{:.1f}".format)
+        off += (
+            f", or by {last.place_error:.1f} {result.unit} in the world ({interval} {result.unit})"
+        )
     return [
-        (
-            f"From {values['pairs']} held-out pictures the agent made a plan, and carried it out "
-            "to its end without looking."
-        ),
-        f"After {last['steps']} steps the imagined latent was off by {off}.",
-        (
-            "A plan is chosen for where it is imagined to end, so this is where a model's errors "
-            "matter most."
-        ),
+        f"From {result.pairs} held-out pictures the agent made a plan, and carried it out to its "
+        "end without looking.",
+        f"After {last.steps} steps the imagined latent was off by {off}.",
+        "A plan is chosen for where it is imagined to end, so this is where a model's errors "
+        "matter most.",
     ]
 
 
-def _planning_headline(values: Values) -> dict[str, str]:
-    last = values["horizon"][-1]
+def headlines(result: PlanningResult) -> dict[str, str]:
+    """How far off the end of a plan was."""
+    last = result.horizon[-1]
     return {
-        f"imagined off after {last['steps']} steps, of the change": with_interval(
-            last["ratio"], last["ratio_interval"], whole_percent
+        f"imagined off after {last.steps} steps, of the change": with_interval(
+            last.ratio, last.ratio_interval, whole_percent
         )
     }
-
-
-SENTENCES = (_imagined_end,)
-HEADLINES = (_planning_headline,)

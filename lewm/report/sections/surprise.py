@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lewm.contracts import Result
+from lewm.analyses.surprise import Edited, SurpriseResult
 from lewm.report import canvas
 from lewm.report.canvas import THEME, Panel
-from lewm.report.words import Values, two_places, whole_percent, with_interval
+from lewm.report.verdicts import FAILS, HOLDS, PARTLY, Evidence, Finding, spanned
+from lewm.report.words import two_places, whole_percent, with_interval
 from lewm.stats import p_value
 
 if TYPE_CHECKING:
@@ -19,18 +20,19 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
+TITLE, ORDER = "Is it surprised by the impossible?", 30
+
 COLOURS = {"unperturbed": "muted", "teleport": "accent", "colour": "warm"}  # by kind of edit
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # by number among its kind
 
 
-def draw(surprise: Result) -> list[Panel]:
+def draw(surprise: SurpriseResult) -> list[Panel]:
     """Surprise over time, of every episode at the edit, and what a threshold on it would find."""
-    values, arrays = surprise.values, surprise.arrays
-    names, edits, n = values["conditions"], values["edits"], values["episodes"]
-    at = int(np.flatnonzero(arrays["frames"] == 0)[0])
+    names, edits, n = surprise.conditions, surprise.edits, surprise.episodes
+    at = int(np.flatnonzero(surprise.frames == 0)[0])
     # a surprise of 0, as a perfect model has it, has no place on such a scale
-    logarithmic = bool((arrays["mean"] > 0).all())
-    styles = _styles(names, {name: edit["kind"] for name, edit in edits.items()})
+    logarithmic = bool((surprise.mean > 0).all())
+    styles = _styles(names, {name: edit.kind for name, edit in edits.items()})
 
     def over_time(axes: Axes) -> None:
         axes.axvline(0, color=THEME["line"], linewidth=8, zorder=0)
@@ -44,15 +46,15 @@ def draw(surprise: Result) -> list[Panel]:
         )
         for c, name in enumerate(names):
             shown = slice(0 if c == 0 else max(at - 1, 0), None)  # before the edit all are one
-            frames, style = arrays["frames"][shown], styles[name]
-            low, high = arrays["low"][c, shown], arrays["high"][c, shown]
+            frames, style = surprise.frames[shown], styles[name]
+            low, high = surprise.low[c, shown], surprise.high[c, shown]
             axes.fill_between(frames, low, high, color=style["color"], alpha=0.2, linewidth=0)
-            axes.plot(frames, arrays["mean"][c, shown], label=name, **style)
+            axes.plot(frames, surprise.mean[c, shown], label=name, **style)
         if logarithmic:
             axes.set_yscale("log")
             canvas.plain_decades(axes.yaxis)
         axes.grid(axis="y", color=THEME["line"], linewidth=0.8)
-        axes.set_xlabel(f"frames since the edit, {values['frameskip']} env steps apart")
+        axes.set_xlabel(f"frames since the edit, {surprise.frameskip} env steps apart")
         axes.set_ylabel("surprise")
         _legend(axes)
 
@@ -60,16 +62,16 @@ def draw(surprise: Result) -> list[Panel]:
         for c, name in enumerate(names):
             colour, row = styles[name]["color"], len(names) - 1 - c
             # All marks in one path, which is light and has the colours of the page.
-            x = np.repeat(arrays["surprise"][c, :, at], 3)
+            x = np.repeat(surprise.surprise[c, :, at], 3)
             y = np.tile([row - 0.3, row + 0.1, np.nan], n)
             axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.6)
             axes.plot(
-                [arrays["low"][c, at], arrays["high"][c, at]],
+                [surprise.low[c, at], surprise.high[c, at]],
                 [row + 0.27] * 2,
                 color=colour,
                 linewidth=2.5,
             )
-            axes.plot(arrays["mean"][c, at], row + 0.27, "o", color=colour, markersize=5.5)
+            axes.plot(surprise.mean[c, at], row + 0.27, "o", color=colour, markersize=5.5)
         if logarithmic:
             axes.set_xscale("log")
             canvas.plain_decades(axes.xaxis)
@@ -84,7 +86,7 @@ def draw(surprise: Result) -> list[Panel]:
             axes.plot([0, 1], [0, 1], color=THEME["line"], linewidth=1)
             for curve, (name, area) in zip(curves, areas.items(), strict=True):
                 axes.plot(
-                    arrays["roc_false_alarms"],
+                    surprise.roc_false_alarms,
                     curve,
                     label=f"{name}: area {area:.3f}",
                     clip_on=False,
@@ -109,21 +111,17 @@ def draw(surprise: Result) -> list[Panel]:
         ),
         detector(
             "telling edits from normal motion",
-            arrays["roc"],
-            {name: edit["auc"] for name, edit in edits.items()},
+            surprise.roc,
+            {name: edit.auc for name, edit in edits.items()},
             "normal frames",
         ),
     ]
-    against = {
-        name: edit["against_colour"]["auc"]
-        for name, edit in edits.items()
-        if "against_colour" in edit
-    }
+    against = {name: edit.against_colour.auc for name, edit in edits.items() if edit.against_colour}
     if against:
         drawn.append(
             detector(
                 "telling teleports from changes of colour",
-                arrays["roc_colour"],
+                surprise.roc_colour,
                 against,
                 "changes of colour",
             )
@@ -160,50 +158,81 @@ def _legend(axes: Axes, columns: int = 2) -> None:
     )
 
 
-def _edited(values: Values) -> list[str]:
+# ------------------------------------------------------------------------------------------- words
+
+
+def sentences(surprise: SurpriseResult) -> list[str]:
+    """What was done, how much each edit surprises, and how a threshold does."""
+    alarms = surprise.false_alarms
+    rate = with_interval(alarms.rate, alarms.interval, whole_percent)
     return [
-        f"In {values['episodes']} episodes something that cannot happen happens in the middle: a "
+        f"In {surprise.episodes} episodes something that cannot happen happens in the middle: a "
         "thing jumps, or changes its colour.",
         "Surprise is the squared error of the latent that the model predicted for that frame.",
+        *(_surprised(name, edit) for name, edit in surprise.edits.items()),
+        f"A threshold set for {whole_percent(alarms.nominal)} false alarms on half of the episodes "
+        f"gives {rate} on the other half.",
+        *([f"To be read with care: {surprise.warning}."] if surprise.warning else []),
     ]
 
 
-def _surprised(values: Values) -> list[str]:
-    told = []
-    for name, edit in values["edits"].items():
-        p, area = p_value(edit["t_p"]), with_interval(edit["auc"], edit["auc_interval"], two_places)
-        told.append(
-            f"{name[:1].upper()}{name[1:]}: {edit['ratio']:.3g} times the surprise of the same "
-            f"frames unedited (p {p if p.startswith('<') else '= ' + p}, effect size "
-            f"{edit['effect_size']:.2f}); AUC {area} against normal frames."
-        )
-    return told
-
-
-def _false_alarms(values: Values) -> list[str]:
-    found = values["false_alarms"]
-    nominal, rate = (
-        whole_percent(found["nominal"]),
-        with_interval(found["rate"], found["interval"], whole_percent),
+def _surprised(name: str, edit: Edited) -> str:
+    p, area = p_value(edit.t_p), with_interval(edit.auc, edit.auc_interval, two_places)
+    times = (
+        f"{edit.ratio:.3g} times the surprise of the same frames unedited"
+        if edit.ratio is not None
+        else "the same frames unedited surprise not at all"
     )
-    return [
-        (
-            f"A threshold set for {nominal} false alarms on half of the episodes gives {rate} on "
-            "the other half."
-        )
-    ]
+    size = "not defined" if edit.effect_size is None else two_places(edit.effect_size)
+    return (
+        f"{name[:1].upper()}{name[1:]}: {times} (p {p if p.startswith('<') else '= ' + p}, effect "
+        f"size {size}); AUC {area} against normal frames."
+    )
 
 
-def _warned(values: Values) -> list[str]:
-    return [f"To be read with care: {values['warning']}."] if values["warning"] else []
-
-
-def _surprise_headline(values: Values) -> dict[str, str]:
+def headlines(surprise: SurpriseResult) -> dict[str, str]:
+    """How well edits are found."""
     return {
-        f"surprise AUC, {name}": with_interval(e["auc"], e["auc_interval"], two_places)
-        for name, e in values["edits"].items()
+        f"surprise AUC, {name}": with_interval(e.auc, e.auc_interval, two_places)
+        for name, e in surprise.edits.items()
     }
 
 
-SENTENCES = (_edited, _surprised, _false_alarms, _warned)
-HEADLINES = (_surprise_headline,)
+# ------------------------------------------------------------------------------------------ claims
+
+SIGNIFICANT = 0.01
+"""p of the paper's test of surprise."""
+
+
+def spiking(evidence: Evidence) -> Finding | None:
+    """Surprise spikes at teleports and not at colour changes."""
+    if not (answers := evidence.answers(SurpriseResult)):
+        return None
+    told: list[str] = []
+    teleports: list[Edited] = []
+    colours: list[Edited] = []
+    for world, results in answers.items():
+        for name in results[0].edits:
+            edits = [result.edits[name] for result in results if name in result.edits]
+            (teleports if edits[0].kind == "teleport" else colours).extend(edits)
+            largest = max(edit.t_p for edit in edits)
+            sizes = [edit.effect_size for edit in edits if edit.effect_size is not None]
+            told.append(
+                f"{world}, {name}: p {p_value(largest)}, d "
+                f"{spanned(sizes, '.2f') if sizes else '-'}, AUC "
+                f"{spanned([edit.auc for edit in edits], '.2f')}"
+            )
+    spikes = all(edit.t_p < SIGNIFICANT and edit.mean_difference > 0 for edit in teleports)
+    quiet = all(edit.t_p >= SIGNIFICANT for edit in colours)
+    seen = "A change to the opposite colour is " + (
+        "not significant." if quiet else "significant as well; how much depends on the colour."
+    )
+    n = min(edit.n for edit in (*teleports, *colours))
+    why = (
+        "Paired t-test of surprise at the edit against the same episode unedited, n of at least "
+        f"{n}; the largest p and the range of Cohen's d over seeds. {seen}"
+    )
+    return Finding("; ".join(told), HOLDS if spikes and quiet else PARTLY if spikes else FAILS, why)
+
+
+JUDGES = {16: spiking}
