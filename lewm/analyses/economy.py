@@ -28,11 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from lewm import registry
 from lewm.contracts import WorldModel, WorldSpec
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
-from lewm.planning.agent import Agent, PlanningConfig
+from lewm.planning.agent import Agent
+from lewm.planning.config import PlanningConfig
 from lewm.runs.results import Interval, Result, Table, Tables
 from lewm.runs.run import Progress, Run, Unsupported
 
-# the analysis first
 __all__ = [
     "Economy",
     "EconomyResult",

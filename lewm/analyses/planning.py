@@ -21,10 +21,11 @@ from lewm.analyses.probes.ridge import steady_probe
 from lewm.analyses.probes.targets import readings_of
 from lewm.contracts import World, WorldModel
 from lewm.data.episodes import Episodes
-from lewm.evaluation.evaluate import Recording, record_episodes
+from lewm.evaluation.recordings import Recording, record_episodes
 from lewm.evaluation.tasks import Pairs, Task, Unavailable, draw_pairs, padded, place
 from lewm.models.nn.frozen import encode
-from lewm.planning.agent import Agent, PlanningConfig
+from lewm.planning.agent import Agent
+from lewm.planning.config import PlanningConfig
 from lewm.runs.results import Interval, Result, Tables
 from lewm.runs.run import Progress, Run, Unsupported
 from lewm.stats import bootstrap

@@ -31,12 +31,13 @@ import torch
 from lewm.analyses.economy import count_plan
 from lewm.benchmarks.engine import machine_limit
 from lewm.contracts import DataSpec, Statistics, WorldSpec
-from lewm.evaluation.evaluate import AGENT, Evaluation, evaluate
+from lewm.evaluation.evaluate import evaluate
+from lewm.evaluation.outcome import AGENT, Evaluation
 from lewm.evaluation.tasks import Task, Unavailable, draw_pairs
 from lewm.files import write_atomically, write_json
 from lewm.models.lewm import LeWMConfig
-from lewm.planning.agent import Agent, PlanningConfig
-from lewm.planning.config import attach
+from lewm.planning.agent import Agent
+from lewm.planning.config import PlanningConfig, attach
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.objectives.temporal import Temporal
 from lewm.planning.solvers.amortised import Amortised

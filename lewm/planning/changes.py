@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from lewm import registry
-from lewm.planning.agent import PlanningConfig
-from lewm.planning.config import attach
+from lewm.planning.config import PlanningConfig, attach
 
 __all__ = ["PlanningChanges"]
 

@@ -4,15 +4,22 @@ again."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import nn
 
 from lewm import registry
-from lewm.planning.agent import PlanningConfig
+from lewm.contracts import Objective, Solver
 
-__all__ = ["attach", "build_planning", "describe_planning", "heads_of", "plain_search"]
+__all__ = [
+    "attach",
+    "build_planning",
+    "describe_planning",
+    "heads_of",
+    "plain_search",
+    "PlanningConfig",
+]
 
 
 def heads_of(config: PlanningConfig) -> set[str]:
@@ -108,3 +115,45 @@ def _built(kind: str, description: Mapping[str, Any]) -> Any:
     if settings.get("search") is not None:
         settings["search"] = _built("solvers", settings["search"])
     return plugin(**settings)
+
+
+@dataclass(frozen=True)
+class PlanningConfig:
+    """How to plan: a search, what it is for, and how far it looks. The defaults are the paper's
+    protocol.
+
+    Attributes:
+        objective: (rollout, goal) -> cost.
+        solver: the search over action sequences.
+        horizon: H, length of a plan in action blocks.
+        receding: blocks executed before replanning; the paper executes the whole plan.
+        hold_actions: search over (H, a) and hold each action for the `frameskip` steps of its
+            block. A smaller search, and enough where fine control within a block is not needed.
+        warm_start: begin from the part of the previous plan that was not executed, followed by
+            zeros; a solver that proposes where to begin (`contracts.Proposing`) is asked instead.
+        initial_std: of the search at its start, in normalised units. Source: 1 in the paper.
+        precision: of the rollouts that rank candidates; in another one than "float32" the cheapest
+            are scored again in float32, and are what plans are chosen from. The model's engine
+            knows the names.
+    """
+
+    objective: Objective
+    solver: Solver
+    horizon: int = 5
+    receding: int = 5
+    hold_actions: bool = False
+    warm_start: bool = False
+    initial_std: float = 1.0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.receding <= self.horizon:
+            raise ValueError(
+                "receding (blocks executed per plan) must lie between 1 and "
+                f"horizon={self.horizon}, got {self.receding}."
+            )
+        if self.initial_std <= 0:
+            raise ValueError(
+                f"initial_std must be positive, got {self.initial_std}: without spread there is "
+                "no search."
+            )

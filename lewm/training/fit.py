@@ -22,7 +22,7 @@ from lewm.contracts import Hindsight, WorldModel
 from lewm.data.episodes import Episodes
 from lewm.devices import deterministic
 from lewm.models.nn.frozen import device_of
-from lewm.runs import checkpoints
+from lewm.runs.heads import save_head
 from lewm.stats import rank_correlation
 from lewm.training.hindsight import MAX_FRAMES, Latents, encode_episodes
 
@@ -244,7 +244,7 @@ def fit_heads(
         metrics |= {"frames": len(latents), "episodes": len(fit_ids)}
         if hasattr(head, "distance"):
             metrics |= _agreement(head, _batches(heldout, config, 0, MEASURING, HELD_OUT_BATCHES))
-        checkpoints.save_head(
+        save_head(
             run, name, head, {"metrics": metrics, "fitting": asdict(config), "fitted_to": origin}
         )
         found[name] = metrics

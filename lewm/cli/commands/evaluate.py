@@ -19,7 +19,7 @@ from lewm.evaluation.comparison import (
     evaluate_suite,
     spread,
 )
-from lewm.evaluation.evaluate import COLUMNS, markdown_table
+from lewm.evaluation.tables import COLUMNS, markdown_table
 from lewm.evaluation.tasks import standard_tasks
 from lewm.files import write_json
 from lewm.planning.changes import PlanningChanges
