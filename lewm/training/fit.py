@@ -103,10 +103,8 @@ def descend(
     Returns:
         (updates,) losses.
     """
-    parameters = list(network.parameters())
-    fused = True if parameters[0].device.type in ("cuda", "cpu") else None  # one kernel for all
     optimiser = torch.optim.AdamW(
-        parameters, config.learning_rate, weight_decay=config.weight_decay, fused=fused
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     warmup = max(1, round(config.warmup * config.updates))
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -228,8 +228,9 @@ class Trainer:
         if config.compile:
             for part in bare.children():
                 part.compile()
-        # one kernel for all parameters, where there is one
-        fused = True if fabric.device.type in ("cuda", "cpu") else None
+        # One kernel for all parameters. Not on a CPU: its threads wait for each other at every
+        # parameter, and where another process has a core that takes longer than the update.
+        fused = True if fabric.device.type == "cuda" else None
         adamw = torch.optim.AdamW(
             bare.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
