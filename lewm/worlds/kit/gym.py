@@ -6,14 +6,15 @@ success: what needs those is refused, in words that say what to add.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
 
-from lewm.contracts import Policy, WorldSpec
+from lewm.contracts import Policy, SingleWorld, Specified, WorldSpec, missing
 from lewm.registry import choose
 from lewm.worlds.kit.single import generators
 
@@ -27,11 +28,23 @@ OPTIONS = ("image_size", "crop", "max_steps")
 
 CROPS = ("center",)
 
-PROMISES = ("env_spec", "policies", "policy", "render_state")
-"""Attributes of a world plug-in that a plain environment may lack."""
-
 TOLD = ("state", "goal", "success")
-"""Entries of a world plug-in's `info`, likewise."""
+"""Entries of a world plug-in's `info` that a plain environment may lack."""
+
+
+@runtime_checkable
+class Steppable(Protocol):
+    """What is asked of any Gymnasium environment, derived from `gymnasium.Env` or not."""
+
+    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]: ...
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]: ...
+
+    @property
+    def action_space(self) -> gymnasium.Space[Any]: ...
+
+    @property
+    def observation_space(self) -> gymnasium.Space[Any]: ...
 
 
 class GymWorld:
@@ -183,11 +196,11 @@ class GymWorld:
     def lacking(self, purpose: str) -> str:
         """Say in one paragraph why something is not possible, what to add, and what is possible."""
         env, info = self.envs[0].unwrapped, self._steps[0][1]
-        missing = [f"`{name}`" for name in PROMISES if not hasattr(env, name)]
-        missing += [f"`info[{name!r}]`" for name in TOLD if name not in info]
+        lacking = [f"`{name}`" for name in missing(SingleWorld, env)]
+        lacking += [f"`info[{name!r}]`" for name in TOLD if name not in info]
         return (
             f"{purpose} needs states that can be set, goals and success, and world "
-            f"'{self.spec.name}' is a plain Gymnasium environment without {', '.join(missing)}. "
+            f"'{self.spec.name}' is a plain Gymnasium environment without {', '.join(lacking)}. "
             "Add them, and a `reset` that takes options={'state': ..., 'goal': ...}: "
             "docs/your-own-data.md shows a whole world. Without them, `lewm analyse RUN` answers "
             "what needs no setting of states, and `lewm.open_run(RUN).agent()` plans to goal "
@@ -204,7 +217,11 @@ class GymWorld:
         except gymnasium.error.DependencyNotInstalled as error:
             raise ImportError(f"world '{self._name}' cannot draw here: {error}") from None
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3:
-            got = f"{picture.dtype} {picture.shape}" if hasattr(picture, "shape") else repr(picture)
+            got = (
+                f"{picture.dtype} {picture.shape}"
+                if isinstance(picture, np.ndarray)
+                else repr(picture)
+            )
             raise ValueError(
                 f"world '{self._name}': expected pictures, uint8 (H, W, 3), as its observation or "
                 f"from `render()`, got {got:.80}. Return one from `render()` in the render mode "
@@ -227,11 +244,11 @@ class GymWorld:
         return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BOX))
 
 
-def named(world: Any) -> str:
+def named(world: Callable[..., Any]) -> str:
     """The name of a class or a factory: its module's and its own."""
-    while hasattr(world, "func"):  # functools.partial
+    while isinstance(world, functools.partial):
         world = world.func
-    known = world if hasattr(world, "__qualname__") else type(world)
+    known = world if inspect.isclass(world) or inspect.isroutine(world) else type(world)
     return f"{known.__module__}.{known.__qualname__}"
 
 
@@ -297,16 +314,15 @@ def make_envs(
     if "render_mode" in parameters:
         given.setdefault("render_mode", "rgb_array")
     envs = [make(**given) for _ in range(num_envs)]
-    for need in ("reset", "step", "action_space", "observation_space"):
-        if not hasattr(envs[0], need):
-            raise ValueError(
-                f"expected '{name}' to make a Gymnasium environment, got {envs[0]!r:.80} without "
-                f"`{need}`. Derive it from gymnasium.Env."
-            )
+    if lacking := missing(Steppable, envs[0]):
+        raise ValueError(
+            f"expected '{name}' to make a Gymnasium environment, got {envs[0]!r:.80} without "
+            f"{', '.join(f'`{one}`' for one in lacking)}. Derive it from gymnasium.Env."
+        )
     left = {
         option: value
         for option, value in options.items()
-        if option not in given or (option in OPTIONS and not hasattr(envs[0], "env_spec"))
+        if option not in given or (option in OPTIONS and not isinstance(envs[0], Specified))
     }
     return envs, left
 
