@@ -253,6 +253,14 @@ class WorldModel(Protocol):
         ...
 
 
+class ModelConfig(Protocol):
+    """What a model is made from: the frozen dataclass of its plug-in, one file in `models/`."""
+
+    def build(self, spec: DataSpec) -> WorldModel:
+        """Make a model with random weights that fits the data."""
+        ...
+
+
 @runtime_checkable
 class Engined(Protocol):
     """A model that has a faster way to roll out than `rollout`."""
