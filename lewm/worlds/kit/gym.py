@@ -16,7 +16,7 @@ import numpy as np
 
 from lewm.contracts import Policy, SingleWorld, Specified, WorldSpec, missing
 from lewm.registry import choose
-from lewm.worlds.kit.single import generators
+from lewm.worlds.kit.batched import generators
 
 __all__ = ["OPTIONS", "PREFIX", "GymWorld", "make_envs", "named", "registered"]
 
