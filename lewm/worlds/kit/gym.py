@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from lewm.contracts import Policy, SingleWorld, Specified, WorldSpec, missing
 from lewm.registry import choose
@@ -32,6 +33,10 @@ TOLD = ("state", "goal", "success")
 """Entries of a world plug-in's `info` that a plain environment may lack."""
 
 
+Env: TypeAlias = gymnasium.Env[Any, Any]
+Space: TypeAlias = gymnasium.Space[Any]
+
+
 @runtime_checkable
 class Steppable(Protocol):
     """What is asked of any Gymnasium environment, derived from `gymnasium.Env` or not."""
@@ -41,10 +46,10 @@ class Steppable(Protocol):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]: ...
 
     @property
-    def action_space(self) -> gymnasium.Space[Any]: ...
+    def action_space(self) -> Space: ...
 
     @property
-    def observation_space(self) -> gymnasium.Space[Any]: ...
+    def observation_space(self) -> Space: ...
 
 
 class GymWorld:
@@ -73,7 +78,7 @@ class GymWorld:
 
     def __init__(
         self,
-        envs: Sequence[Any],
+        envs: Sequence[Env],
         name: str,
         image_size: int | None = None,
         crop: str | None = None,
@@ -210,7 +215,7 @@ class GymWorld:
     def _refuse(self, what: str) -> NoReturn:
         raise ValueError(self.lacking(what))
 
-    def _picture(self, env: Any, observation: Any) -> np.ndarray:
+    def _picture(self, env: Env, observation: Any) -> np.ndarray:
         """(h, w, 3) uint8: cropped and scaled as asked for, and nobody else's memory."""
         try:
             picture = observation if self._sees_pictures else env.render()
@@ -252,7 +257,7 @@ def named(world: Callable[..., Any]) -> str:
     return f"{known.__module__}.{known.__qualname__}"
 
 
-def registered(name: str) -> Callable[..., Any]:
+def registered(name: str) -> Callable[..., Env]:
     """What makes the environment of a registered id: "gym:Pendulum-v1".
 
     Raises:
@@ -267,7 +272,7 @@ def registered(name: str) -> Callable[..., Any]:
             "lewm.collect(MyEnv, ...)."
         )
 
-    def make(render_mode: str = "rgb_array", max_steps: int | None = None, **options: Any) -> Any:
+    def make(render_mode: str = "rgb_array", max_steps: int | None = None, **options: Any) -> Env:
         try:
             return gymnasium.make(
                 key,
@@ -288,7 +293,7 @@ def registered(name: str) -> Callable[..., Any]:
 
 def make_envs(
     make: Callable[..., Any], name: str, num_envs: int, options: Mapping[str, Any]
-) -> tuple[list[Any], dict[str, Any]]:
+) -> tuple[list[Env], dict[str, Any]]:
     """Call a class or a factory, with the options that it takes itself.
 
     Returns:
@@ -334,7 +339,7 @@ def _parameters(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-def _bounds(name: str, space: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _bounds(name: str, space: Space) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Ends of the action box."""
     expected = f"world '{name}': expected actions that are a few numbers with finite bounds"
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
@@ -352,7 +357,7 @@ def _bounds(name: str, space: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     return tuple(map(float, space.low)), tuple(map(float, space.high))
 
 
-def _is_picture(space: Any) -> bool:
+def _is_picture(space: Space) -> bool:
     return (
         isinstance(space, gymnasium.spaces.Box)
         and space.dtype == np.uint8
@@ -361,7 +366,7 @@ def _is_picture(space: Any) -> bool:
     )
 
 
-def _state_names(space: Any, info: Mapping[str, Any]) -> tuple[str, ...]:
+def _state_names(space: Space, info: Mapping[str, Any]) -> tuple[str, ...]:
     if "state" in info:
         return tuple(f"state {k}" for k in range(np.size(info["state"])))
     if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
@@ -369,10 +374,11 @@ def _state_names(space: Any, info: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
 
 
-def _max_steps(name: str, env: Any, asked: int | None) -> int:
+def _max_steps(name: str, env: Env, asked: int | None) -> int:
     if asked is not None and asked < 1:
         raise ValueError(f"max_steps must be at least 1, got {asked}.")
-    known = asked or getattr(getattr(env, "spec", None), "max_episode_steps", None)
+    spec = env.spec if isinstance(env, gymnasium.Env) else None
+    known = asked or (spec.max_episode_steps if isinstance(spec, EnvSpec) else None)
     if not known:
         raise ValueError(
             f"world '{name}': expected to know how many steps an episode has, got nothing from "

@@ -169,7 +169,7 @@ def open_world(world: str | Callable[..., Any], num_envs: int = 1, **options: An
     for option in left:
         registry.choose(f"option of world '{name}'", option, options.keys() - left.keys())
     require(SingleWorld, envs[0], f"world '{name}'")
-    return Looped(envs)
+    return Looped(cast(list[SingleWorld], envs))
 
 
 def _open_plugin(name: str, plugin: Any, num_envs: int, options: dict[str, Any]) -> World:
