@@ -500,8 +500,8 @@ class Geometry:
         self,
         paths: Paths,
         costs: Mapping[str, Distance],
-        where: Any,
-        regions: Any,
+        where: np.ndarray | None,
+        regions: np.ndarray | None,
         generator: np.random.Generator,
     ) -> dict[str, Any]:
         """Spearman's rho of each cost with steps-to-go and with the distance of the states, over
@@ -665,7 +665,7 @@ def _one_frame_each(episodes: Episodes, ids: np.ndarray, generator: np.random.Ge
     return torch.from_numpy(episodes.rows("pixels", rows)).permute(0, 3, 1, 2)[:, None]
 
 
-def _with_random_weights(model: Any, sample: Tensor, seed: int) -> Any:
+def _with_random_weights(model: WorldModel, sample: Tensor, seed: int) -> WorldModel:
     """The same model before its training, its batch norms set to what they see, as in training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

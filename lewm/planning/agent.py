@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import Box, Plan, Proposing, WorldModel, WorldSpec
+from lewm.contracts import Box, Engined, Plan, Proposing, WorldModel, WorldSpec
 from lewm.models.nn.frozen import device_of, encode, require_evaluation_mode
 from lewm.planning.config import PlanningConfig
 from lewm.planning.cost import OutOfTime, PlanCost, Scorer, Situation
@@ -344,7 +344,7 @@ class Agent:
 def _scorer(model: WorldModel, config: PlanningConfig) -> Scorer:
     """Rollouts by the model's engine, where it has one; low precision never without float32 beside
     it."""
-    engine = getattr(model, "engine", None)
+    engine = model.engine if isinstance(model, Engined) else None
     replayed = device_of(model).type == "cuda"
     if config.precision == "float32":
         return Scorer(

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
 from lewm import registry
-from lewm.contracts import Objective, Solver
+from lewm.contracts import Headed, Objective, Refining, Solver
 
 __all__ = [
     "attach",
@@ -21,13 +21,16 @@ __all__ = [
     "PlanningConfig",
 ]
 
+Part = TypeVar("Part", bound=Objective | Solver)
+"""What a way to plan is made of; each is a frozen dataclass."""
+
 
 def heads_of(config: PlanningConfig) -> set[str]:
     """Names of the heads that this way to plan asks for and does not have."""
     return {
         head
         for part in _parts(config)
-        for name, head in getattr(part, "heads", {}).items()
+        for name, head in _heads(part).items()
         if getattr(part, name) is None
     }
 
@@ -43,25 +46,32 @@ def attach(config: PlanningConfig, heads: Mapping[str, nn.Module]) -> PlanningCo
     )
 
 
-def _parts(config: PlanningConfig) -> Iterator[Any]:
+def _heads(part: Objective | Solver) -> Mapping[str, str]:
+    return part.heads if isinstance(part, Headed) else {}
+
+
+def _search(part: Objective | Solver) -> Solver | None:
+    return part.search if isinstance(part, Refining) else None
+
+
+def _parts(config: PlanningConfig) -> Iterator[Objective | Solver]:
     """The objective, the solver, and the searches inside of that."""
     yield config.objective
-    part: Any = config.solver
+    part: Solver | None = config.solver
     while part is not None:
         yield part
-        part = getattr(part, "search", None)
+        part = _search(part)
 
 
-def _attached(part: Any, heads: Mapping[str, nn.Module]) -> Any:
-    named = getattr(part, "heads", {})
+def _attached(part: Part, heads: Mapping[str, nn.Module]) -> Part:
     changes: dict[str, Any] = {
         name: heads[head]
-        for name, head in named.items()
+        for name, head in _heads(part).items()
         if getattr(part, name) is None and head in heads
     }
-    if (search := getattr(part, "search", None)) is not None:
+    if (search := _search(part)) is not None:
         changes["search"] = _attached(search, heads)
-    return replace(part, **changes) if changes else part
+    return cast(Part, replace(cast(Any, part), **changes)) if changes else part
 
 
 def plain_search() -> PlanningConfig:
@@ -97,12 +107,12 @@ def build_planning(
         ) from None
 
 
-def _described(part: Any) -> dict[str, Any]:
+def _described(part: Objective | Solver) -> dict[str, Any]:
     """Of a plug-in; a search inside of it is described likewise."""
     settings = {
         field.name: getattr(part, field.name)
-        for field in fields(part)
-        if field.name not in getattr(part, "heads", {})
+        for field in fields(cast(Any, part))
+        if field.name not in _heads(part)
     }
     if settings.get("search") is not None:
         settings["search"] = _described(settings["search"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lewm import registry
+from lewm.contracts import WorldModel
 from lewm.files import read_json, write_json
 from lewm.models.nn.frozen import device_of
 from lewm.runs.checkpoints import (
@@ -57,7 +58,7 @@ def head_names(run: Path) -> list[str]:
     ]
 
 
-def load_head(run: Path, name: str, model: Any) -> Any:
+def load_head(run: Path, name: str, model: WorldModel) -> Any:
     """Load a head of a run, frozen, in evaluation mode, on the device of `model`, the run's world
     model.
 

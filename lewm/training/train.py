@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from lewm.contracts import Batch, DataSpec, Statistics
+from lewm.contracts import Batch, DataSpec, ModelConfig, Statistics, WorldModel
 from lewm.data.episodes import Episodes
 from lewm.data.readers import Batches, open_windows
 from lewm.data.split import Split, split, statistics
@@ -56,7 +56,7 @@ NEVER = 2**62
 
 
 def train(
-    model_config: Any,
+    model_config: ModelConfig,
     config: TrainingConfig,
     data: Path | str,
     run: Path | str,
@@ -106,7 +106,7 @@ def train(
             **(experiment or {}),
         }
         total = _claimed(trainer, run, description, extra, began, report)
-        progress = checkpoints.restore(run, bare, trainer.optimiser) or {}
+        progress = checkpoints.restore(run, cast(nn.Module, bare), trainer.optimiser) or {}
         first = int(progress.get("update", 0))
         fabric.barrier()  # nobody writes before all have read
         if first < total:
@@ -406,10 +406,12 @@ class Trainer:
             )
 
 
-def recalibrate(model: Any, batches: Iterator[Batch], device: torch.device | str = "cpu") -> None:
+def recalibrate(
+    model: WorldModel, batches: Iterator[Batch], device: torch.device | str = "cpu"
+) -> None:
     """Re-estimate batch-norm statistics as the plain average over `batches`; the model ends in
     evaluation mode."""
-    with recalibrating(model):
+    with recalibrating(cast(nn.Module, model)):
         for batch in batches:
             model.loss(batch.to(device), torch.Generator(device).manual_seed(0))
 
@@ -424,7 +426,7 @@ class _Loss(nn.Module):
     records nor other methods.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: WorldModel) -> None:
         super().__init__()
         self.model = model
 
@@ -515,7 +517,7 @@ def _seed(seed: int, update: int, stream: int) -> int:
 
 
 def _description(
-    model: Any, config: TrainingConfig, episodes: Episodes, chosen: Split
+    model: WorldModel, config: TrainingConfig, episodes: Episodes, chosen: Split
 ) -> dict[str, Any]:
     """What makes two runs the same experiment."""
     return {
