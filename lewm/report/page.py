@@ -260,7 +260,7 @@ def _next_steps(record: Record) -> list[tuple[str, str]]:
     """What to do with what is now in the folder, and how to go beyond it: purpose and command."""
     run, story = record.quoted, record.story
     steps = [
-        ("ask every analysis of it, the decoder included", f"lewm analyse {run}"),
+        ("run every analysis, the decoder included", f"lewm analyse {run}"),
         ("watch it plan", f"lewm plan {run} --out plan.gif"),
         (
             "measure it on longer ways too",
@@ -281,7 +281,7 @@ def _next_steps(record: Record) -> list[tuple[str, str]]:
                 "train longer on them",
                 f"lewm train {story['recipe']} --data more.h5 --out longer --training.updates 2000",
             ),
-            ("fit what its planner asks for to the longer run", "lewm fit longer"),
+            ("fit the small networks of its planner to the longer run", "lewm fit longer"),
             ("compare the speed of our implementations with plain ones", "lewm bench"),
             ("see what this machine can do, and what is missing", "lewm doctor"),
         ]
