@@ -26,7 +26,7 @@ from lewm.evaluation.tasks import (
 )
 from lewm.planning.agent import Agent, Effort, PlanningConfig, Replan
 from lewm.registry import choose
-from lewm.stats import Paired, bootstrap_mean, p_value, paired, wilson
+from lewm.stats import Paired, bootstrap_mean, p_value, paired, rate_with_interval, wilson
 
 AGENT = "agent"
 FLOORS = (DO_NOTHING, "random", "straight-line")
@@ -75,7 +75,7 @@ class Score:
     median_steps: float | None
 
     def __str__(self) -> str:
-        return f"{self.rate:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.episodes}"
+        return f"{rate_with_interval(self.rate, self.low, self.high)} of {self.episodes}"
 
 
 @dataclass(frozen=True)

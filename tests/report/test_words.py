@@ -34,7 +34,8 @@ SAID = {
         "x with r = 0.9995 (typical error 1.5 px) and y with r = 0.50",
         "from averaged pixels r = 0.95",
         "off by 12 degrees",
-        "10 steps ahead the same probe is off by 4 px. On the frames that came it is off by 1.5 px.",
+        "10 steps ahead the same probe is off by 4 px. On the frames that came it is off by "
+        "1.5 px.",
     ),
     "surprise": (
         "Teleport of agent: 327 times",
@@ -62,7 +63,10 @@ SAID = {
         "A plan by CEM takes 2.9 s",
         "None of them was measured here",
     ),
-    "planning": ("After 10 steps the imagined latent was off by 25%", "In the world it was off by 3.5 px"),
+    "planning": (
+        "After 10 steps the imagined latent was off by 25%",
+        "In the world it was off by 3.5 px",
+    ),
 }
 
 

@@ -378,8 +378,9 @@ def _beside_rivals(variables: Mapping[str, Variable]) -> list[str]:
         if found := [control.r for control in controls if control.r is not None]:
             least, most = correlation(min(found)), correlation(max(found))
             beside.append(f"from {words} r = {least}" + f" to {most}" * (least != most))
-    told = [f"It reads {listed(beside)}.", "Only what lies above that was learnt."]
-    return told if beside else []
+    if not beside:
+        return []
+    return [f"It reads {listed(beside)}.", "Only what lies above that was learnt."]
 
 
 def _read_ahead(probing: ProbingResult) -> list[str]:
