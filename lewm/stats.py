@@ -24,6 +24,7 @@ __all__ = [
     "pearson",
     "r2",
     "rank_correlation",
+    "rate_with_interval",
     "wilson",
 ]
 
@@ -203,6 +204,11 @@ def paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> Paired:
 def p_value(p: float) -> str:
     """As people write it: three decimals, or that it is smaller."""
     return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
+def rate_with_interval(rate: float, low: float, high: float) -> str:
+    """As the command line writes it: "94.5% [90.4%, 96.9%]"."""
+    return f"{rate:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def pareto_front(costs: Sequence[tuple[float, float]]) -> list[int]:

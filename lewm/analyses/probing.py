@@ -183,24 +183,24 @@ class ProbingResult(Result):
         """Scores beside their controls, angles, and errors of rollouts."""
         over = f"{self.test_frames} frames of {self.test_episodes} held-out episodes"
         controls = any(row.controls for row in self.variables.values())
-        fitted = f"fitted on {self.fit_frames} frames of {self.fit_episodes} others." + (
+        fitted = f"Fitted on {self.fit_frames} frames of {self.fit_episodes} others." + (
             " Controls: r of ridge / MLP." if controls else ""
         )
         rows = [_probe_row(name, row) for name, row in self.variables.items()]
-        tables = {f"What probes read from the latents of {over}, {fitted}": rows}
+        tables = {f"What probes read from the latents of {over}. {fitted}": rows}
         if self.angles:
             caption = (
-                f"Mean absolute error of angles in degrees, over {over}; 90 if guessed and all "
-                "occur. 95% intervals."
+                f"Mean absolute error of angles in degrees, over {over}. Guessing gives 90 if all "
+                "angles occur. 95% intervals."
             )
             tables[caption] = [self._angle_row(of) for of in self.angles]
         rollout = self.rollout
         if readable := [of for alike in rollout.units.values() for of in alike.variables]:
             caption = (
-                "Error (RMSE) of what a ridge probe reads: after an open-loop rollout / from the "
-                "frame that came / from the last frame before, taken for a prediction. "
-                f"{rollout.rollouts} rollouts in {rollout.episodes} held-out episodes; "
-                f"variables with an R2 of {READABLE} or more."
+                "Error (RMSE) of what a ridge probe reads. First: after an open-loop rollout. "
+                "Second: from the frame that came. Third: from the last frame before, taken for a "
+                f"prediction. {rollout.rollouts} rollouts in {rollout.episodes} held-out episodes. "
+                f"Only variables with an R2 of {READABLE} or more."
             )
             tables[caption] = [
                 _rollout_row(of, rollout.variables[of], rollout.steps) for of in readable

@@ -49,7 +49,7 @@ from lewm.planning.solvers.predictive_sampling import PredictiveSampling
 from lewm.registry import load, names
 from lewm.report.charts import pareto_panel
 from lewm.runs.run import Run, open_run
-from lewm.stats import p_value, pareto_front
+from lewm.stats import p_value, pareto_front, rate_with_interval
 from lewm.worlds.kit.opening import open_world
 
 __all__ = ["COLUMNS", "Planner", "planners", "run"]
@@ -394,7 +394,7 @@ def _reached(opened: Run, chosen: Sequence[Planner], protocol: Task) -> dict[str
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    rate = f"{row['rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
+    rate = rate_with_interval(row["rate"], row["low"], row["high"])
     p = "-" if row["p"] is None else p_value(row["p"])
     return [
         row["task"], rate, p, f"{row['ms_batch']:.3g}", f"{row['ms_alone']:.3g}",

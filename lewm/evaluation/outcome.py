@@ -42,7 +42,7 @@ class Score:
     median_steps: float | None
 
     def __str__(self) -> str:
-        return f"{self.rate:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.episodes}"
+        return f"{rate_with_interval(self.rate, self.low, self.high)} of {self.episodes}"
 
 
 @dataclass(frozen=True)

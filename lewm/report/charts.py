@@ -10,6 +10,7 @@ import numpy as np
 
 from lewm.report import canvas
 from lewm.report.canvas import THEME, Panel
+from lewm.report.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +52,7 @@ def success_panel(title: str, scores: Mapping[str, Mapping[str, float]]) -> Pane
             axes.text(
                 104,
                 place,
-                f"{rate:.1f}".removesuffix(".0") + "%",
+                percent(score["rate"]),
                 ha="left",
                 va="center",
                 fontweight=weight,

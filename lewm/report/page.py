@@ -24,7 +24,15 @@ from lewm.report.animation import Clip
 from lewm.report.canvas import THEME, Panel
 from lewm.report.charts import loss_panels, success_panel
 from lewm.report.record import EVALUATION, Record
-from lewm.report.words import cell, data_url, duration, low_to_high, number, percent
+from lewm.report.words import (
+    cell,
+    data_url,
+    duration,
+    low_to_high,
+    number,
+    percent,
+    with_interval,
+)
 
 __all__ = ["render"]
 
@@ -232,9 +240,9 @@ def _comparison(records: Sequence[Record]) -> list[dict[str, str]]:
                 agent, random = scores["agent"], scores.get("random")
                 beside = f"; random {percent(random['rate'])}" if random else ""
                 what = title if title in outcome.task else f"{outcome.task}: {title}"
-                column[f"reached, {what}"] = (
-                    f"{percent(agent['rate'])} [{low_to_high(agent)}]{beside}"
-                )
+                interval = agent["low"], agent["high"]
+                own = with_interval(agent["rate"], interval, percent)
+                column[f"reached, {what}"] = own + beside
         for name in sections.ordered(record.answers):
             result = record.answers[name].result
             column |= sections.headlines(result) if result else {}
@@ -260,7 +268,7 @@ def _next_steps(record: Record) -> list[tuple[str, str]]:
     """What to do with what is now in the folder, and how to go beyond it: purpose and command."""
     run, story = record.quoted, record.story
     steps = [
-        ("ask every analysis of it, the decoder included", f"lewm analyse {run}"),
+        ("run every analysis, the decoder included", f"lewm analyse {run}"),
         ("watch it plan", f"lewm plan {run} --out plan.gif"),
         (
             "measure it on longer ways too",
@@ -281,7 +289,7 @@ def _next_steps(record: Record) -> list[tuple[str, str]]:
                 "train longer on them",
                 f"lewm train {story['recipe']} --data more.h5 --out longer --training.updates 2000",
             ),
-            ("fit what its planner asks for to the longer run", "lewm fit longer"),
+            ("fit the small networks of its planner to the longer run", "lewm fit longer"),
             ("compare the speed of our implementations with plain ones", "lewm bench"),
             ("see what this machine can do, and what is missing", "lewm doctor"),
         ]

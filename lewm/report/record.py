@@ -129,7 +129,7 @@ def _answer(run: Path, name: str) -> Answer:
         return Answer(why="Not asked yet.")
     result, about = found
     if about.get("weights") != checkpoints.digest_of_newest(run):
-        return Answer(why="What is there was asked of other weights than the newest: ask again.")
+        return Answer(why="The answer on file is of other weights than the newest. Ask again.")
     return Answer(result, seconds=about.get("seconds"))
 
 

@@ -34,23 +34,24 @@ SAID = {
         "x with r = 0.9995 (typical error 1.5 px) and y with r = 0.50",
         "from averaged pixels r = 0.95",
         "off by 12 degrees",
-        "10 steps ahead the same probe is off by 4 px where it is off by 1.5 px",
+        "10 steps ahead the same probe is off by 4 px. On the frames that came it is off by "
+        "1.5 px.",
     ),
     "surprise": (
         "Teleport of agent: 327 times",
         "(p <0.001, effect size 1.62)",
-        "AUC 0.98 [0.96 to 0.99]",
-        "gives 6% [4% to 8%]",
+        "AUC against normal frames is 0.98 [0.96 to 0.99]",
+        "it gives 6% [4% to 8%]",
     ),
     "geometry": (
         "0.13 (95% interval 0.08 to 0.18)",
         "-0.40 of an encoder",
         "400 updates",
         "not quite Gaussian",
-        "4.9 are in use",
+        "effective rank is 4.9",
         "90% of its plateau 10 env steps",
         "squared error is 50%",
-        "from block 2 on",
+        "From block 2 on",
     ),
     "decoding": (
         "leaves 2.0% of the error of the mean picture",
@@ -60,9 +61,12 @@ SAID = {
         "1 token, 192 numbers, 768 bytes",
         "15.1 MFLOP",
         "A plan by CEM takes 2.9 s",
-        "was not measured here",
+        "None of them was measured here",
     ),
-    "planning": ("After 10 steps the imagined latent was off by 25%", "by 3.5 px in the world"),
+    "planning": (
+        "After 10 steps the imagined latent was off by 25%",
+        "In the world it was off by 3.5 px",
+    ),
 }
 
 
@@ -118,10 +122,10 @@ def test_what_is_not_defined_is_said_to_be():
     assert "in latent space nothing moved" in tell(results.geometry(straightness=still))
     edits = {"teleport": results.edited("teleport", ratio=None, effect_size=None)}
     told = tell(results.surprise(edits))
-    assert "unedited surprise not at all" in told
+    assert "unedited do not surprise at all" in told
     assert "effect size not defined" in told
     blind = replace(RESULTS["planning"].horizon[-1], place_error=None, place_error_interval=None)
-    assert "in the world" not in tell(replace(RESULTS["planning"], horizon=(blind,)))
+    assert "In the world" not in tell(replace(RESULTS["planning"], horizon=(blind,)))
     for result in (constant, results.surprise(edits)):
         assert "None" not in tell(result)
         assert "None" not in str(result.tables())

@@ -9,6 +9,7 @@ import tyro
 from lewm.cli import console
 from lewm.experiments import quickstart
 from lewm.files import write_json
+from lewm.stats import rate_with_interval
 
 
 def main(words: Sequence[str]) -> None:
@@ -42,7 +43,7 @@ def run(
 
 def _show(result: dict[str, Any]) -> None:
     def interval(score: dict[str, float]) -> str:
-        return f"{score['rate']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
+        return rate_with_interval(score["rate"], score["low"], score["high"])
 
     rows = [("agent", interval(result["success"]), interval(result["strict"]))]
     rows += [

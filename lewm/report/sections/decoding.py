@@ -213,15 +213,16 @@ def sentences(result: DecodingResult) -> list[str]:
         whole_percent(of.share[-1]) for of in (ahead.imagined, ahead.copy, ahead.encoded)
     )
     return [
-        "A decoder was fitted to the frozen latents, for looking only: it takes no part in "
-        "training or planning.",
-        f"Of {result.test_frames} held-out frames it leaves {own} "
-        f"({interval_words(drawn.decoder.share_interval, tenths)}); the nearest frame that it "
-        f"learnt from leaves {tenths(drawn.nearest.share)}, and with the latents of other frames "
-        f"it would be {tenths(drawn.other_latents.share)}.",
+        "A decoder was fitted to the frozen latents, for looking only.",
+        "It takes no part in training or planning.",
+        f"On {result.test_frames} held-out frames it leaves {own} "
+        f"({interval_words(drawn.decoder.share_interval, tenths)}).",
+        f"The nearest frame that it learnt from leaves {tenths(drawn.nearest.share)}.",
+        f"With the latents of other frames it would be {tenths(drawn.other_latents.share)}.",
         f"After {result.horizon * result.frameskip} imagined steps the drawn picture is off by "
-        f"{imagined} of that error; if the first frame were kept it would be {kept}, and {seen} is "
-        "the decoder's own, on the frames that came.",
+        f"{imagined} of that error.",
+        f"If the first frame were kept, it would be {kept}.",
+        f"On the frames that came, the decoder alone is off by {seen}.",
     ]
 
 

@@ -208,15 +208,16 @@ def sentences(result: EconomyResult) -> list[str]:
     )
     return [
         f"A frame is {tokens} token{'s' * (tokens != 1)}, {result.latent_numbers} numbers, "
-        f"{result.bytes_per_frame['latent']:,} bytes; to encode it takes {encode}, to predict the "
-        f"next one {predict}.",
+        f"{result.bytes_per_frame['latent']:,} bytes.",
+        f"Encoding it takes {encode}. Predicting the next one takes {predict}.",
+        f"Plans were timed here, on {result.hardware}.",
         *(
-            f"A plan by {name} takes {short_time(plan.seconds)} here ({result.hardware}, median of "
-            f"{plan.plans}) and predicts {plan.predictor_calls:,} latents."
+            f"A plan by {name} takes {short_time(plan.seconds)} (median of {plan.plans}) and "
+            f"predicts {plan.predictor_calls:,} latents."
             for name, plan in result.plans.items()
         ),
-        "What others published, or what is estimated of them, was not measured here and is marked "
-        "so.",
+        "Numbers of other models are published or estimated, and marked so.",
+        "None of them was measured here.",
     ]
 
 

@@ -288,16 +288,17 @@ def sentences(result: GeometryResult) -> list[str]:
     )
     return [
         *_straight(result.straightness),
-        f"The SIGReg statistic is {found.statistic:.2f}, of Gaussian samples of that size "
-        f"{found.null_low:.2f} to {found.null_high:.2f}: {verdict}.",
-        f"Of {result.latent_dim} dimensions {result.effective_rank:.1f} are in use (effective "
-        f"rank); {result.dims_99} hold 99% of the variance.",
+        f"The SIGReg statistic of the latents is {found.statistic:.2f}.",
+        f"Gaussian samples of that size have {found.null_low:.2f} to {found.null_high:.2f}: "
+        f"{verdict}.",
+        f"The effective rank is {result.effective_rank:.1f}, of {result.latent_dim} dimensions; "
+        f"{result.dims_99} of them hold 99% of the variance.",
         *(
             f"{COST_WORDS.get(cost, cost)} comes to 90% of its plateau {found.offset} env steps "
-            f"from the goal, where even growth would after {found.linear}."
+            f"from the goal. Growing evenly, it would after {found.linear}."
             for cost, found in result.saturation.items()
         ),
-        _along_actions(result),
+        *_along_actions(result),
     ]
 
 
@@ -318,10 +319,9 @@ def _straight(found: StraightPaths) -> list[str]:
         if rival and rival.value is not None
     ]
     own = f"{found.value:.2f} ({interval_words(found.interval, two_places)})"
-    told = [
-        f"The straightness of its paths is {own}, 1 being a straight line"
-        + (f"; {listed(beside)}." if beside else ".")
-    ]
+    told = [f"The straightness of its paths is {own}.", "1 is a straight line."]
+    if beside:
+        told.append(f"For comparison: {listed(beside)}.")
     if found.curve:
         (_, before), (update, after) = found.curve[0], found.curve[-1]
         told.append(
@@ -330,15 +330,17 @@ def _straight(found: StraightPaths) -> list[str]:
     return told
 
 
-def _along_actions(result: GeometryResult) -> str:
+def _along_actions(result: GeometryResult) -> list[str]:
     last, found = list(result.open_loop.items())[-1]
     share = whole_percent(found.error / max(found.copy, 1e-12))
     worse = result.open_loop_not_better_from
-    told = (
+    told = [
         f"Along recorded actions, {last} blocks ahead, the squared error is {share} of that of "
-        "predicting no change"
-    )
-    return told + ("." if worse is None else f"; from block {worse} on it is not shown to be less.")
+        "predicting no change."
+    ]
+    if worse is not None:
+        told.append(f"From block {worse} on it is not shown to be less.")
+    return told
 
 
 def headlines(result: GeometryResult) -> dict[str, str]:

@@ -159,21 +159,22 @@ def clips(result: PlanningResult, most: int | None = None) -> list[Clip]:
 def sentences(result: PlanningResult) -> list[str]:
     """How far off the end of a plan was."""
     last = result.horizon[-1]
-    off = (
-        f"{whole_percent(last.ratio)} of how far the latent had moved "
-        f"({interval_words(last.ratio_interval, whole_percent)})"
-    )
+    told = [
+        f"From each of {result.pairs} held-out pictures the agent made a plan. It carried the plan "
+        "out to its end without looking.",
+        f"After {last.steps} steps the imagined latent was off by {whole_percent(last.ratio)} of "
+        "how far the latent had moved "
+        f"({interval_words(last.ratio_interval, whole_percent)}).",
+    ]
     if last.place_error is not None and last.place_error_interval is not None:
         interval = interval_words(last.place_error_interval, "{:.1f}".format)
-        off += (
-            f", or by {last.place_error:.1f} {result.unit} in the world ({interval} {result.unit})"
+        told.append(
+            f"In the world it was off by {last.place_error:.1f} {result.unit} "
+            f"({interval} {result.unit})."
         )
     return [
-        f"From {result.pairs} held-out pictures the agent made a plan, and carried it out to its "
-        "end without looking.",
-        f"After {last.steps} steps the imagined latent was off by {off}.",
-        "A plan is chosen for where it is imagined to end, so this is where a model's errors "
-        "matter most.",
+        *told,
+        "A plan is chosen for where it is imagined to end. So errors matter most there.",
     ]
 
 

@@ -335,12 +335,12 @@ def sentences(probing: ProbingResult) -> list[str]:
     """On what it was tested, what is read how well, beside what rivals read, and of predictions."""
     return [
         "Nobody told the model these variables.",
-        f"A linear probe was fitted on latents of {probing.fit_episodes} episodes and tested on "
-        f"{probing.test_frames:,} pictures of {probing.test_episodes} that neither it nor the "
-        "model saw.",
+        f"A linear probe was fitted on latents of {probing.fit_episodes} episodes.",
+        f"It was tested on {probing.test_frames:,} pictures of {probing.test_episodes} others, "
+        "which neither it nor the model saw.",
         *_read_well(probing.variables),
         *(
-            f"The angle {name} is off by {degrees:.0f} degrees on average, 90 being chance."
+            f"The angle {name} is off by {degrees:.0f} degrees on average. Chance is 90."
             for name, degrees in probing.angles.items()
         ),
         *_beside_rivals(probing.variables),
@@ -352,7 +352,7 @@ def _read_well(variables: Mapping[str, Variable]) -> list[str]:
     """Of variables that have a correlation: one that never varies is left to the table."""
     known = {name: (s.r, s) for name, s in variables.items() if s.r is not None}
     if not known:
-        return ["No correlation is defined: the variables, or what is read of them, never vary."]
+        return ["No correlation is defined: the variables or their readings never vary."]
     if len(variables) <= MANY:
         told = [
             f"{name} with r = {correlation(r)} (typical error {in_unit(s.rmse, s.unit)})"
@@ -378,20 +378,22 @@ def _beside_rivals(variables: Mapping[str, Variable]) -> list[str]:
         if found := [control.r for control in controls if control.r is not None]:
             least, most = correlation(min(found)), correlation(max(found))
             beside.append(f"from {words} r = {least}" + f" to {most}" * (least != most))
-    return [f"It reads {listed(beside)}: only what lies above that was learnt."] if beside else []
+    if not beside:
+        return []
+    return [f"It reads {listed(beside)}.", "Only what lies above that was learnt."]
 
 
 def _read_ahead(probing: ProbingResult) -> list[str]:
     rollout = probing.rollout
-    told = [
-        f"by {in_unit(off.rmse[-1], unit)} where it is off by "
-        f"{in_unit(off.encoded_rmse[-1], unit)} on the frames that came"
-        for unit, off in rollout.units.items()
-    ]
-    if not told:
+    if not rollout.units:
         return []
     ahead = f"On latents predicted {rollout.steps[-1]} steps ahead"
-    return [f"{ahead} the same probe is off {listed(told)}."]
+    predicted = [in_unit(off.rmse[-1], unit) for unit, off in rollout.units.items()]
+    came = [in_unit(off.encoded_rmse[-1], unit) for unit, off in rollout.units.items()]
+    return [
+        f"{ahead} the same probe is off by {listed(predicted)}.",
+        f"On the frames that came it is off by {listed(came)}.",
+    ]
 
 
 def headlines(probing: ProbingResult) -> dict[str, str]:
@@ -412,9 +414,9 @@ def notes(results: Sequence[ProbingResult]) -> list[str]:
         else f"{percent(min(shares))} to {percent(max(shares))}"
     )
     return [
-        "The maps show the latents of held-out pictures in their two principal directions, which "
-        f"hold {told} of their variance. Each point has the colour of its true place in the first "
-        "map: neighbours in the world should be neighbours in the latents."
+        "The maps show the latents of held-out pictures in their two principal directions. These "
+        f"hold {told} of the variance. Each point has the colour of its true place in the first "
+        "map. Neighbours in the world should be neighbours in the latents."
     ]
 
 

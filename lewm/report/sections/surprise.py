@@ -166,13 +166,14 @@ def sentences(surprise: SurpriseResult) -> list[str]:
     alarms = surprise.false_alarms
     rate = with_interval(alarms.rate, alarms.interval, whole_percent)
     return [
-        f"In {surprise.episodes} episodes something that cannot happen happens in the middle: a "
-        "thing jumps, or changes its colour.",
+        f"In the middle of {surprise.episodes} episodes something impossible happens.",
+        "A thing jumps, or changes its colour.",
         "Surprise is the squared error of the latent that the model predicted for that frame.",
         *(_surprised(name, edit) for name, edit in surprise.edits.items()),
-        f"A threshold set for {whole_percent(alarms.nominal)} false alarms on half of the episodes "
-        f"gives {rate} on the other half.",
-        *([f"To be read with care: {surprise.warning}."] if surprise.warning else []),
+        f"On half of the episodes a threshold was set for {whole_percent(alarms.nominal)} false "
+        "alarms.",
+        f"On the other half it gives {rate}.",
+        *([f"Read with care: {surprise.warning}."] if surprise.warning else []),
     ]
 
 
@@ -181,12 +182,12 @@ def _surprised(name: str, edit: Edited) -> str:
     times = (
         f"{edit.ratio:.3g} times the surprise of the same frames unedited"
         if edit.ratio is not None
-        else "the same frames unedited surprise not at all"
+        else "the same frames unedited do not surprise at all"
     )
     size = "not defined" if edit.effect_size is None else two_places(edit.effect_size)
     return (
         f"{name[:1].upper()}{name[1:]}: {times} (p {p if p.startswith('<') else '= ' + p}, effect "
-        f"size {size}); AUC {area} against normal frames."
+        f"size {size}). AUC against normal frames is {area}."
     )
 
 
