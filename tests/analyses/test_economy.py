@@ -59,10 +59,10 @@ def test_attention_on_a_cpu_is_counted_forwards_and_backwards():
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_every_kind_of_product_of_the_engine_is_counted(precision):
-    from lewm.models.nn.engine import _PACKING, _Affine
+    from lewm.models.nn.products import PACKING, Affine
 
     # large enough to be laid out, or quantised
-    wide = _PACKING[precision](_Affine(torch.randn(512, 400), None))
+    wide = PACKING[precision](Affine(torch.randn(512, 400), None))
     with torch.no_grad():
         assert count_flops(lambda: wide(torch.randn(1, 30, 400))) == 2 * 30 * 400 * 512
 
