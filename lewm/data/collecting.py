@@ -18,7 +18,7 @@ from lewm.contracts import Ending, World
 from lewm.data.episodes import Episodes, Provenance
 from lewm.data.workers import Acting, Recorder, policy_in, record
 from lewm.data.writing import EpisodeWriter
-from lewm.worlds.kit.gym import GymWorld, named
+from lewm.worlds.kit.gym import Env, GymWorld, named
 from lewm.worlds.kit.opening import Looped, open_world
 
 __all__ = ["collect", "cores"]
@@ -40,7 +40,7 @@ together, and progress waits for them."""
 
 
 def collect(
-    world: str | Callable[..., Any],
+    world: str | Callable[..., Env],
     path: Path | str,
     episodes: int,
     policy: str | Acting | None = None,

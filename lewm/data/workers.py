@@ -18,7 +18,7 @@ import numpy as np
 
 from lewm.contracts import Ending, Policy, World
 from lewm.data.episodes import Episode
-from lewm.worlds.kit.gym import GymWorld, named
+from lewm.worlds.kit.gym import Env, GymWorld, named
 from lewm.worlds.kit.opening import open_world
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
@@ -43,7 +43,7 @@ class Recorder:
         world: an open one, to begin with.
     """
 
-    kind: str | Callable[..., Any]
+    kind: str | Callable[..., Env]
     options: Mapping[str, Any]
     policy: str | Acting
     seed: int

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lewm import registry
-from lewm.contracts import DataSpec, Statistics
+from lewm.contracts import DataSpec, Described, Statistics, require
 from lewm.files import read_json, sync, write_atomically, write_json
 
 MODEL, EXPERIMENT, METRICS, CHECKPOINTS = (
@@ -47,7 +47,12 @@ HEADS, HEAD = "heads", "head.json"
 
 def describe_model(model: Any) -> dict[str, Any]:
     """What `build_model` needs to make this model anew: registered name, config and data spec,
-    JSON-ready."""
+    JSON-ready.
+
+    Raises:
+        ValueError: the model does not keep its config.
+    """
+    require(Described, model, "a model that is written down")
     return {
         "model": type(model.config).__module__.rpartition(".")[2],
         "config": dataclasses.asdict(model.config),

@@ -23,6 +23,7 @@ from lewm.planning.config import PlanningConfig, attach, build_planning, heads_o
 from lewm.runs import checkpoints
 from lewm.runs.heads import head_names, load_head
 from lewm.runs.results import Result
+from lewm.worlds.kit.gym import Env
 from lewm.worlds.kit.opening import can_open, open_world
 
 __all__ = ["Analysis", "Missing", "Progress", "Run", "Unsupported", "open_run"]
@@ -156,7 +157,7 @@ class Run:
         self,
         num_envs: int = 1,
         seed: int = 0,
-        world: str | Callable[..., Any] | WorldSpec | None = None,
+        world: str | Callable[..., Env] | WorldSpec | None = None,
         **changes: Any,
     ) -> Agent:
         """Return an agent that plans as this run does: `act(pixels, goal_pixels)` gives actions.
@@ -217,7 +218,7 @@ def open_run(
     path: Path | str,
     data: Path | str | None = None,
     device: str = "auto",
-    world: str | Callable[..., Any] | None = None,
+    world: str | Callable[..., Env] | None = None,
 ) -> Run:
     """Open a run folder, and the episodes to use it with, where they are there.
 
@@ -325,7 +326,7 @@ def _for_probes(count: int, heldout: tuple[int, ...]) -> tuple[list[int], list[i
 
 
 def _opener(
-    world: str | Callable[..., Any], provenance: Mapping[str, Any], image_size: int
+    world: str | Callable[..., Env], provenance: Mapping[str, Any], image_size: int
 ) -> Callable[..., World]:
     """What opens the world of some episodes, in their look or another one, in a size. One that is
     no plug-in is opened with the options that they were recorded with."""
@@ -341,7 +342,7 @@ def _opener(
 
 
 def _recorded_options(
-    world: str | Callable[..., Any], provenance: Mapping[str, Any]
+    world: str | Callable[..., Env], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Options that a file says its world was opened with. A registered id is given its numbers and
     its crop only: a word may be the address of a file."""

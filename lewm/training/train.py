@@ -23,7 +23,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from lewm.contracts import Batch, DataSpec, ModelConfig, Statistics, WorldModel
+from lewm.contracts import Batch, DataSpec, ModelConfig, Statistics, WorldModel, require
 from lewm.data.episodes import Episodes
 from lewm.data.readers import Batches, open_windows
 from lewm.data.split import Split, split, statistics
@@ -95,6 +95,7 @@ def train(
 
     torch.manual_seed(config.seed)
     bare = model_config.build(DataSpec(episodes.image_size, config.frameskip, stats))
+    require(WorldModel, bare, f"what {type(model_config).__name__} builds")
     with deterministic(fabric.device):
         trainer = Trainer(fabric, bare, config, batches, paths)
         description = _description(bare, config, episodes, chosen)

@@ -11,6 +11,7 @@ from lewm import registry
 from lewm.contracts import (
     Advancing,
     Batched,
+    DataSpec,
     Described,
     Distance,
     Editable,
@@ -21,20 +22,27 @@ from lewm.contracts import (
     Regioned,
     SingleWorld,
     Specified,
+    Statistics,
+    WorldModel,
     WorldSpec,
     missing,
     require,
 )
+from lewm.data.collecting import collect
 from lewm.planning.changes import PlanningChanges
 from lewm.planning.config import PlanningConfig, heads_of
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.objectives.temporal import Temporal
 from lewm.planning.solvers.amortised import Amortised
 from lewm.planning.solvers.cem import CEM
+from lewm.runs import checkpoints
+from lewm.training.config import TrainingConfig
 from lewm.training.fit import fit
+from lewm.training.train import train
 from lewm.worlds.kit.opening import Looped, open_world
 from lewm.worlds.two_room import TwoRoom
 
+DATA = DataSpec(56, 5, Statistics((0.5,) * 3, (0.2,) * 3, (0.0, 0.0), (1.0, 1.0)))
 SPEC = WorldSpec("line", "1", 16, (-1.0,), (1.0,), ("x",), ("px",), 5)
 
 
@@ -159,3 +167,31 @@ def test_parts_of_a_plan_say_which_heads_and_which_search_they_have():
 def test_a_model_may_have_an_engine():
     assert isinstance(SimpleNamespace(engine=lambda precision="float32": None), Engined)
     assert not isinstance(SimpleNamespace(rollout=None), Engined)
+
+
+@pytest.mark.parametrize("name", registry.names("models"))
+def test_every_model_can_be_made_anew_and_one_without_config_is_told_so(name):
+    model = registry.load("models", name)().build(DATA)
+    assert isinstance(model, WorldModel)
+    assert isinstance(model, Described)
+    described = checkpoints.describe_model(model)
+    assert checkpoints.describe_model(checkpoints.build_model(described)) == described
+    with pytest.raises(ValueError, match=r"without `config`\. Add"):
+        checkpoints.describe_model(torch.nn.Linear(1, 1))
+
+
+def test_a_model_that_misses_a_method_is_told_before_it_is_trained(tmp_path):
+    class Half(torch.nn.Module):
+        context, latent_dim, spec = 1, 8, DATA
+
+        def encode(self, pixels):
+            raise AssertionError("it is refused first")
+
+        loss = encode
+
+    data = tmp_path / "episodes.h5"
+    with collect("two-room", data, 4, image_size=16):
+        pass
+    config = SimpleNamespace(build=lambda spec: Half())
+    with pytest.raises(ValueError, match="without `rollout`"):
+        train(config, TrainingConfig(batch_size=2), data, tmp_path / "run")

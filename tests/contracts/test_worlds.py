@@ -9,7 +9,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from lewm import registry
-from lewm.contracts import WorldSpec
+from lewm.contracts import Batched, Regioned, SingleWorld, WorldSpec
 from lewm.worlds.kit.opening import open_world
 
 SIZE = 64
@@ -55,6 +55,7 @@ def actions_of(env, count, seed=0):
 @every_env
 def test_the_spec_describes_the_env(name):
     env = make(name)
+    assert isinstance(env, SingleWorld)
     spec = env.env_spec
     assert isinstance(spec, WorldSpec)
     assert (spec.name, spec.image_size, spec.look) == (name, SIZE, quick_look(name))
@@ -270,7 +271,7 @@ def test_policies_stay_in_the_box_and_follow_their_seed(name):
 @every_env
 def test_regions_are_numbers(name):
     env = make(name)
-    if not hasattr(env, "regions"):
+    if not isinstance(env, Regioned):
         pytest.skip("a world without regions")
     states = np.stack([env.reset(seed=seed)[1]["state"] for seed in range(20)])
     regions = env.regions(states)
@@ -281,7 +282,7 @@ def test_regions_are_numbers(name):
 
 @every_env
 def test_a_batch_changes_no_environment(name):
-    if not hasattr(load(name), "batched"):
+    if not isinstance(load(name), Batched):
         pytest.skip("a world without a batched form")
     seeds, chosen = [11, 5, 8, 21], 2
     for policy in load(name).policies:
@@ -306,7 +307,7 @@ def test_a_batch_changes_no_environment(name):
 
 @every_env
 def test_a_batch_keeps_its_memory_to_itself(name):
-    if not hasattr(load(name), "batched"):
+    if not isinstance(load(name), Batched):
         pytest.skip("a world without a batched form")
     world = make_world(name, 3)
     world.reset([0, 1, 2])

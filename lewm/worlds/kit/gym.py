@@ -19,7 +19,7 @@ from lewm.contracts import Policy, SingleWorld, Specified, WorldSpec, missing
 from lewm.registry import choose
 from lewm.worlds.kit.batched import generators
 
-__all__ = ["OPTIONS", "PREFIX", "GymWorld", "make_envs", "named", "registered"]
+__all__ = ["OPTIONS", "PREFIX", "Env", "GymWorld", "make_envs", "named", "registered"]
 
 PREFIX = "gym:"
 """Before a registered Gymnasium id, it makes the name of a world: "gym:Pendulum-v1"."""
@@ -34,6 +34,8 @@ TOLD = ("state", "goal", "success")
 
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
+"""Any environment; one that does not derive from it may do, see `Steppable`."""
+
 Space: TypeAlias = gymnasium.Space[Any]
 
 
@@ -249,7 +251,7 @@ class GymWorld:
         return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BOX))
 
 
-def named(world: Callable[..., Any]) -> str:
+def named(world: Callable[..., object]) -> str:
     """The name of a class or a factory: its module's and its own."""
     while isinstance(world, functools.partial):
         world = world.func
@@ -292,7 +294,7 @@ def registered(name: str) -> Callable[..., Env]:
 
 
 def make_envs(
-    make: Callable[..., Any], name: str, num_envs: int, options: Mapping[str, Any]
+    make: Callable[..., Env], name: str, num_envs: int, options: Mapping[str, Any]
 ) -> tuple[list[Env], dict[str, Any]]:
     """Call a class or a factory, with the options that it takes itself.
 
@@ -332,7 +334,7 @@ def make_envs(
     return envs, left
 
 
-def _parameters(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def _parameters(make: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(make).parameters
     except ValueError:  # of a builtin

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -38,6 +38,9 @@ __all__ = [
     "open_scene",
     "thin_meshes",
 ]
+
+if TYPE_CHECKING:
+    import mujoco
 
 Arguments = ParamSpec("Arguments")
 Made = TypeVar("Made")
@@ -141,7 +144,12 @@ class Scene:
     """
 
     def __init__(
-        self, model: Any, image_size: int, camera: str, look: str = "published", paint: Paint = ()
+        self,
+        model: mujoco.MjModel,
+        image_size: int,
+        camera: str,
+        look: str = "published",
+        paint: Paint = (),
     ) -> None:
         import mujoco
 
@@ -215,7 +223,7 @@ class Scene:
         self._gl.free = lambda: None
 
 
-def thin_meshes(model: Any, cell_m: float) -> None:
+def thin_meshes(model: mujoco.MjModel, cell_m: float) -> None:
     """Let all vertices of a mesh in one cube of `cell_m` become one of them, and drop the faces
     that vanish. In place.
 
@@ -246,7 +254,7 @@ def _halved(picture: np.ndarray) -> np.ndarray:
 
 def once_per_thread(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
     """Make `make` answer the same arguments with the same thing, but each thread with its own."""
-    made: dict[Any, Made] = {}
+    made: dict[tuple[object, ...], Made] = {}
 
     @functools.wraps(make)
     def remembered(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Made:
@@ -260,7 +268,7 @@ def once_per_thread(make: Callable[Arguments, Made]) -> Callable[Arguments, Made
 
 @once_per_thread
 def open_scene(
-    load: Callable[[], Any], image_size: int, camera: str, look: str, paint: Paint = ()
+    load: Callable[[], mujoco.MjModel], image_size: int, camera: str, look: str, paint: Paint = ()
 ) -> Scene:
     """The scene of this thread for a model that `load` compiles: made once, then shared. Arguments
     as in `Scene`."""

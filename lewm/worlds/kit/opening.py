@@ -23,6 +23,8 @@ from lewm.contracts import (
     require,
 )
 from lewm.worlds.kit import gym
+from lewm.worlds.kit.gym import Env
+from lewm.worlds.kit.single import Single
 
 __all__ = ["Looped", "can_open", "open_world", "world_name"]
 
@@ -127,7 +129,7 @@ class Looped:
         ]
 
 
-def world_name(world: str | Callable[..., Any]) -> str:
+def world_name(world: str | Callable[..., Env]) -> str:
     """The name of what `open_world` is given: a class has its module's before its own."""
     return world if isinstance(world, str) else gym.named(world)
 
@@ -138,7 +140,7 @@ def can_open(name: str) -> bool:
     return name.startswith(gym.PREFIX) or name in registry.names("worlds")
 
 
-def open_world(world: str | Callable[..., Any], num_envs: int = 1, **options: Any) -> World:
+def open_world(world: str | Callable[..., Env], num_envs: int = 1, **options: Any) -> World:
     """Open `num_envs` environments of one kind to be stepped together.
 
     Args:
@@ -169,12 +171,17 @@ def open_world(world: str | Callable[..., Any], num_envs: int = 1, **options: An
     for option in left:
         registry.choose(f"option of world '{name}'", option, options.keys() - left.keys())
     require(SingleWorld, envs[0], f"world '{name}'")
-    return Looped(cast(list[SingleWorld], envs))
+    return Looped(cast(Sequence[SingleWorld], envs))
 
 
-def _open_plugin(name: str, plugin: Any, num_envs: int, options: dict[str, Any]) -> World:
-    # A `single.Single` takes any option and hands it on: its world is asked.
-    parameters = inspect.signature(getattr(plugin, "world_class", plugin)).parameters
+def _open_plugin(
+    name: str, plugin: Callable[..., SingleWorld], num_envs: int, options: dict[str, Any]
+) -> World:
+    # A `Single` takes any option and hands it on: its world is asked.
+    asked: Callable[..., object] = plugin
+    if isinstance(plugin, type) and issubclass(plugin, Single):
+        asked = plugin.world_class
+    parameters = inspect.signature(asked).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         known = [parameter for parameter in parameters if parameter != "num_envs"]
         for option in options:
