@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from lewm.experiments.steps import recipe as recipe
     from lewm.experiments.steps import train as train
     from lewm.models.lewm import LeWMConfig as LeWMConfig
-    from lewm.models.nn.losses import sigreg as sigreg
+    from lewm.models.nn.sigreg import sigreg as sigreg
     from lewm.planning.agent import Agent as Agent
-    from lewm.planning.agent import PlanningConfig as PlanningConfig
+    from lewm.planning.config import PlanningConfig as PlanningConfig
     from lewm.planning.heads.amortised import AmortisedConfig as AmortisedConfig
     from lewm.planning.heads.temporal import TemporalConfig as TemporalConfig
     from lewm.planning.objectives.l2 import L2 as L2
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from lewm.runs.checkpoints import load as load
     from lewm.runs.run import Run as Run
     from lewm.runs.run import open_run as open_run
+    from lewm.training.config import TrainingConfig as TrainingConfig
     from lewm.training.fit import FittingConfig as FittingConfig
-    from lewm.training.train import TrainingConfig as TrainingConfig
     from lewm.worlds.kit.opening import open_world as open_world
     from lewm.worlds.two_room import TwoRoom as TwoRoom
 
@@ -75,7 +75,7 @@ _HOME = {
     "LeWMConfig": "lewm.models.lewm",
     "MPPI": "lewm.planning.solvers.mppi",
     "Planning": "lewm.analyses.planning",
-    "PlanningConfig": "lewm.planning.agent",
+    "PlanningConfig": "lewm.planning.config",
     "PredictiveSampling": "lewm.planning.solvers.predictive_sampling",
     "Probing": "lewm.analyses.probing",
     "Run": "lewm.runs.run",
@@ -84,7 +84,7 @@ _HOME = {
     "Task": "lewm.evaluation.tasks",
     "Temporal": "lewm.planning.objectives.temporal",
     "TemporalConfig": "lewm.planning.heads.temporal",
-    "TrainingConfig": "lewm.training.train",
+    "TrainingConfig": "lewm.training.config",
     "TwoRoom": "lewm.worlds.two_room",
     "WorldSpec": "lewm.contracts",
     "collect": "lewm.data.collecting",
@@ -94,7 +94,7 @@ _HOME = {
     "open_run": "lewm.runs.run",
     "open_world": "lewm.worlds.kit.opening",
     "recipe": "lewm.experiments.steps",
-    "sigreg": "lewm.models.nn.losses",
+    "sigreg": "lewm.models.nn.sigreg",
     "split": "lewm.data.split",
     "train": "lewm.experiments.steps",
 }

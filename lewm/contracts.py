@@ -13,9 +13,9 @@ they become float inside a model and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -253,6 +253,34 @@ class WorldModel(Protocol):
         ...
 
 
+class ModelConfig(Protocol):
+    """What a model is made from: the frozen dataclass of its plug-in, one file in `models/`."""
+
+    def build(self, spec: DataSpec) -> WorldModel:
+        """Make a model with random weights that fits the data."""
+        ...
+
+
+@runtime_checkable
+class Engined(Protocol):
+    """A model that has a faster way to roll out than `rollout`."""
+
+    def engine(self, precision: str = "float32") -> Rollout:
+        """Prepare a rollout from the weights as they are now; a `ValueError` names the precisions
+        that there are."""
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A model or a head that can be made anew: `type(config)(**fields).build(...)`.
+
+    Its config is the frozen dataclass of its plug-in, so it can be written down as JSON.
+    """
+
+    config: Any
+
+
 @runtime_checkable
 class Head(Protocol):
     """A small network on frozen latents, fitted after the world model and stored beside it; an
@@ -260,11 +288,22 @@ class Head(Protocol):
 
     One file in `heads/`, whose config gives one with `.build(latent_dim, block_dim)`. A solver or
     an objective that needs heads has a field for each, None until `config.attach` fills it, and
-    names them in a class variable `heads`: {field: head}.
+    names them in a class variable `heads`, see `Headed`.
     """
+
+    horizon: int  # H, blocks per batch that it learns from; 0 if it asks for none
 
     def loss(self, batch: Hindsight) -> Losses:
         """What fitting minimises."""
+        ...
+
+
+@runtime_checkable
+class Distance(Protocol):
+    """A head that knows how far it is from one latent to another."""
+
+    def distance(self, now: Tensor, goal: Tensor) -> Tensor:
+        """(..., D) current and goal latents -> (...) env steps between them."""
         ...
 
 
@@ -299,6 +338,99 @@ class Proposing(Protocol):
     def propose(self, now: Tensor, goal: Tensor, elapsed: Tensor, horizon: int) -> Tensor:
         """(B, D) current and (B, D) goal latents, (B,) env steps since the goal was set -> (B, H,
         A) normalised blocks."""
+        ...
+
+
+@runtime_checkable
+class Refining(Protocol):
+    """A solver that hands what it finds to another search; None where it was given none."""
+
+    @property
+    def search(self) -> Solver | None: ...
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """An objective or a solver that needs heads: {its field: name of the head}."""
+
+    heads: Mapping[str, str]
+
+
+@runtime_checkable
+class Specified(Protocol):
+    """An environment that says what world it is, and so means to be a world plug-in."""
+
+    env_spec: WorldSpec
+
+
+@runtime_checkable
+class SingleWorld(Specified, Protocol):
+    """One environment that keeps the promises of a world plug-in: a `gymnasium.Env` and more.
+
+    `reset` takes options={"state": ..., "goal": ...}. The `info` of `reset` and `step` holds
+    "state" and "goal", (S,) float32 each, and "success"; where the spec names several criteria
+    also "criteria", which says of each whether it is met.
+    """
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The names that `policy` knows."""
+        ...
+
+    def policy(self, name: str, seed: int) -> Policy:
+        """As `World.policy`, for one environment: each call returns one (a,) action."""
+        ...
+
+    def render_state(self, state: np.ndarray) -> np.ndarray:
+        """(h, w, 3) uint8 picture of another state, such as a goal."""
+        ...
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]: ...
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]: ...
+
+    def render(self) -> np.ndarray: ...
+
+
+@runtime_checkable
+class Advancing(Protocol):
+    """A single world that can step without drawing; for one where drawing is slow."""
+
+    def advance(self, action: np.ndarray) -> dict[str, Any]:
+        """Do what `step` does but draw, and return the `info`."""
+        ...
+
+
+@runtime_checkable
+class Regioned(Protocol):
+    """A single world that has regions, such as rooms."""
+
+    def regions(self, states: np.ndarray) -> np.ndarray | None:
+        """(n,) integer region of each of (n, S) states."""
+        ...
+
+
+@runtime_checkable
+class Editable(Protocol):
+    """A single world whose spec names things; `World` says the same for many."""
+
+    def teleport(self, things: Sequence[str], state: np.ndarray, seed: int) -> np.ndarray:
+        """One (S,) state like that given, with these things elsewhere and at rest."""
+        ...
+
+    def recoloured(self, thing: str, turn: float = 0.5) -> str:
+        """The look with another colour of this thing."""
+        ...
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A world plug-in, a class, whose environments can be stepped together."""
+
+    def batched(self, num_envs: int, **options: Any) -> World:
+        """B environments as one world; a class method."""
         ...
 
 
@@ -386,3 +518,33 @@ class Ending(Protocol):
     def ended(self) -> np.ndarray:
         """(B,) bool: is the episode over? Steps then change nothing until the next reset."""
         ...
+
+
+# --------------------------------------------------------------------------------- keeping to roles
+
+
+def missing(role: type, thing: object) -> list[str]:
+    """What `thing` lacks to fill a role: names of methods and attributes, in the role's order."""
+    named: dict[str, None] = {}
+    for part in reversed(role.__mro__):
+        if getattr(part, "_is_protocol", False) and part is not Protocol:
+            members = [*vars(part).get("__annotations__", {}), *vars(part)]
+            named |= {name: None for name in members if not name.startswith("_")}
+    return [name for name in named if not hasattr(thing, name)]
+
+
+def require(role: type, thing: object, name: str) -> None:
+    """Refuse what does not fill a role, in words that say what to add.
+
+    Args:
+        name: of the thing, as its user knows it: "head 'temporal'".
+
+    Raises:
+        ValueError: it lacks something.
+    """
+    if lacking := missing(role, thing):
+        listed = ", ".join(f"`{one}`" for one in lacking)
+        raise ValueError(
+            f"expected {name} to fill the role `lewm.contracts.{role.__name__}`, got "
+            f"{thing!r:.80} without {listed}. Add what is missing; the role says what it does."
+        )

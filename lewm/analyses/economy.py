@@ -22,17 +22,17 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from lewm import registry
-from lewm.contracts import WorldModel, WorldSpec
+from lewm.contracts import Engined, Refining, Rollout, WorldModel, WorldSpec
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
-from lewm.planning.agent import Agent, PlanningConfig
+from lewm.planning.agent import Agent
+from lewm.planning.config import PlanningConfig
 from lewm.runs.results import Interval, Result, Table, Tables
 from lewm.runs.run import Progress, Run, Unsupported
 
-# the analysis first
 __all__ = [
     "Economy",
     "EconomyResult",
@@ -487,12 +487,13 @@ def _arithmetic(
 ) -> tuple[Flops, Scaling]:
     """FLOPs of encoding and predicting a frame, and what a round gains by twice as many candidates,
     or twice the horizon."""
-    model, spec = copy.deepcopy(cast(Any, model)).cpu(), model.spec
+    model, spec = copy.deepcopy(model), model.spec
+    cast(nn.Module, model).cpu()
     pixels = torch.zeros(1, 1, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
     context, past = torch.zeros(1, 1, model.latent_dim), torch.zeros(1, 0, spec.block_dim)
-    engine: Callable[..., Tensor] = model.engine() if hasattr(model, "engine") else model.rollout
+    engine: Rollout = model.engine() if isinstance(model, Engined) else model.rollout
 
-    def a_round(unroll: Callable[..., Tensor], n: int, h: int) -> int:
+    def a_round(unroll: Rollout, n: int, h: int) -> int:
         return count_flops(lambda: unroll(context, past, torch.zeros(1, n, h, spec.block_dim)))
 
     with torch.no_grad():
@@ -541,7 +542,7 @@ def _env_spec(model: WorldModel) -> WorldSpec:
 
 def _named(planning: PlanningConfig) -> str:
     """A planner in words, such as "Amortised + MPPI, Temporal, 1 of 5 blocks"."""
-    search = getattr(planning.solver, "search", None)
+    search = planning.solver.search if isinstance(planning.solver, Refining) else None
     solver = type(planning.solver).__name__ + (f" + {type(search).__name__}" if search else "")
     return (
         f"{solver}, {type(planning.objective).__name__}, {planning.receding} of "

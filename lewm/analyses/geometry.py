@@ -24,6 +24,7 @@ from lewm.data.episodes import Episodes
 from lewm.models.nn import losses
 from lewm.models.nn.frozen import device_of, encode
 from lewm.models.nn.layers import recalibrating
+from lewm.models.nn.sigreg import draw_directions, sigreg_per_slice
 from lewm.runs import checkpoints
 from lewm.runs.results import Interval, Result, Tables, interval
 from lewm.runs.run import Progress, Run, Unsupported
@@ -466,7 +467,7 @@ class Geometry:
         these as well."""
         n, D = sample.shape
         generator = torch.Generator().manual_seed(self.seed)
-        directions = losses.draw_directions(D, self.slices, generator)
+        directions = draw_directions(D, self.slices, generator)
         portions = torch.arange(self.gaussians).split(
             max(1, PROJECTIONS_AT_ONCE // (n * self.slices))
         )
@@ -499,8 +500,8 @@ class Geometry:
         self,
         paths: Paths,
         costs: Mapping[str, Distance],
-        where: Any,
-        regions: Any,
+        where: np.ndarray | None,
+        regions: np.ndarray | None,
         generator: np.random.Generator,
     ) -> dict[str, Any]:
         """Spearman's rho of each cost with steps-to-go and with the distance of the states, over
@@ -664,7 +665,7 @@ def _one_frame_each(episodes: Episodes, ids: np.ndarray, generator: np.random.Ge
     return torch.from_numpy(episodes.rows("pixels", rows)).permute(0, 3, 1, 2)[:, None]
 
 
-def _with_random_weights(model: Any, sample: Tensor, seed: int) -> Any:
+def _with_random_weights(model: WorldModel, sample: Tensor, seed: int) -> WorldModel:
     """The same model before its training, its batch norms set to what they see, as in training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -677,7 +678,7 @@ def _with_random_weights(model: Any, sample: Tensor, seed: int) -> Any:
 def _moments(samples: Tensor, directions: Tensor) -> dict[str, Tensor]:
     """(R, n, D) samples, (D, M) directions -> (R,) numbers about each sample; means over its
     dimensions but for SIGReg's."""
-    statistics = losses.sigreg_per_slice(samples.transpose(0, 1), directions)
+    statistics = sigreg_per_slice(samples.transpose(0, 1), directions)
     std, mean = torch.std_mean(samples, dim=1, keepdim=True)
     unit = (samples - mean) / std.clamp_min(1e-9)
     return {

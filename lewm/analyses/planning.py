@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ import torch
 from lewm.analyses.probes.attempts import in_places
 from lewm.analyses.probes.ridge import steady_probe
 from lewm.analyses.probes.targets import readings_of
-from lewm.contracts import World, WorldModel
+from lewm.contracts import Objective, Solver, World, WorldModel
 from lewm.data.episodes import Episodes
-from lewm.evaluation.evaluate import Recording, record_episodes
+from lewm.evaluation.recordings import Recording, record_episodes
 from lewm.evaluation.tasks import Pairs, Task, Unavailable, draw_pairs, padded, place
 from lewm.models.nn.frozen import encode
-from lewm.planning.agent import Agent, PlanningConfig
+from lewm.planning.agent import Agent
+from lewm.planning.config import PlanningConfig
 from lewm.runs.results import Interval, Result, Tables
 from lewm.runs.run import Progress, Run, Unsupported
 from lewm.stats import bootstrap
@@ -388,5 +389,5 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean())
 
 
-def _name(part: Any) -> str:
+def _name(part: Objective | Solver) -> str:
     return type(part).__module__.rpartition(".")[2].replace("_", "-")

@@ -32,6 +32,7 @@ from lewm.analyses.probes.targets import (
     standardised,
     state_targets,
 )
+from lewm.contracts import Described, WorldModel
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
 from lewm.runs import checkpoints
 from lewm.runs.results import Interval, Result, Tables, interval
@@ -347,11 +348,11 @@ class Probing:
             probe=probe,
         )
 
-    def _rivals(self, model: Any) -> dict[str, Features]:
+    def _rivals(self, model: WorldModel) -> dict[str, Features]:
         """What else makes features of a picture. A model that cannot be described cannot be made
         anew with random weights."""
         rivals: dict[str, Features] = {}
-        if hasattr(model, "config"):
+        if isinstance(model, Described):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
                 fresh = checkpoints.build_model(checkpoints.describe_model(model))

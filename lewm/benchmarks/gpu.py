@@ -46,24 +46,30 @@ from lewm.analyses.probing import Probing
 from lewm.contracts import Batch, DataSpec, Plan, Statistics, WorldSpec
 from lewm.data.collecting import collect, cores
 from lewm.data.episodes import Episodes
-from lewm.data.windows import Resident, Streamed, Windows
+from lewm.data.readers import Resident, Streamed
+from lewm.data.windows import Windows
 from lewm.devices import deterministic, fastest_precision, synchronise
-from lewm.evaluation.evaluate import COLUMNS, evaluate, markdown_table
+from lewm.evaluation.evaluate import evaluate
+from lewm.evaluation.tables import COLUMNS, markdown_table
 from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
+from lewm.experiments.experiment import CollectionConfig, Experiment
 from lewm.experiments.pipeline import Report, facts, train_model
-from lewm.experiments.recipes import CollectionConfig, Experiment
 from lewm.files import read_json, write_atomically, write_json
 from lewm.models.lewm import LeWM
 from lewm.models.nn import losses
-from lewm.planning.agent import Agent, PlanningConfig
+from lewm.models.nn.sigreg import draw_directions, sigreg, sigreg_reference
+from lewm.planning.agent import Agent
+from lewm.planning.config import PlanningConfig
 from lewm.planning.cost import Scorer, Situation
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from lewm.runs import checkpoints
 from lewm.runs.pieces import save_pieces
 from lewm.runs.run import Run, Unsupported
-from lewm.training.train import Trainer, TrainingConfig, launch
+from lewm.training.config import TrainingConfig
+from lewm.training.launch import launch
+from lewm.training.train import Trainer
 from lewm.worlds.kit.opening import open_world
 
 STAGES = ("facts", "correctness", "speed", "collect", "train", "evaluate", "probe", "save")
@@ -586,7 +592,7 @@ def _sigreg_case(bench: Bench) -> tuple[Tensor, Tensor]:
     experiment = bench.size.experiment
     shape = experiment.training.batch_size, experiment.training.window, experiment.model.latent_dim
     generator = torch.Generator().manual_seed(bench.seed)
-    return torch.randn(shape, generator=generator), losses.draw_directions(
+    return torch.randn(shape, generator=generator), draw_directions(
         shape[2], experiment.model.sigreg_slices, generator
     )
 
@@ -602,8 +608,8 @@ def _sigreg(
 
 def _sigreg_beside_float64(bench: Bench) -> None:
     latents, directions = _sigreg_case(bench)
-    exact = _sigreg(losses.sigreg_reference, latents.double(), directions.double())
-    ours = _sigreg(losses.sigreg, latents.to(bench.device), directions.to(bench.device))
+    exact = _sigreg(sigreg_reference, latents.double(), directions.double())
+    ours = _sigreg(sigreg, latents.to(bench.device), directions.to(bench.device))
     bench.add("SIGReg, float32, beside float64", _off(ours[0], exact[0]), "relative", bound=1e-5)
     bench.add("its gradient", _off(ours[1], exact[1]), "relative", bound=1e-4)
 
@@ -756,8 +762,8 @@ def _speed(bench: Bench) -> None:
     _updates_per_second(bench)
     latents, directions = (x.to(bench.device) for x in _sigreg_case(bench))
     if bench.wants("SIGReg, forward and backward", 2 * bench.size.measured_s):
-        ours = _per_second(bench, lambda: _sigreg(losses.sigreg, latents, directions))
-        plain = _per_second(bench, lambda: _sigreg(losses.sigreg_reference, latents, directions))
+        ours = _per_second(bench, lambda: _sigreg(sigreg, latents, directions))
+        plain = _per_second(bench, lambda: _sigreg(sigreg_reference, latents, directions))
         shape = "x".join(map(str, latents.shape))
         bench.add(
             f"SIGReg, forward and backward, {shape}",
@@ -855,12 +861,10 @@ def _plain_loss(model: LeWM, pixels: Tensor, actions: Tensor) -> Tensor:
         x.unfold(1, K, 1).movedim(-1, 2).flatten(0, 1) for x in (z[:, :-1], actions, z[:, 1:])
     )
     prediction = losses.prediction(model.predict(contexts, blocks), targets)
-    directions = losses.draw_directions(
-        model.latent_dim, model.config.sigreg_slices, device=z.device
-    )
+    directions = draw_directions(model.latent_dim, model.config.sigreg_slices, device=z.device)
     sample = z.flatten(0, 1)[:, None] if model.config.sigreg_pooled else z
     with torch.autocast(pixels.device.type, enabled=False):
-        return prediction + model.config.sigreg_weight * losses.sigreg_reference(
+        return prediction + model.config.sigreg_weight * sigreg_reference(
             sample.float(), directions
         )
 

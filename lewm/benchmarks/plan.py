@@ -30,13 +30,14 @@ import torch
 
 from lewm.analyses.economy import count_plan
 from lewm.benchmarks.engine import machine_limit
-from lewm.contracts import DataSpec, Statistics, WorldSpec
-from lewm.evaluation.evaluate import AGENT, Evaluation, evaluate
+from lewm.contracts import DataSpec, Objective, Solver, Statistics, WorldModel, WorldSpec
+from lewm.evaluation.evaluate import evaluate
+from lewm.evaluation.outcome import AGENT, Evaluation
 from lewm.evaluation.tasks import Task, Unavailable, draw_pairs
 from lewm.files import write_atomically, write_json
 from lewm.models.lewm import LeWMConfig
-from lewm.planning.agent import Agent, PlanningConfig
-from lewm.planning.config import attach
+from lewm.planning.agent import Agent
+from lewm.planning.config import PlanningConfig, attach
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.objectives.temporal import Temporal
 from lewm.planning.solvers.amortised import Amortised
@@ -92,7 +93,7 @@ def planners(horizon: int = 5) -> tuple[Planner, ...]:
     amortised ones; without heads."""
     l2, steady, quick = L2(), Temporal(intermediate=1.0), MPPI(44, 6, 3)
 
-    def way(name: str, objective: Any, solver: Any, **settings: Any) -> Planner:
+    def way(name: str, objective: Objective, solver: Solver, **settings: Any) -> Planner:
         return Planner(name, PlanningConfig(objective, solver, horizon=horizon, **settings))
 
     return (
@@ -339,7 +340,7 @@ def _alone(opened: Run, chosen: Sequence[Planner]) -> dict[str, dict[str, float]
 
 
 def _arithmetic(
-    model: Any,
+    model: WorldModel,
     planning: PlanningConfig,
     spec: WorldSpec,
     pixels: np.ndarray,

@@ -19,7 +19,8 @@ import torch
 
 from lewm.contracts import DataSpec, Statistics, WorldSpec
 from lewm.models.lewm import LeWM, LeWMConfig
-from lewm.planning.agent import Agent, PlanningConfig
+from lewm.planning.agent import Agent
+from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from lewm.worlds.kit.opening import open_world

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from lewm.data import split
 from lewm.data.collecting import collect
-from lewm.data.windows import Batches, Resident, Streamed, Windows
+from lewm.data.readers import Batches, Resident, Streamed
+from lewm.data.windows import Windows
 
 IMAGE_SIZE, LENGTH, FRAMESKIP, BATCH = 96, 4, 5, 32
 

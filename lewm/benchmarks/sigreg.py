@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lewm.experiments import recipes
-from lewm.models.nn.losses import draw_directions, sigreg, sigreg_reference
+from lewm.models.nn.sigreg import draw_directions, sigreg, sigreg_reference
 
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ours": sigreg,

@@ -7,6 +7,8 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 __all__ = ["Provenance"]
 
 
@@ -65,7 +67,7 @@ class Provenance:
 def _plain(value: Any) -> Any:
     """An attribute without NumPy's types and fixed-length bytes; a list becomes a tuple if it holds
     nothing but text."""
-    value = value.tolist() if hasattr(value, "tolist") else value
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     if isinstance(value, list):
         values = tuple(map(_plain, value))
         return values if all(isinstance(v, str) for v in values) else None

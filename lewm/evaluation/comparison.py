@@ -11,17 +11,11 @@ import numpy as np
 
 from lewm.contracts import World, WorldModel
 from lewm.data.episodes import Episodes
-from lewm.evaluation.evaluate import (
-    AGENT,
-    COLUMNS,
-    FLOORS,
-    Evaluation,
-    Progress,
-    evaluate,
-    markdown_table,
-)
+from lewm.evaluation.evaluate import FLOORS, Progress, evaluate
+from lewm.evaluation.outcome import AGENT, Evaluation
+from lewm.evaluation.tables import COLUMNS, markdown_table
 from lewm.evaluation.tasks import Task, Unavailable, standard_tasks
-from lewm.planning.agent import PlanningConfig
+from lewm.planning.config import PlanningConfig
 from lewm.stats import Paired, p_value
 
 COMPARISON_COLUMNS = ("task", "first", "second", "difference", "only first", "only second", "p")

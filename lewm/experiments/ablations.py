@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from lewm.analyses.probing import Probing
-from lewm.evaluation.evaluate import AGENT, evaluate
+from lewm.evaluation.evaluate import evaluate
+from lewm.evaluation.outcome import AGENT
 from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
+from lewm.experiments.experiment import Experiment
 from lewm.experiments.pipeline import collect_episodes, open_recipe_world, seeded
-from lewm.experiments.recipes import Experiment
 from lewm.files import read_json, write_json
 from lewm.planning.config import plain_search
 from lewm.runs import checkpoints

@@ -28,21 +28,23 @@ from lewm.analyses.probing import ProbingResult
 from lewm.contracts import World, WorldModel, WorldSpec
 from lewm.data.collecting import collect
 from lewm.data.episodes import Episodes
-from lewm.evaluation.evaluate import AGENT, Evaluation, Score, evaluate
+from lewm.evaluation.evaluate import evaluate
+from lewm.evaluation.outcome import AGENT, Evaluation, Score
 from lewm.evaluation.tasks import Task
 from lewm.experiments.book import Book
-from lewm.experiments.recipes import Experiment
+from lewm.experiments.experiment import Experiment
 from lewm.files import read_json
 from lewm.models.nn.frozen import device_of
-from lewm.planning.agent import PlanningConfig
-from lewm.planning.config import attach, describe_planning, heads_of
+from lewm.planning.config import PlanningConfig, attach, describe_planning, heads_of
 from lewm.runs import checkpoints
 from lewm.runs.answers import analyse
+from lewm.runs.heads import head_names, load_head
 from lewm.runs.results import Result
 from lewm.runs.run import Run, Unsupported
 from lewm.stats import bootstrap
 from lewm.training.fit import fit_heads
-from lewm.training.train import Progress, train
+from lewm.training.train import train
+from lewm.training.watch import Progress
 from lewm.worlds.kit.opening import open_world
 
 __all__ = [
@@ -256,7 +258,7 @@ def fit_planning(
     """How a recipe plans, with the heads that it asks for: those of the run, or else fitted now and
     stored there."""
     wanted = heads_of(experiment.planning)
-    if missing := sorted(wanted - set(checkpoints.head_names(folder))):
+    if missing := sorted(wanted - set(head_names(folder))):
 
         def progress(stage: str, done: int, total: int, note: str) -> None:
             report(f"fit {stage}" if stage in missing else stage, done, total, note, "")
@@ -271,9 +273,7 @@ def fit_planning(
             experiment.fitting,
             progress,
         )
-    return attach(
-        experiment.planning, {name: checkpoints.load_head(folder, name, model) for name in wanted}
-    )
+    return attach(experiment.planning, {name: load_head(folder, name, model) for name in wanted})
 
 
 def open_recipe_world(experiment: Experiment, num_envs: int) -> World:
@@ -297,7 +297,7 @@ def _opened(
         options = experiment.options | ({"look": look[0]} if look else {})
         return open_world(experiment.world, num_envs, image_size=experiment.image_size, **options)
 
-    names = checkpoints.head_names(folder)
+    names = head_names(folder)
     return Run(
         model,
         episodes,
@@ -306,7 +306,7 @@ def _opened(
         opened,
         tuple(checkpoints.metrics(folder)),
         planning,
-        {name: checkpoints.load_head(folder, name, model) for name in names},
+        {name: load_head(folder, name, model) for name in names},
         experiment.recipe,
         path=folder,
     )

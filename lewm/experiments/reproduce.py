@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lewm.analyses.probing import ProbingResult, Variable
-from lewm.evaluation.evaluate import Evaluation
+from lewm.evaluation.outcome import Evaluation
 from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
 from lewm.experiments.book import Book

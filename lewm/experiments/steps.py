@@ -11,20 +11,22 @@ from typing import Any, overload
 import lewm
 from lewm import registry
 from lewm.data.episodes import Episodes, check_fits
-from lewm.evaluation.evaluate import FLOORS, Evaluation
+from lewm.evaluation.evaluate import FLOORS
 from lewm.evaluation.evaluate import Progress as PlayProgress
 from lewm.evaluation.evaluate import evaluate as play
+from lewm.evaluation.outcome import Evaluation
 from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
-from lewm.experiments.recipes import Experiment
+from lewm.experiments.experiment import Experiment
 from lewm.planning.changes import PlanningChanges
 from lewm.planning.config import describe_planning
 from lewm.runs.run import Run, open_run
+from lewm.training.config import TrainingConfig
 from lewm.training.fit import FittingConfig
 from lewm.training.fit import Progress as FitProgress
 from lewm.training.fit import fit_heads as fit
-from lewm.training.train import Progress, TrainingConfig
 from lewm.training.train import train as descend
+from lewm.training.watch import Progress
 from lewm.worlds.kit.gym import PREFIX
 from lewm.worlds.kit.opening import open_world
 

@@ -18,6 +18,7 @@ from lewm.contracts import Batch, DataSpec, Losses, Rollout
 from lewm.models.nn import engine, losses
 from lewm.models.nn.frozen import require_evaluation_mode
 from lewm.models.nn.layers import ActionEncoder, Predictor, Projector, ViT
+from lewm.models.nn.sigreg import draw_directions, sigreg
 
 __all__ = ["LeWMConfig", "LeWM"]
 
@@ -300,7 +301,7 @@ class LeWM(nn.Module):
         z = self.encode(batch.pixels)
         predicted = self.predict(_windows(z[:, :-1], K), _windows(batch.actions, K))
         target = _windows(z[:, 1:], K)
-        directions = losses.draw_directions(
+        directions = draw_directions(
             self.latent_dim, self.config.sigreg_slices, generator, z.device
         )
         sample = z.flatten(0, 1)[:, None] if self.config.sigreg_pooled else z
@@ -309,7 +310,7 @@ class LeWM(nn.Module):
                 "prediction": losses.prediction(
                     predicted, target.detach() if self.config.stop_gradient else target
                 ),
-                "sigreg": losses.sigreg(sample, directions, self.config.sigreg_knots),
+                "sigreg": sigreg(sample, directions, self.config.sigreg_knots),
             },
             weights={"sigreg": self.config.sigreg_weight},
             latents=z.detach(),

@@ -11,129 +11,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import Box, Objective, Plan, Proposing, Solver, WorldModel, WorldSpec
+from lewm.contracts import Box, Engined, Plan, Proposing, WorldModel, WorldSpec
 from lewm.models.nn.frozen import device_of, encode, require_evaluation_mode
-from lewm.planning.cost import OutOfTime, PlanCost, Scored, Scorer, Situation
+from lewm.planning.config import PlanningConfig
+from lewm.planning.cost import OutOfTime, PlanCost, Scorer, Situation
+from lewm.planning.trace import Effort, Replan
 
-__all__ = ["Agent", "Effort", "History", "PlanningConfig", "Replan", "Scored"]
-
-
-@dataclass(frozen=True)
-class PlanningConfig:
-    """How to plan: a search, what it is for, and how far it looks. The defaults are the paper's
-    protocol.
-
-    Attributes:
-        objective: (rollout, goal) -> cost.
-        solver: the search over action sequences.
-        horizon: H, length of a plan in action blocks.
-        receding: blocks executed before replanning; the paper executes the whole plan.
-        hold_actions: search over (H, a) and hold each action for the `frameskip` steps of its
-            block. A smaller search, and enough where fine control within a block is not needed.
-        warm_start: begin from the part of the previous plan that was not executed, followed by
-            zeros; a solver that proposes where to begin (`contracts.Proposing`) is asked instead.
-        initial_std: of the search at its start, in normalised units. Source: 1 in the paper.
-        precision: of the rollouts that rank candidates; in another one than "float32" the cheapest
-            are scored again in float32, and are what plans are chosen from. The model's engine
-            knows the names.
-    """
-
-    objective: Objective
-    solver: Solver
-    horizon: int = 5
-    receding: int = 5
-    hold_actions: bool = False
-    warm_start: bool = False
-    initial_std: float = 1.0
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.receding <= self.horizon:
-            raise ValueError(
-                "receding (blocks executed per plan) must lie between 1 and "
-                f"horizon={self.horizon}, got {self.receding}."
-            )
-        if self.initial_std <= 0:
-            raise ValueError(
-                f"initial_std must be positive, got {self.initial_std}: without spread there is "
-                "no search."
-            )
-
-
-@dataclass(frozen=True)
-class Effort:
-    """What planning cost.
-
-    Attributes:
-        plans: one per environment and replan.
-        predictor_calls: sequences rolled out x horizon: how many single latents were predicted.
-        seconds: wall time of all replans together, encoding included.
-        cut_short: plans whose search was stopped by a deadline.
-    """
-
-    plans: int = 0
-    predictor_calls: int = 0
-    seconds: float = 0.0
-    cut_short: int = 0
-
-    def __add__(self, other: Effort) -> Effort:
-        return Effort(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    @property
-    def seconds_per_plan(self) -> float:
-        """Wall time per plan, in a batch of as many environments as were planned together."""
-        return self.seconds / max(self.plans, 1)
-
-    @property
-    def predictor_calls_per_plan(self) -> float:
-        return self.predictor_calls / max(self.plans, 1)
-
-
-@dataclass(frozen=True)
-class Replan:
-    """One replan of b environments, for pictures.
-
-    Attributes:
-        step: env step, since the episodes began, at which it was made.
-        environments: (b,) which environments of the batch it holds, ascending.
-        rounds: one per call of the cost, in order; CEM's last one scores its final mean alone. None
-            where nothing was scored.
-        plan: (b, H, A) blocks of the plan, normalised units.
-        actions: (b, H * frameskip, a) the same, clipped, in env units; only the first `receding`
-            blocks are executed.
-        now, goal: (b, D) latents of the current observation and of the goal.
-        latents: (b, H, D) predicted latents along the plan; index h is the latent after block h.
-        cut_short: whether a deadline stopped the search.
-    """
-
-    step: int
-    environments: np.ndarray
-    rounds: tuple[Scored, ...]
-    plan: np.ndarray
-    actions: np.ndarray
-    now: np.ndarray
-    goal: np.ndarray
-    latents: np.ndarray
-    cut_short: bool = False
-
-    def of(self, environment: int) -> Replan | None:
-        """The same for one environment, all with b = 1; None if it was not among those planned
-        for."""
-        row = np.flatnonzero(self.environments == environment)
-        if not len(row):
-            return None
-        rounds = tuple(Scored(r.costs[row], r.actions[row], r.ends[row]) for r in self.rounds)
-        arrays = {
-            name: getattr(self, name)[row]
-            for name in ("environments", "plan", "actions", "now", "goal", "latents")
-        }
-        return replace(self, rounds=rounds, **arrays)
+__all__ = ["Agent", "History"]
 
 
 class History:
@@ -455,7 +344,7 @@ class Agent:
 def _scorer(model: WorldModel, config: PlanningConfig) -> Scorer:
     """Rollouts by the model's engine, where it has one; low precision never without float32 beside
     it."""
-    engine = getattr(model, "engine", None)
+    engine = model.engine if isinstance(model, Engined) else None
     replayed = device_of(model).type == "cuda"
     if config.precision == "float32":
         return Scorer(

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from lewm import registry
-from lewm.planning.agent import PlanningConfig
-from lewm.planning.config import attach
+from lewm.contracts import Objective, Refining, Solver
+from lewm.planning.config import PlanningConfig, attach
 
 __all__ = ["PlanningChanges"]
 
@@ -83,10 +83,11 @@ class PlanningChanges:
             "solver": _chosen("solvers", self.solver, config.solver),
             "objective": _chosen("objectives", self.objective, config.objective),
         }
-        present = getattr(parts["solver"], "search", None)
+        solver = parts["solver"]
+        present = solver.search if isinstance(solver, Refining) else None
         if search := _chosen("solvers", self.search, present):
-            if not hasattr(parts["solver"], "search"):
-                got = plugin_name(parts["solver"])
+            if not isinstance(solver, Refining):
+                got = plugin_name(solver)
                 raise ValueError(
                     f"expected a solver that takes a search, got '{got}'. Leave `search` out."
                 )
@@ -122,11 +123,11 @@ class PlanningChanges:
         return attach(replace(config, **made, **changes["planning"]), heads)
 
 
-def _chosen(kind: str, name: str | None, present: Any) -> Any:
+def _chosen(kind: str, name: str | None, present: Objective | Solver | None) -> Any:
     if name is None or name.replace("_", "-") == plugin_name(present):
         return present
     return registry.load(kind, name)()
 
 
-def plugin_name(part: Any) -> str:
+def plugin_name(part: Objective | Solver | None) -> str:
     return type(part).__module__.rpartition(".")[2].replace("_", "-")

@@ -4,15 +4,25 @@ again."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
 from lewm import registry
-from lewm.planning.agent import PlanningConfig
+from lewm.contracts import Headed, Objective, Refining, Solver
 
-__all__ = ["attach", "build_planning", "describe_planning", "heads_of", "plain_search"]
+__all__ = [
+    "attach",
+    "build_planning",
+    "describe_planning",
+    "heads_of",
+    "plain_search",
+    "PlanningConfig",
+]
+
+Part = TypeVar("Part", bound=Objective | Solver)
+"""What a way to plan is made of; each is a frozen dataclass."""
 
 
 def heads_of(config: PlanningConfig) -> set[str]:
@@ -20,7 +30,7 @@ def heads_of(config: PlanningConfig) -> set[str]:
     return {
         head
         for part in _parts(config)
-        for name, head in getattr(part, "heads", {}).items()
+        for name, head in _heads(part).items()
         if getattr(part, name) is None
     }
 
@@ -36,25 +46,32 @@ def attach(config: PlanningConfig, heads: Mapping[str, nn.Module]) -> PlanningCo
     )
 
 
-def _parts(config: PlanningConfig) -> Iterator[Any]:
+def _heads(part: Objective | Solver) -> Mapping[str, str]:
+    return part.heads if isinstance(part, Headed) else {}
+
+
+def _search(part: Objective | Solver) -> Solver | None:
+    return part.search if isinstance(part, Refining) else None
+
+
+def _parts(config: PlanningConfig) -> Iterator[Objective | Solver]:
     """The objective, the solver, and the searches inside of that."""
     yield config.objective
-    part: Any = config.solver
+    part: Solver | None = config.solver
     while part is not None:
         yield part
-        part = getattr(part, "search", None)
+        part = _search(part)
 
 
-def _attached(part: Any, heads: Mapping[str, nn.Module]) -> Any:
-    named = getattr(part, "heads", {})
+def _attached(part: Part, heads: Mapping[str, nn.Module]) -> Part:
     changes: dict[str, Any] = {
         name: heads[head]
-        for name, head in named.items()
+        for name, head in _heads(part).items()
         if getattr(part, name) is None and head in heads
     }
-    if (search := getattr(part, "search", None)) is not None:
+    if (search := _search(part)) is not None:
         changes["search"] = _attached(search, heads)
-    return replace(part, **changes) if changes else part
+    return cast(Part, replace(cast(Any, part), **changes)) if changes else part
 
 
 def plain_search() -> PlanningConfig:
@@ -90,12 +107,12 @@ def build_planning(
         ) from None
 
 
-def _described(part: Any) -> dict[str, Any]:
+def _described(part: Objective | Solver) -> dict[str, Any]:
     """Of a plug-in; a search inside of it is described likewise."""
     settings = {
         field.name: getattr(part, field.name)
-        for field in fields(part)
-        if field.name not in getattr(part, "heads", {})
+        for field in fields(cast(Any, part))
+        if field.name not in _heads(part)
     }
     if settings.get("search") is not None:
         settings["search"] = _described(settings["search"])
@@ -108,3 +125,45 @@ def _built(kind: str, description: Mapping[str, Any]) -> Any:
     if settings.get("search") is not None:
         settings["search"] = _built("solvers", settings["search"])
     return plugin(**settings)
+
+
+@dataclass(frozen=True)
+class PlanningConfig:
+    """How to plan: a search, what it is for, and how far it looks. The defaults are the paper's
+    protocol.
+
+    Attributes:
+        objective: (rollout, goal) -> cost.
+        solver: the search over action sequences.
+        horizon: H, length of a plan in action blocks.
+        receding: blocks executed before replanning; the paper executes the whole plan.
+        hold_actions: search over (H, a) and hold each action for the `frameskip` steps of its
+            block. A smaller search, and enough where fine control within a block is not needed.
+        warm_start: begin from the part of the previous plan that was not executed, followed by
+            zeros; a solver that proposes where to begin (`contracts.Proposing`) is asked instead.
+        initial_std: of the search at its start, in normalised units. Source: 1 in the paper.
+        precision: of the rollouts that rank candidates; in another one than "float32" the cheapest
+            are scored again in float32, and are what plans are chosen from. The model's engine
+            knows the names.
+    """
+
+    objective: Objective
+    solver: Solver
+    horizon: int = 5
+    receding: int = 5
+    hold_actions: bool = False
+    warm_start: bool = False
+    initial_std: float = 1.0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.receding <= self.horizon:
+            raise ValueError(
+                "receding (blocks executed per plan) must lie between 1 and "
+                f"horizon={self.horizon}, got {self.receding}."
+            )
+        if self.initial_std <= 0:
+            raise ValueError(
+                f"initial_std must be positive, got {self.initial_std}: without spread there is "
+                "no search."
+            )

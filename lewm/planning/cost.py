@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lewm.contracts import Objective, Plan, Rollout
 from lewm.models.nn.graphs import Captured
+from lewm.planning.trace import Scored, scored
 
-__all__ = ["OutOfTime", "PlanCost", "Scored", "Scorer", "Situation"]
+__all__ = ["OutOfTime", "PlanCost", "Scorer", "Situation"]
 
 SEQUENCES_AT_ONCE, SEQUENCES_AT_ONCE_CUDA = 2048, 32768
 """Action sequences rolled out together; more are taken environment by environment. Bounds memory: a
@@ -32,8 +32,6 @@ SEQUENCES_CAPTURED = 2048
 """Sequences up to which a round of scoring on a CUDA device is replayed as one graph. The kernels
 of more are so long that handing them over costs nothing."""
 
-TRACED_CANDIDATES = 32
-"""How many of the cheapest candidates of a scoring round a trace keeps."""
 
 RESCORED_SHARE = 1 / 8
 """Of the candidates that low precision ranks, how many are scored again in float32: as many as
@@ -74,22 +72,6 @@ class Situation:
             *(x.split(size) for x in (self.context, self.past_actions, self.goal)), strict=True
         )
         return (Situation(*part) for part in parts)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One round of a search: what the solver asked the cost for, and what it was told.
-
-    Attributes:
-        costs: (b, N) of all candidates, in the solver's order.
-        actions: (b, n, H, A) blocks of the n cheapest, cheapest first, normalised units; n is at
-            most `TRACED_CANDIDATES`.
-        ends: (b, n, D) latents in which those n are predicted to end.
-    """
-
-    costs: np.ndarray
-    actions: np.ndarray
-    ends: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -227,7 +209,7 @@ class PlanCost:
         costs, ends, sequences = self._scorer.score(self._situation, blocks)
         self.sequences += sequences
         if self._trace:
-            self.rounds.append(_scored(costs.detach(), blocks.detach(), ends.detach()))
+            self.rounds.append(scored(costs.detach(), blocks.detach(), ends.detach()))
         if self._deadline is not None:
             self._remember(actions.detach(), costs.detach())
             self._longest = max(self._longest, self._clock() - began)
@@ -256,17 +238,3 @@ class PlanCost:
             torch.cuda.synchronize(
                 costs.device
             )  # or the clock would measure how fast work is handed over
-
-
-def _scored(costs: Tensor, blocks: Tensor, ends: Tensor) -> Scored:
-    cheapest = (
-        torch.where(costs.isnan(), torch.inf, costs)
-        .topk(min(TRACED_CANDIDATES, costs.shape[1]), largest=False)
-        .indices
-    )
-    rows = torch.arange(len(costs), device=costs.device)[:, None]
-    return Scored(
-        costs.cpu().numpy(),
-        blocks[rows, cheapest].cpu().numpy(),
-        ends[rows, cheapest].cpu().numpy(),
-    )

@@ -16,22 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lewm.evaluation.evaluate import Recording
+from lewm.evaluation.recordings import Recording
 from lewm.files import write_atomically
-from lewm.planning.agent import Replan
+from lewm.planning.trace import Replan
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = [
-    "FORMATS",
-    "Clip",
-    "Frame",
-    "View",
-    "draw_episode",
-    "encode_animation",
-    "save_animation",
-]
+__all__ = ["FORMATS", "Clip", "Frame", "View", "draw_episode", "encode_animation", "save_animation"]
 
 FORMATS = (".gif", ".mp4", ".webp")
 

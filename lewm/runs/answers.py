@@ -27,6 +27,7 @@ import lewm
 from lewm import registry
 from lewm.files import write_atomically, write_json
 from lewm.runs import checkpoints
+from lewm.runs.heads import digest_of_head
 from lewm.runs.results import Result, plain
 from lewm.runs.run import Analysis, Run, Unsupported
 
@@ -175,7 +176,7 @@ def _about(run: Run, analysis: Analysis) -> dict[str, Any]:
     return {
         "settings": dataclasses.asdict(analysis),  # type: ignore[call-overload]  # every analysis is a dataclass
         "weights": checkpoints.digest_of_newest(run.path),
-        "heads": {name: checkpoints.digest_of_head(run.path, name) for name in sorted(run.heads)},
+        "heads": {name: digest_of_head(run.path, name) for name in sorted(run.heads)},
         "planning": repr(run.planning),  # all settings, and of heads only that they are there
         "data": {
             "path": str(episodes.path),

@@ -35,7 +35,6 @@ from torch import Tensor, nn
 from lewm import registry
 from lewm.contracts import DataSpec, Statistics
 from lewm.files import read_json, sync, write_atomically, write_json
-from lewm.models.nn.frozen import device_of
 
 MODEL, EXPERIMENT, METRICS, CHECKPOINTS = (
     "model.json",
@@ -196,13 +195,13 @@ def save(
     if not (run / MODEL).exists():
         write_json(run / MODEL, describe_model(model))
     final = run / CHECKPOINTS / f"{update:08d}"
-    with _whole_folder(final) as partial:
-        _write_tensors(
+    with whole_folder(final) as partial:
+        write_tensors(
             {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
             partial / "weights.safetensors",
         )
         if optimiser is not None:
-            _write_tensors(
+            write_tensors(
                 _flatten(optimiser.state_dict()["state"]), partial / "optimiser.safetensors"
             )
         write_json(partial / "progress.json", {"update": update, **(progress or {})})
@@ -239,75 +238,6 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Any:
         )
     restore_weights(model, checkpoint / "weights.safetensors")
     return model.to(device).eval()
-
-
-def save_head(run: Path, name: str, head: Any, record: Mapping[str, Any]) -> Path:
-    """Store a fitted head in a run, in place of an older one of its name; the world model's files
-    stay as they are.
-
-    Args:
-        run: with a checkpoint. To its newest weights the head is bound: to others, latents mean
-            something else.
-        name: the head's plug-in.
-        head: with its `config`.
-        record: what else to keep, JSON-ready.
-    """
-    final = run / HEADS / name
-    with _whole_folder(final) as partial:
-        _write_tensors(
-            {name: tensor.contiguous() for name, tensor in head.state_dict().items()},
-            partial / "weights.safetensors",
-        )
-        described = {
-            "head": name,
-            "config": dataclasses.asdict(head.config),
-            "world_model": digest_of_newest(run),
-        }
-        write_json(partial / HEAD, {**described, **record})
-    return final
-
-
-def head_names(run: Path) -> list[str]:
-    """The heads of a run, sorted. One that was fitted to other weights than the newest does not
-    count."""
-    found = sorted(file.parent.name for file in (run / HEADS).glob(f"[a-z]*/{HEAD}"))
-    digest = digest_of_newest(run) if found else ""
-    return [
-        name for name in found if read_json(run / HEADS / name / HEAD).get("world_model") == digest
-    ]
-
-
-def load_head(run: Path, name: str, model: Any) -> Any:
-    """Load a head of a run, frozen, in evaluation mode, on the device of `model`, the run's world
-    model.
-
-    Raises:
-        ValueError: there is no such head, it was fitted to other weights, or its files are damaged
-            or do not fit.
-    """
-    if name not in head_names(run):
-        got = "one of other weights" if (run / HEADS / name / HEAD).exists() else "none"
-        raise ValueError(
-            f"{run}: expected a head '{name}' fitted to its newest weights, got {got}. Run: lewm "
-            f"fit {run} {name}"
-        )
-    source = run / HEADS / name / HEAD
-    description = read_json(source)
-    if description.get("head") != name:
-        raise ValueError(
-            f"{source} describes another head, '{description.get('head')}'. Run: lewm fit {run} "
-            f"{name}"
-        )
-    try:
-        head = registry.load("heads", name)(**description["config"]).build(
-            model.latent_dim, model.spec.block_dim
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{source} describes no head this version knows: {error!r}. Run: lewm fit {run} {name}"
-        ) from None
-    restore_weights(head, run / HEADS / name / "weights.safetensors")
-    return head.to(device_of(model)).eval().requires_grad_(False)
 
 
 def restore(run: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
@@ -359,7 +289,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
 
 
 @contextmanager
-def _whole_folder(final: Path) -> Iterator[Path]:
+def whole_folder(final: Path) -> Iterator[Path]:
     """A folder to fill, which takes the name `final` once it is whole; an error leaves nothing of
     it."""
     partial, old = (final.with_name(f".{final.name}.{suffix}") for suffix in ("partial", "old"))
@@ -388,15 +318,10 @@ def digest_of_newest(run: Path) -> str:
             f"{run} holds no checkpoint yet: expected one in {run / CHECKPOINTS}. Let `lewm "
             "train` write it."
         )
-    return _digest(checkpoint / "weights.safetensors")
+    return digest(checkpoint / "weights.safetensors")
 
 
-def digest_of_head(run: Path, name: str) -> str:
-    """Of a head's weights: what was found with these may not hold for those of another fit."""
-    return _digest(run / HEADS / name / "weights.safetensors")
-
-
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -415,7 +340,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file to disk; what goes wrong on the way is an OSError that names the
     file."""
     try:

@@ -30,8 +30,7 @@ from lewm.contracts import DataSpec, Statistics
 from lewm.data.episodes import Episodes, check_fits
 from lewm.data.split import statistics as statistics_of
 from lewm.files import fetch, write_atomically, write_json
-from lewm.planning.agent import PlanningConfig
-from lewm.planning.config import describe_planning
+from lewm.planning.config import PlanningConfig, describe_planning
 from lewm.runs import checkpoints
 from lewm.runs.dialects import (
     DIALECTS,

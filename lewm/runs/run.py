@@ -17,10 +17,11 @@ from lewm import registry
 from lewm.contracts import World, WorldModel, WorldSpec
 from lewm.data.episodes import Episodes, check_fits
 from lewm.files import read_json
-from lewm.planning.agent import Agent, PlanningConfig
+from lewm.planning.agent import Agent
 from lewm.planning.changes import PlanningChanges
-from lewm.planning.config import attach, build_planning, heads_of, plain_search
+from lewm.planning.config import PlanningConfig, attach, build_planning, heads_of, plain_search
 from lewm.runs import checkpoints
+from lewm.runs.heads import head_names, load_head
 from lewm.runs.results import Result
 from lewm.worlds.kit.opening import can_open, open_world
 
@@ -237,9 +238,7 @@ def open_run(
     model = checkpoints.load(
         path, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     )
-    heads = {
-        name: checkpoints.load_head(path, name, model) for name in checkpoints.head_names(path)
-    }
+    heads = {name: load_head(path, name, model) for name in head_names(path)}
     file = data or training.path
     episodes: Any
     if file is None or (data is None and not Path(file).is_file()):

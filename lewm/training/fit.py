@@ -11,18 +11,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lewm import registry
-from lewm.contracts import Hindsight, WorldModel
+from lewm.contracts import Distance, Head, Hindsight, WorldModel, require
 from lewm.data.episodes import Episodes
 from lewm.devices import deterministic
 from lewm.models.nn.frozen import device_of
-from lewm.runs import checkpoints
+from lewm.runs.heads import save_head
 from lewm.stats import rank_correlation
 from lewm.training.hindsight import MAX_FRAMES, Latents, encode_episodes
 
@@ -103,10 +103,8 @@ def descend(
     Returns:
         (updates,) losses.
     """
-    parameters = list(network.parameters())
-    fused = True if parameters[0].device.type in ("cuda", "cpu") else None  # one kernel for all
     optimiser = torch.optim.AdamW(
-        parameters, config.learning_rate, weight_decay=config.weight_decay, fused=fused
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     warmup = max(1, round(config.warmup * config.updates))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -134,7 +132,7 @@ def descend(
 
 
 def fit(
-    head: Any,
+    head: Head,
     latents: Latents,
     heldout: Latents,
     config: FittingConfig = FittingConfig(),
@@ -143,8 +141,8 @@ def fit(
     """Minimise a head's loss on hindsight batches; it ends in evaluation mode.
 
     Args:
-        head: an `nn.Module` that fulfils `contracts.Head`, on the device of the latents. If it has
-            a `horizon`, batches hold that many blocks, else none.
+        head: an `nn.Module` that fulfils `contracts.Head`, on the device of the latents;
+            batches hold as many blocks as its `horizon` says.
         latents: to fit to.
         heldout: of other episodes, to measure on.
         progress: called after each update with (updates done, updates, numbers).
@@ -154,15 +152,18 @@ def fit(
         the head watches; `seconds`.
 
     Raises:
-        ValueError: the loss is not finite.
+        ValueError: the loss is not finite, or this is no head.
     """
-    horizon, began = int(getattr(head, "horizon", 0)), time.perf_counter()
-    batches = _batches(latents, config, horizon, TRAINING, config.updates)
-    losses = descend(head, lambda _: head.loss(next(batches)).total, config, progress)
+    require(Head, head, "what is fitted")
+    began = time.perf_counter()
+    batches = _batches(latents, config, head.horizon, TRAINING, config.updates)
+    losses = descend(
+        cast(nn.Module, head), lambda _: head.loss(next(batches)).total, config, progress
+    )
     with torch.no_grad():
         measured = [
             head.loss(batch)
-            for batch in _batches(heldout, config, horizon, MEASURING, HELD_OUT_BATCHES)
+            for batch in _batches(heldout, config, head.horizon, MEASURING, HELD_OUT_BATCHES)
         ]
     found = {
         "loss": [losses[-max(1, config.updates // 10) :].mean()],
@@ -242,9 +243,9 @@ def fit_heads(
             head, latents, heldout, config, lambda *done, name=name: progress(name, *done)
         )
         metrics |= {"frames": len(latents), "episodes": len(fit_ids)}
-        if hasattr(head, "distance"):
+        if isinstance(head, Distance):
             metrics |= _agreement(head, _batches(heldout, config, 0, MEASURING, HELD_OUT_BATCHES))
-        checkpoints.save_head(
+        save_head(
             run, name, head, {"metrics": metrics, "fitting": asdict(config), "fitted_to": origin}
         )
         found[name] = metrics
@@ -259,7 +260,7 @@ def _batches(
         yield latents.hindsight(config.batch_size, config.reach, horizon, generator)
 
 
-def _agreement(head: Any, pairs: Iterator[Hindsight]) -> dict[str, float]:
+def _agreement(head: Distance, pairs: Iterator[Hindsight]) -> dict[str, float]:
     """Rank correlation of two distances between latents, the head's and the plain one, with the
     steps between them."""
     with torch.no_grad():

@@ -10,48 +10,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lewm.contracts import Batch, DataSpec, Statistics
+from lewm.contracts import Batch, DataSpec, ModelConfig, Statistics, WorldModel
 from lewm.data.episodes import Episodes
+from lewm.data.readers import Batches, open_windows
 from lewm.data.split import Split, split, statistics
-from lewm.data.windows import Batches, beginnings, open_windows
-from lewm.devices import deterministic, fastest_precision, synchronise
-from lewm.files import read_json
+from lewm.data.windows import beginnings
+from lewm.devices import deterministic, synchronise
 from lewm.models.nn import losses
 from lewm.models.nn.layers import recalibrating
-from lewm.registry import choose
 from lewm.runs import checkpoints
-
-COLLAPSED_STD = 0.2
-"""Mean latent standard deviation under which the alarm sounds. Ours: SIGReg holds it at 0.8 to 1;
-collapses end below 0.02."""
-
-CONDUCT = ("batches", "workers", "log_every", "checkpoint_every", "tensorboard")
-"""Settings that change how a training is carried out and nothing of what comes out: a run may be
-continued with others."""
-
-PRECISION = "LEWM_PRECISION"
-"""Environment variable in which the first process of a training tells those that it starts which
-precision was decided."""
-
-COLLAPSED_RANK = 2.0
-"""Effective rank of the latents under which the alarm sounds: nearly all of them on one line."""
+from lewm.training.config import CONDUCT, LATER, TrainingConfig
+from lewm.training.launch import anywhere, graceful_stop, launch
+from lewm.training.watch import Progress, alarm_of
 
 LOOKS = 10
 """How often a training looks at how straight a few held-out paths are: less than 1% of the time of
@@ -60,9 +43,6 @@ the shortest recipe."""
 ASKED_EVERY = 10
 """Updates after which the processes of a training ask each other whether one of them is to stop."""
 
-LATER = {"minutes": None, "compile": False}
-"""Settings that older runs did not record, and the values that change nothing of them: those are
-left out of the record."""
 
 FIRST, TIMED, TIMED_SHARE = 3, (10, 200), 0.03
 """Updates before a clock is started, which make workspaces and compile; the fewest and the most
@@ -75,125 +55,8 @@ NEVER = 2**62
 """No update has this number."""
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a model is trained. The defaults are the paper's, but for pixels: those are normalised by
-    the data's own statistics.
-
-    Attributes:
-        updates: optimiser steps; None lets `epochs` decide.
-        epochs: passes over all training windows.
-        minutes: wall time that the training may take, reading included. It decides the number of
-            updates in place of `updates` and `epochs`: from the speed of the first ones, once, and
-            so that the schedule fits it. None: no such limit.
-        batch_size: windows per update over all devices.
-        window: T, frames per window.
-        frameskip: env steps from one frame to the next.
-        learning_rate: peak, reached after `warmup` and followed by a cosine to 0, set anew at each
-            update.
-        warmup: share of the updates with linearly growing learning rate.
-        weight_decay, clip: of AdamW, and the largest norm of the gradient.
-        holdout: share of the episodes that is never trained on.
-        holdout_seed: draws which; None takes `seed`. Runs with one of these on one file can be
-            compared on the same episodes.
-        precision: "32-true", "bf16-mixed", or "auto": bf16 where it is faster than float32
-            (measured).
-        compile: put the model's parts through `torch.compile`. It takes up to minutes before the
-            first update.
-        accelerator, devices: as in Fabric.
-        batches: "resident" (all pixels in memory), "streamed" (worker processes) or "auto"
-            (resident where it fits).
-        workers: processes of the streamed reader.
-        log_every, checkpoint_every: in updates.
-        recalibration: batches over which batch-norm statistics are re-estimated before evaluation
-            and saving.
-        seed: of split, initialisation, order, directions and dropout.
-        tensorboard: log there too (needs `lewm[tensorboard]`).
-    """
-
-    updates: int | None = None
-    epochs: float = 10.0
-    minutes: float | None = None
-    batch_size: int = 128
-    window: int = 4
-    frameskip: int = 5
-    learning_rate: float = 5e-5
-    warmup: float = 0.01
-    weight_decay: float = 1e-3
-    clip: float = 1.0
-    holdout: float = 0.1
-    holdout_seed: int | None = None
-    precision: str = "auto"
-    compile: bool = False
-    accelerator: str = "auto"
-    devices: int = 1
-    batches: str = "auto"
-    workers: int = 2
-    log_every: int = 10
-    checkpoint_every: int = 500
-    recalibration: int = 20
-    seed: int = 0
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        choose("precision", self.precision, ("auto", "32-true", "bf16-mixed"))
-        choose("way to read batches", self.batches, ("auto", "resident", "streamed"))
-        least = {
-            "updates": 1,
-            "epochs": 0,
-            "batch_size": 1,
-            "window": 2,
-            "frameskip": 1,
-            "devices": 1,
-            "workers": 0,
-            "seed": 0,
-        }
-        least |= {"learning_rate": 0, "warmup": 0, "weight_decay": 0, "clip": 0, "holdout": 0}
-        least |= {"log_every": 1, "checkpoint_every": 1, "recalibration": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and not value >= bound:
-                raise ValueError(f"{name} must be at least {bound}, got {value}.")
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise ValueError(
-                f"minutes is a time budget and must be above 0, got {self.minutes}. Leave it out "
-                "for no limit."
-            )
-        for name in ("warmup", "holdout"):
-            if not getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is a share and must be below 1, got {getattr(self, name)}."
-                )
-        if self.batch_size % self.devices:
-            raise ValueError(
-                f"batch_size is shared by all devices: it must be divisible by {self.devices}, "
-                f"got {self.batch_size}."
-            )
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One report of a running training, for a progress bar.
-
-    Attributes:
-        update, total: done and planned updates; frames, while the stage is "read".
-        stage: "train", "read" while pixels are decoded into memory, or "time" while the updates of
-            a budget are timed.
-        metrics: the line of metrics.jsonl, on updates that log; empty on the others.
-        resumed: the update from which this process went on, 0 for a fresh run.
-        alarm: what is wrong with the latents, or "".
-    """
-
-    update: int
-    total: int
-    metrics: Mapping[str, float]
-    resumed: int = 0
-    alarm: str = ""
-    stage: str = "train"
-
-
 def train(
-    model_config: Any,
+    model_config: ModelConfig,
     config: TrainingConfig,
     data: Path | str,
     run: Path | str,
@@ -243,7 +106,7 @@ def train(
             **(experiment or {}),
         }
         total = _claimed(trainer, run, description, extra, began, report)
-        progress = checkpoints.restore(run, bare, trainer.optimiser) or {}
+        progress = checkpoints.restore(run, cast(nn.Module, bare), trainer.optimiser) or {}
         first = int(progress.get("update", 0))
         fabric.barrier()  # nobody writes before all have read
         if first < total:
@@ -277,16 +140,16 @@ class _Session:
         trainer, config, fabric = self.trainer, self.trainer.config, self.trainer.fabric
         self.log = checkpoints.Log(self.run, self.first) if fabric.is_global_zero else None
         self.started = time.monotonic()
-        with _graceful_stop() as stop, trainer.batches.between(self.first, self.total) as batches:
+        with graceful_stop() as stop, trainer.batches.between(self.first, self.total) as batches:
             for update, batch in zip(range(self.first, self.total), batches, strict=False):
                 seen = trainer.step(update, self.total, batch)
 
                 done, last = update + 1, update + 1 == self.total
                 due = last or done % config.checkpoint_every == 0
-                stopping = _anywhere(fabric, stop.is_set(), due or done % ASKED_EVERY == 0)
+                stopping = anywhere(fabric, stop.is_set(), due or done % ASKED_EVERY == 0)
                 looking = last or done % config.log_every == 0
                 metrics = self._look(seen, done) if looking else {}
-                alarm = _alarm(metrics, done, self.total)
+                alarm = alarm_of(metrics, done, self.total)
                 if due or stopping:
                     trainer.settle()
                 if metrics and self.log:
@@ -365,8 +228,9 @@ class Trainer:
         if config.compile:
             for part in bare.children():
                 part.compile()
-        # one kernel for all parameters, where there is one
-        fused = True if fabric.device.type in ("cuda", "cpu") else None
+        # One kernel for all parameters. Not on a CPU: its threads wait for each other at every
+        # parameter, and where another process has a core that takes longer than the update.
+        fused = True if fabric.device.type == "cuda" else None
         adamw = torch.optim.AdamW(
             bare.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
@@ -542,10 +406,12 @@ class Trainer:
             )
 
 
-def recalibrate(model: Any, batches: Iterator[Batch], device: torch.device | str = "cpu") -> None:
+def recalibrate(
+    model: WorldModel, batches: Iterator[Batch], device: torch.device | str = "cpu"
+) -> None:
     """Re-estimate batch-norm statistics as the plain average over `batches`; the model ends in
     evaluation mode."""
-    with recalibrating(model):
+    with recalibrating(cast(nn.Module, model)):
         for batch in batches:
             model.loss(batch.to(device), torch.Generator(device).manual_seed(0))
 
@@ -560,7 +426,7 @@ class _Loss(nn.Module):
     records nor other methods.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: WorldModel) -> None:
         super().__init__()
         self.model = model
 
@@ -573,51 +439,6 @@ class _Loss(nn.Module):
             {name: value.detach() for name, value in found.terms.items()},
             found.latents,
         )
-
-
-def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
-    """Start what a training runs on: the launched Fabric, and its precision, which is a run's own
-    once it is decided."""
-    loggers: Any = []
-    if config.tensorboard:
-        from lightning_fabric.loggers import TensorBoardLogger
-
-        loggers = [TensorBoardLogger(str(run), name="", version="tensorboard")]
-    try:
-        precision: Any = _precision(config, run)
-        fabric = Fabric(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            precision=precision,
-            strategy="ddp" if config.devices > 1 else "auto",
-            loggers=loggers,
-        )
-    except (RuntimeError, MisconfigurationException) as error:
-        raise ValueError(
-            f"expected {config.devices} device(s) of accelerator '{config.accelerator}' with "
-            f"precision '{config.precision}', got: {error} `lewm doctor` says what this machine "
-            "has."
-        ) from error
-    os.environ[PRECISION] = precision  # for the processes that this one is about to start
-    try:
-        fabric.launch()
-    finally:
-        del os.environ[PRECISION]
-    return fabric, precision
-
-
-def _precision(config: TrainingConfig, run: Path) -> str:
-    """Decide once per run: a measurement may come out differently in another process, or when the
-    run is continued."""
-    if config.precision != "auto":
-        return config.precision
-    if PRECISION in os.environ:
-        return os.environ[PRECISION]
-    if (run / checkpoints.EXPERIMENT).exists():
-        known = read_json(run / checkpoints.EXPERIMENT).get("precision")
-        if known:
-            return str(known)
-    return fastest_precision(Fabric(accelerator=config.accelerator, devices=1).device)
 
 
 def _open_batches(
@@ -674,21 +495,6 @@ def _claimed(
     return config.updates or max(1, math.ceil(windows / config.batch_size))
 
 
-def _anywhere(fabric: Fabric, flag: bool, asked: bool) -> bool:
-    """Is the flag set in any process? All of them must stop after the same update, or some would
-    wait for the others.
-
-    Several processes answer only where they are `asked`: it makes each wait for the slowest.
-    """
-    if fabric.world_size == 1:
-        return flag
-    if not asked:
-        return False
-    count = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
-    assert isinstance(count, Tensor)
-    return bool(count > 0)
-
-
 def _learning_rate(config: TrainingConfig, update: int, total: int) -> float:
     """Linear warm-up to the peak over the first updates, then a cosine that reaches 0 after the
     last."""
@@ -710,25 +516,8 @@ def _seed(seed: int, update: int, stream: int) -> int:
     )
 
 
-def _alarm(metrics: Mapping[str, float], update: int, total: int) -> str:
-    """Say so when the latents have collapsed; not before they had a tenth of the run to unfold."""
-    if update < min(100, total / 10) or "latent_std" not in metrics:
-        return ""
-    if metrics["latent_std"] < COLLAPSED_STD:
-        return (
-            f"latents have collapsed: std {metrics['latent_std']:.3g} (healthy: above "
-            f"{COLLAPSED_STD})"
-        )
-    if metrics["effective_rank"] < COLLAPSED_RANK:
-        return (
-            f"latents have collapsed: effective rank {metrics['effective_rank']:.2f} (healthy: "
-            f"above {COLLAPSED_RANK})"
-        )
-    return ""
-
-
 def _description(
-    model: Any, config: TrainingConfig, episodes: Episodes, chosen: Split
+    model: WorldModel, config: TrainingConfig, episodes: Episodes, chosen: Split
 ) -> dict[str, Any]:
     """What makes two runs the same experiment."""
     return {
@@ -745,25 +534,3 @@ def _description(
         },
         "split": dataclasses.asdict(chosen),
     }
-
-
-@contextmanager
-def _graceful_stop() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event, so that no optimiser step is cut in two; the
-    second one interrupts."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(signum: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -22,18 +22,19 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium
 import mujoco
 import numpy as np
 
-from lewm.contracts import Policy, WorldSpec
-from lewm.registry import choose
-from lewm.worlds.kit.looks import read_look, turned_color
-from lewm.worlds.kit.offscreen import LOOKS, find_backend, once_per_thread, open_scene
-from lewm.worlds.kit.single import Single, finite_rows, generators
+from lewm.contracts import Policy
+from lewm.worlds.kit.batched import BatchedWorld
+from lewm.worlds.kit.looks import color
+from lewm.worlds.kit.offscreen import SceneLook, find_backend, once_per_thread, open_scene
+from lewm.worlds.kit.single import Single
 
 __all__ = ["Cube", "CubeWorld"]
 
@@ -77,13 +78,28 @@ NQ, NQV = len(QPOS), len(QPOS) + len(QVEL)
 BLOCK = slice(14, 17)  # where `qpos` has the block's position; its quaternion follows
 # where `qpos` and `qvel` have them
 JOINTS = {"arm": (slice(0, 14), slice(0, 14)), "block": (slice(14, 21), slice(14, 20))}
-# of what can be painted: of the arm its gripper, as in the public environment
-COLORS = {"arm": "9c47d1", "block": "f54254"}
-# materials and bodies' shapes
-PAINTED = {"arm": ("ur5e/robotiq/black", "ur5e/robotiq/pad_gray"), "block": ("object_0",)}
 # between block and gripper after a teleport; the open gripper's fingers are some 5 cm away from its
 # middle
 CLEAR_M = 0.1
+
+
+@dataclass(frozen=True)
+class Factors(SceneLook):
+    """What may be varied: how it is drawn, and colours; of the arm that of its gripper, as in the
+    public environment."""
+
+    world: ClassVar[str] = "cube"
+    paints: ClassVar[Mapping[str, Sequence[str]]] = {
+        "arm": ("arm_color",),
+        "block": ("block_color",),
+    }
+    painted: ClassVar[Mapping[str, Sequence[str]]] = {
+        "arm": ("ur5e/robotiq/black", "ur5e/robotiq/pad_gray"),
+        "block": ("object_0",),
+    }
+
+    arm_color: str = color("9c47d1")
+    block_color: str = color("f54254")
 
 
 class Simulator:
@@ -187,11 +203,8 @@ def load_model() -> mujoco.MjModel:
     return copy.deepcopy(simulator().model)
 
 
-class CubeWorld:
-    """B tables with an arm and a cube; fulfils the role `contracts.World`.
-
-    What shares a batch never changes an environment: start, goal and policy noise of environment i
-    come from its own seed.
+class CubeWorld(BatchedWorld):
+    """B tables with an arm and a cube.
 
     Args:
         num_envs: B.
@@ -201,39 +214,29 @@ class CubeWorld:
     """
 
     policies: ClassVar[tuple[str, ...]] = ("expert", "random")
+    factors: Factors
 
     def __init__(self, num_envs: int, image_size: int = 224, look: str = "published") -> None:
-        if num_envs < 1 or image_size < 16:
-            raise ValueError(
-                f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}."
-            )
-        box = (1.0,) * 5
-        look, named, painted = read_look("cube", look, LOOKS, COLORS)
-        self.spec = WorldSpec(
-            "cube", "1", image_size, tuple(-x for x in box), box, STATE_NAMES, STATE_UNITS,
-            MAX_STEPS, look,
-            things=tuple(COLORS),
-        )  # fmt: skip
-        self.num_envs = num_envs
+        super().__init__(
+            num_envs,
+            image_size,
+            Factors.parse(look),
+            action_dim=5,
+            state_names=STATE_NAMES,
+            state_units=STATE_UNITS,
+            max_steps=MAX_STEPS,
+        )
         self.simulator = simulator()
         self.tables = [mujoco.MjData(self.simulator.model) for _ in range(num_envs)]
-        self._colors = COLORS | painted
-        paint = tuple(
-            (element, color) for thing, color in painted.items() for element in PAINTED[thing]
+        self._scene = open_scene(
+            load_model, image_size, "front_pixels", self.factors.drawing, self.factors.paint
         )
-        self._scene = open_scene(load_model, image_size, "front_pixels", named, paint)
-        self._goals = np.zeros((num_envs, len(STATE_NAMES)), np.float32)
         self.reset(range(num_envs))
 
     @property
     def states(self) -> np.ndarray:
         """(B, 47) float32 states, a copy."""
         return np.stack([self.simulator.state(table.qpos, table.qvel) for table in self.tables])
-
-    @property
-    def goals(self) -> np.ndarray:
-        """(B, 47) float32 goal states, a copy."""
-        return self._goals.copy()
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Draw start and goal of environment i from `seeds[i]` alone: at rest, the block two
@@ -242,7 +245,9 @@ class CubeWorld:
         A goal is a whole state: the block at its goal, the arm elsewhere in the air.
         """
         goals = []
-        for table, generator in zip(self.tables, self._generators("reset", seeds), strict=True):
+        for table, generator in zip(
+            self.tables, self._generators("reset", seeds, self.num_envs), strict=True
+        ):
             start, goal = (self.simulator.draw_qpos(generator) for _ in range(2))
             while np.linalg.norm(goal[BLOCK] - start[BLOCK]) < 2 * SUCCESS_M:
                 goal = self.simulator.draw_qpos(generator)
@@ -258,106 +263,57 @@ class CubeWorld:
         ):
             self.simulator.place(table, state[:NQ], state[NQ:NQV])
 
-    def set_goals(self, goals: np.ndarray) -> None:
-        """Set the goals to (B, 47) finite states; success looks at the place of the block only."""
-        self._goals = self._rows("goals", goals, self.num_envs).copy()
-
-    def step(self, actions: np.ndarray) -> None:
-        """Move for 0.05 s; (B, 5) actions are clipped to [-1, 1] and NaN counts as 0."""
-        actions = np.asarray(actions, np.float64)
-        if actions.shape != (self.num_envs, 5):
-            raise ValueError(
-                f"actions must have shape ({self.num_envs}, 5), one row per environment, got "
-                f"{actions.shape}."
-            )
-        for table, action in zip(
-            self.tables, np.clip(np.nan_to_num(actions, nan=0.0), -1.0, 1.0), strict=True
-        ):
+    def _move(self, actions: np.ndarray) -> None:
+        """Move for 0.05 s."""
+        for table, action in zip(self.tables, actions, strict=True):
             self.simulator.step(table, action)
 
     def render(self, states: np.ndarray | None = None) -> np.ndarray:
         """Draw (n, 47) given states, or the current ones: (n, h, w, 3) uint8, new memory each
         time."""
-        if states is None:
-            # rounded as in a state: the same picture
-            qpos = np.array([table.qpos for table in self.tables], np.float32)
-        else:
-            qpos = self._rows("states", states)[:, :NQ]
-        size = self.spec.image_size
-        pictures = np.empty((len(qpos), size, size, 3), np.uint8)
-        for picture, positions in zip(pictures, qpos, strict=True):
-            self._scene.draw(positions, picture)
-        return pictures
+        if states is not None:
+            return super().render(states)
+        # rounded as in a state: the same picture, without what is read off a state
+        return self._draw(np.array([table.qpos for table in self.tables], np.float32))
 
-    def success(self, criterion: str | None = None) -> np.ndarray:
-        """(B,) bool: is the block within 0.04 m of its place in the goal state now?"""
-        choose("success criterion of cube", criterion or self.spec.criteria[0], self.spec.criteria)
+    def _draw(self, states: np.ndarray) -> np.ndarray:
+        return self._scene.pictures(states[:, :NQ])
+
+    def _met(self, criterion: str) -> np.ndarray:
+        """Is the block within 0.04 m of its place in the goal state? Nothing else is looked at."""
         blocks = np.array([table.qpos[BLOCK] for table in self.tables], np.float32).astype(
             np.float64
         )
         return np.linalg.norm(blocks - self._goals[:, BLOCK], axis=1) <= SUCCESS_M
 
-    def policy(self, name: str, seeds: Sequence[int]) -> Policy:
-        """A policy bound to this world, environment i driven by `seeds[i]` alone; make a new one
-        for new episodes.
+    def _policy(self, name: str, drawing: list[np.random.Generator]) -> Policy:
+        """ "expert" is the benchmark's oracle with its noise: it brings the block to the goal, then
+        to places of its own choice."""
+        return _Expert(self, drawing)
 
-        "expert" is the benchmark's oracle with its noise: it brings the block to the goal, then to
-        places of its own choice. "random" is uniform over the action box.
-        """
-        generators = self._generators(choose("policy of cube", name, self.policies), seeds)
-        if name == "expert":
-            return _Expert(self, generators)
-        return lambda: np.stack([generator.uniform(-1, 1, 5) for generator in generators]).astype(
-            np.float32
-        )
-
-    def regions(self, states: np.ndarray) -> None:
-        """None: a table has no regions."""
-
-    def teleport(
-        self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]
+    def _elsewhere(
+        self, state: np.ndarray, things: Sequence[str], generator: np.random.Generator
     ) -> np.ndarray:
-        """The (n, 47) states with "arm", "block" or both elsewhere and at rest, as the benchmark
-        draws starts.
+        """ "arm", "block" or both elsewhere, as the benchmark draws starts.
 
         The gripper is then in the air and open, a moved block lies on the table. Each is 8 cm or
         more from where it was, and block and gripper are 10 cm apart.
         """
-        moves = [choose("thing of cube", thing, self.spec.things) for thing in things]
-        states, sim = self._rows("states", states, len(seeds)).copy(), self.simulator
         effector = slice(NQV, NQV + 3)
-        for i, generator in enumerate(
-            generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))
-        ):
-            before, found = states[i].copy(), not moves
-            while not found:
-                drawn, qpos, qvel = (
-                    sim.draw_qpos(generator),
-                    before[:NQ].copy(),
-                    before[NQ:NQV].copy(),
-                )
-                for positions, velocities in (JOINTS[thing] for thing in moves):
-                    qpos[positions], qvel[velocities] = drawn[positions], 0.0
-                states[i] = after = sim.state(qpos, qvel)
-                ways = {
-                    "arm": after[effector] - before[effector],
-                    "block": after[BLOCK] - before[BLOCK],
-                }
-                found = bool(np.linalg.norm(after[effector] - after[BLOCK]) >= CLEAR_M)
-                found &= all(np.linalg.norm(ways[thing]) >= 2 * SUCCESS_M for thing in moves)
-        return states
-
-    def recoloured(self, thing: str, turn: float = 0.5) -> str:
-        """The look of this world with another colour of the "block", or of the gripper of the
-        "arm"."""
-        color = self._colors[choose("thing of cube", thing, self.spec.things)]
-        return f"{self.spec.look},{thing}_color={turned_color(color, turn)}"
-
-    def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
-        return generators(("reset", *self.policies), purpose, seeds, self.num_envs)
-
-    def _rows(self, what: str, values: np.ndarray, rows: int | None = None) -> np.ndarray:
-        return finite_rows(what, values, self.spec.state_names, rows)
+        while True:
+            drawn = self.simulator.draw_qpos(generator)
+            qpos, qvel = state[:NQ].copy(), state[NQ:NQV].copy()
+            for positions, velocities in (JOINTS[thing] for thing in things):
+                qpos[positions], qvel[velocities] = drawn[positions], 0.0
+            after = self.simulator.state(qpos, qvel)
+            ways = {
+                "arm": after[effector] - state[effector],
+                "block": after[BLOCK] - state[BLOCK],
+            }
+            if np.linalg.norm(after[effector] - after[BLOCK]) >= CLEAR_M and all(
+                np.linalg.norm(ways[thing]) >= 2 * SUCCESS_M for thing in things
+            ):
+                return after
 
 
 class _Expert:
@@ -428,7 +384,7 @@ class Cube(Single):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium declares it an instance variable)
     world_class = CubeWorld
     policies: ClassVar[tuple[str, ...]] = CubeWorld.policies
-    looks: ClassVar[tuple[str, ...]] = LOOKS
+    looks: ClassVar[tuple[str, ...]] = tuple(Factors.named)
 
 
 gymnasium.register("lewm/Cube-v1", entry_point="lewm.worlds.cube:Cube", max_episode_steps=MAX_STEPS)

@@ -25,22 +25,21 @@ the published data come from.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 import pymunk
 
-from lewm.contracts import Policy, WorldSpec
-from lewm.registry import choose
+from lewm.contracts import Policy
 from lewm.worlds.kit import pushing
-from lewm.worlds.kit.looks import color_digits, turned_color
+from lewm.worlds.kit.batched import BatchedWorld
+from lewm.worlds.kit.looks import Look, color, number
 from lewm.worlds.kit.pushing import AGENT_RADIUS, BAR, GRAVITY_CENTRE, STEM, gravity_centre
 from lewm.worlds.kit.raster import Box, Disc, Part, paint, rgb
-from lewm.worlds.kit.single import Single, finite_rows, generators
+from lewm.worlds.kit.single import Single
 
 __all__ = ["PushT", "PushTWorld"]
 
@@ -54,91 +53,43 @@ PHYSICS_S, SUBSTEPS = 0.01, 10
 SUCCESS, SUCCESS_RAD = 20.0, math.pi / 9
 MAX_STEPS = 200  # published episodes have 196 on average
 
-LOOKS: dict[str, dict[str, Any]] = {
-    "published": {},
-    "tiny": {
-        "agent_color": "00c8ff",
-        "bar_color": "ff28c8",
-        "stem_color": "ffd200",
-        "goal_color": "none",
-        "outline": 0.0,
-        "halo": 30.0,
-        "table": 320.0,
-    },
-}
-
-
-PAINTS = {"agent": ("agent_color",), "block": ("bar_color", "stem_color")}
-"""What can be painted by itself, and the factors that hold its colours."""
-
 
 @dataclass(frozen=True)
-class Factors:
-    """What may be varied. The defaults are the published world; "tiny" in `LOOKS` is a world that
-    small models can read."""
+class Factors(Look):
+    """What may be varied. The defaults are the published world; "tiny" is a world that small models
+    can read."""
 
-    agent_color: str = "4169e1"  # six hexadecimal digits, rrggbb
-    bar_color: str = "778899"
-    stem_color: str = "778899"
-    # of the T painted on the table, which is decoration and not the goal; or "none"
-    goal_color: str = "90ee90"
-    wall_color: str = "d3d3d3"
-    floor_color: str = "ffffff"
-    outline: float = 2.0  # half width of the darker rim; 0 draws flat colours
+    world: ClassVar[str] = "push-t"
+    named: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {},
+        "tiny": {
+            "agent_color": "00c8ff",
+            "bar_color": "ff28c8",
+            "stem_color": "ffd200",
+            "goal_color": "none",
+            "outline": 0.0,
+            "halo": 30.0,
+            "table": 320.0,
+        },
+    }
+    paints: ClassVar[Mapping[str, Sequence[str]]] = {
+        "agent": ("agent_color",),
+        "block": ("bar_color", "stem_color"),
+    }
+
+    agent_color: str = color("4169e1")
+    bar_color: str = color("778899")
+    stem_color: str = color("778899")
+    # of the T painted on the table, which is decoration and not the goal
+    goal_color: str = color("90ee90", absent=True)
+    wall_color: str = color("d3d3d3")
+    floor_color: str = color("ffffff")
+    # half width of the darker rim; 0 draws flat colours
+    outline: float = number(2.0, "a number of units from 0 to 10", 0, 10)
     # radius of a paler disc around the agent, drawn under the block, so that it is not overlooked
-    halo: float = 0.0
-    table: float = 512.0  # side of the table; agent and block keep their size
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if name.endswith("color"):
-                none = (name, str(value).lower()) == ("goal_color", "none")
-                object.__setattr__(self, name, "none" if none else color_digits(name, value))
-            else:
-                low, high = {"outline": (0, 10), "halo": (0, 100), "table": (256, 4096)}[name]
-                if (
-                    not re.fullmatch(r"[0-9]+(\.[0-9]*)?", str(value))
-                    or not low <= float(value) <= high
-                ):
-                    raise ValueError(
-                        f"{name} must be a number of units from {low} to {high}, got '{value}'."
-                    )
-                object.__setattr__(self, name, float(value))
-
-    @property
-    def look(self) -> str:
-        """The name of this world: that of the nearest of `LOOKS` and what changed, as
-        "tiny,bar_color=0000ff"; see `parse`."""
-        own = asdict(self)
-        changed = {
-            name: {
-                key: value for key, value in own.items() if value != asdict(Factors(**bundle))[key]
-            }
-            for name, bundle in LOOKS.items()
-        }
-        name = min(changed, key=lambda name: len(changed[name]))
-        words = [f"{key}={value}" for key, value in changed[name].items()]
-        return ",".join([name] * (name != "published" or not words) + words)
-
-    @classmethod
-    def parse(cls, look: str, **changes: Any) -> Factors:
-        """Read a `look`, then apply `changes` by name."""
-        known = asdict(cls())
-        stated: dict[str, Any] = {}
-        for item in look.split(","):
-            key, equals, value = item.partition("=")
-            stated |= (
-                {key.strip(): value}
-                if equals
-                else LOOKS[choose("look of push-t", item.strip(), LOOKS)]
-            )
-        return cls(
-            **known
-            | {
-                choose("factor of push-t", key, known): value
-                for key, value in (stated | changes).items()
-            }
-        )
+    halo: float = number(0.0, "a number of units from 0 to 100", 0, 100)
+    # side of the table; agent and block keep their size
+    table: float = number(512.0, "a number of units from 256 to 4096", 256, 4096)
 
 
 class _Table:
@@ -185,11 +136,8 @@ class _Table:
         return (*agent.position, *self.block.position, self.block.angle, *agent.velocity)
 
 
-class PushTWorld:
-    """B Push-T environments stepped and drawn together; fulfils the role `contracts.World`.
-
-    What shares a batch never changes an environment: start, goal and policy noise of environment i
-    come from its own seed.
+class PushTWorld(BatchedWorld):
+    """B Push-T environments stepped and drawn together.
 
     Args:
         num_envs: B.
@@ -200,6 +148,7 @@ class PushTWorld:
     """
 
     policies: ClassVar[tuple[str, ...]] = ("expert", "random", "weak")
+    factors: Factors
 
     def __init__(
         self,
@@ -209,19 +158,11 @@ class PushTWorld:
         max_steps: int = MAX_STEPS,
         **factors: Any,
     ) -> None:
-        if num_envs < 1 or image_size < 16 or max_steps < 1:
-            raise ValueError(
-                f"expected num_envs >= 1, image_size >= 16 and max_steps >= 1, got {num_envs}, "
-                f"{image_size} and {max_steps}."
-            )
-        self.num_envs = num_envs
-        self.factors = Factors.parse(look, **factors)
-        self.spec = WorldSpec(
-            name="push-t",
-            version="1",
-            image_size=image_size,
-            action_low=(-1.0, -1.0),
-            action_high=(1.0, 1.0),
+        super().__init__(
+            num_envs,
+            image_size,
+            Factors.parse(look, **factors),
+            action_dim=2,
             state_names=(
                 "agent x",
                 "agent y",
@@ -233,12 +174,10 @@ class PushTWorld:
             ),
             state_units=("unit", "unit", "unit", "unit", "rad", "unit/s", "unit/s"),
             max_steps=max_steps,
-            look=self.factors.look,
             criteria=("success", "block pose"),
-            things=tuple(PAINTS),
         )
-        self._draw = _Painter(self.factors, image_size)
-        self._states, self._goals = np.zeros((2, num_envs, 7), np.float32)
+        self._painter = _Painter(self.factors, image_size)
+        self._states = np.zeros((num_envs, 7), np.float32)
         self._tables: list[_Table] = []
         self.reset(range(num_envs))
 
@@ -247,16 +186,11 @@ class PushTWorld:
         """(B, 7) float32, a copy; the order is that of `spec.state_names`."""
         return self._states.copy()
 
-    @property
-    def goals(self) -> np.ndarray:
-        """(B, 7) float32 goal states, a copy. Their velocities play no part in success."""
-        return self._goals.copy()
-
     def reset(self, seeds: Sequence[int]) -> None:
         """Draw start and goal of environment i from `seeds[i]` alone: at rest, nothing touching, no
         criterion met."""
         states = np.zeros((self.num_envs, 7), np.float32)
-        for i, generator in enumerate(self._generators("reset", seeds)):
+        for i, generator in enumerate(self._generators("reset", seeds, self.num_envs)):
             drawn = _wrapped(
                 pushing.draw_states(generator, self.factors.table, count=64, margin=10)
             )
@@ -267,29 +201,18 @@ class PushTWorld:
     def set_states(self, states: np.ndarray) -> None:
         """Restore (B, 7) finite states, the block at rest: what follows depends on them and on the
         actions alone."""
-        self._states = self._checked("states", states, self.num_envs)
+        self._states = self._rows("states", states, self.num_envs)
         self._tables = [_Table(self.factors.table, state) for state in self._states]
 
-    def set_goals(self, goals: np.ndarray) -> None:
-        """Set the goals to (B, 7) finite states."""
-        self._goals = self._checked("goals", goals, self.num_envs)
-
-    def step(self, actions: np.ndarray) -> None:
-        """Send every agent towards its target for 0.1 s; (B, 2) actions are clipped to [-1, 1] and
-        NaN counts as 0."""
-        actions = np.asarray(actions, np.float64)
-        if actions.shape != (self.num_envs, 2):
-            raise ValueError(
-                f"actions must have shape ({self.num_envs}, 2), one row per environment, got "
-                f"{actions.shape}."
-            )
+    def _move(self, actions: np.ndarray) -> None:
+        """Send every agent towards its target for 0.1 s."""
         low, high = pushing.agent_range(self.factors.table)
         position, velocity = (
             self._states[:, :2].astype(np.float64),
             self._states[:, 5:].astype(np.float64),
         )
         targets = np.clip(
-            position + pushing.REACH * np.clip(np.nan_to_num(actions, nan=0.0), -1.0, 1.0),
+            position + pushing.REACH * actions,
             low,
             high,
         )
@@ -304,92 +227,54 @@ class PushTWorld:
         ]
         self._states = _wrapped(np.array(after))
 
-    def render(self, states: np.ndarray | None = None) -> np.ndarray:
-        """Draw (n, 7) given states, or the current ones: (n, h, w, 3) uint8, new memory each
-        time."""
-        return self._draw(self._states if states is None else self._checked("states", states))
+    def _draw(self, states: np.ndarray) -> np.ndarray:
+        return self._painter(states)
 
-    def success(self, criterion: str | None = None) -> np.ndarray:
-        """(B,) bool: is each environment within tolerance of its goal now?
-
-        "success", the published one: (agent x, agent y, block x, block y) is less than 20 units
+    def _met(self, criterion: str) -> np.ndarray:
+        """ "success", the published one: (agent x, agent y, block x, block y) is less than 20 units
         from the goal's, which is one distance in four dimensions, and the angle, the short way
         round, less than 20 degrees. "block pose": the same of the block alone, wherever the agent
-        is.
-        """
-        criterion = choose(
-            "success criterion of push-t", criterion or "success", self.spec.criteria
-        )
+        is. Velocities play no part."""
         return _criteria(self._states, self._goals)[criterion]
 
-    def policy(self, name: str, seeds: Sequence[int]) -> Policy:
-        """A policy bound to this world, environment i driven by `seeds[i]` alone; make a new one
-        for new episodes.
-
-        "expert" pushes the block to the goal pose and walks to its own goal place, then goes on to
-        poses of its own choice; see `pushing.Expert`. "weak", a published data policy: uniform
-        targets, kept within 100 units of the block on each axis. "random" is uniform over the
-        action box.
-        """
-        generators = self._generators(choose("policy of push-t", name, self.policies), seeds)
+    def _policy(self, name: str, drawing: list[np.random.Generator]) -> Policy:
+        """ "expert" pushes the block to the goal pose and walks to its own goal place, then goes on
+        to poses of its own choice; see `pushing.Expert`. "weak", a published data policy: uniform
+        targets, kept within 100 units of the block on each axis."""
         if name == "expert":
-            return pushing.Expert(self, generators, self.factors.table)
+            return pushing.Expert(self, drawing, self.factors.table)
 
-        def act() -> np.ndarray:
-            actions = np.stack([generator.uniform(-1, 1, 2) for generator in generators])
-            return (pushing.weak(self._states, actions) if name == "weak" else actions).astype(
-                np.float32
-            )
+        def weak() -> np.ndarray:
+            actions = np.stack([generator.uniform(-1, 1, 2) for generator in drawing])
+            return pushing.weak(self._states, actions).astype(np.float32)
 
-        return act
+        return weak
 
-    def regions(self, states: np.ndarray) -> None:
-        """Push-T has none."""
-
-    def teleport(
-        self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]
+    def _elsewhere(
+        self, state: np.ndarray, things: Sequence[str], generator: np.random.Generator
     ) -> np.ndarray:
-        """The (n, 7) states with "agent", "block" or both 40 units or more away and at rest, a
-        moved block turned anyhow.
+        """ "agent", "block" or both 40 units or more away, a moved block turned anyhow.
 
         Uniform over what is legal: on the table, and the two do not touch.
         """
-        moves = {choose("thing of push-t", thing, self.spec.things) for thing in things}
-        states = self._checked("states", states, len(seeds))
-        for i, generator in enumerate(
-            generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))
-        ):
-            state, found = states[i], not moves
-            while not found:
-                drawn = pushing.draw_states(generator, self.factors.table, count=64, margin=10)
-                apart = drawn[:, :4] - state[:4]
-                legal = np.ones(len(drawn), bool)
-                for thing, place, whole in (
-                    ("agent", [0, 1], [0, 1, 5, 6]),
-                    ("block", [2, 3], [2, 3, 4]),
-                ):
-                    if thing in moves:
-                        legal &= np.hypot(*apart[:, place].T) >= 2 * SUCCESS
-                    else:
-                        drawn[:, whole] = state[whole]
-                legal &= pushing.clearance(drawn, drawn[:, None, :2])[:, 0] > pushing.TOUCHING
-                if found := bool(legal.any()):
-                    states[i] = drawn[int(legal.argmax())]
-        return _wrapped(states)
+        while True:
+            drawn = pushing.draw_states(generator, self.factors.table, count=64, margin=10)
+            apart = drawn[:, :4] - state[:4]
+            legal = np.ones(len(drawn), bool)
+            for thing, place, whole in (
+                ("agent", [0, 1], [0, 1, 5, 6]),
+                ("block", [2, 3], [2, 3, 4]),
+            ):
+                if thing in things:
+                    legal &= np.hypot(*apart[:, place].T) >= 2 * SUCCESS
+                else:
+                    drawn[:, whole] = state[whole]
+            legal &= pushing.clearance(drawn, drawn[:, None, :2])[:, 0] > pushing.TOUCHING
+            if legal.any():
+                return _wrapped(drawn[legal][:1].astype(np.float32))[0]
 
-    def recoloured(self, thing: str, turn: float = 0.5) -> str:
-        """The look of this world with other colours of "agent" or "block"."""
-        paints = PAINTS[choose("thing of push-t", thing, self.spec.things)]
-        changed: dict[str, Any] = {
-            name: turned_color(getattr(self.factors, name), turn) for name in paints
-        }
-        return replace(self.factors, **changed).look
-
-    def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
-        return generators(("reset", *self.policies), purpose, seeds, self.num_envs)
-
-    def _checked(self, what: str, values: np.ndarray, rows: int | None = None) -> np.ndarray:
-        return _wrapped(finite_rows(what, values, self.spec.state_names, rows))
+    def _rows(self, what: str, values: np.ndarray, rows: int | None = None) -> np.ndarray:
+        return _wrapped(super()._rows(what, values, rows))
 
 
 class _Painter:
@@ -448,7 +333,7 @@ class PushT(Single):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium declares it an instance variable)
     world_class = PushTWorld
     policies: ClassVar[tuple[str, ...]] = PushTWorld.policies
-    looks: ClassVar[tuple[str, ...]] = tuple(LOOKS)  # `Factors.look` names more
+    looks: ClassVar[tuple[str, ...]] = tuple(Factors.named)
 
 
 def _block_poses(states: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ Source: `dm_control.suite.reacher`; LeWorldModel, sec. 4, and the public environ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,11 +26,11 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from lewm.contracts import Policy, WorldSpec
-from lewm.registry import choose
-from lewm.worlds.kit.looks import read_look, turned_color
-from lewm.worlds.kit.offscreen import LOOKS, open_scene
-from lewm.worlds.kit.single import Single, finite_rows, generators
+from lewm.contracts import Policy
+from lewm.worlds.kit.batched import BatchedWorld
+from lewm.worlds.kit.looks import color
+from lewm.worlds.kit.offscreen import SceneLook, open_scene
+from lewm.worlds.kit.single import Single
 
 __all__ = ["Reacher", "ReacherWorld"]
 
@@ -38,8 +39,17 @@ WRIST_LIMIT_RAD = np.deg2rad(160.0)
 # of 0.02 s each; Source: `DMControlWrapper.action_repeat` of the public code, its data set
 PHYSICS_STEPS, MAX_STEPS = 2, 200
 STATE_NAMES = ("shoulder", "wrist", "shoulder velocity", "wrist velocity")
-# what can be painted: its colour, and what has it
-COLORS, MATERIALS = {"arm": "b3804d"}, {"arm": ("self", "effector")}
+
+
+@dataclass(frozen=True)
+class Factors(SceneLook):
+    """What may be varied: how it is drawn, and the colour of the arm."""
+
+    world: ClassVar[str] = "reacher"
+    paints: ClassVar[Mapping[str, Sequence[str]]] = {"arm": ("arm_color",)}
+    painted: ClassVar[Mapping[str, Sequence[str]]] = {"arm": ("self", "effector")}
+
+    arm_color: str = color("b3804d")
 
 
 def load_model() -> mujoco.MjModel:
@@ -56,9 +66,8 @@ def wrapped(angles: np.ndarray) -> np.ndarray:
     return (angles + np.pi) % (2 * np.pi) - np.pi
 
 
-class ReacherWorld:
-    """B arms; fulfils the role `contracts.World`. Start, goal and policy noise of environment i
-    come from its own seed.
+class ReacherWorld(BatchedWorld):
+    """B arms.
 
     Args:
         num_envs: B.
@@ -67,27 +76,24 @@ class ReacherWorld:
     """
 
     policies: ClassVar[tuple[str, ...]] = ("expert", "random")
+    factors: Factors
 
     def __init__(self, num_envs: int, image_size: int = 224, look: str = "published") -> None:
-        if num_envs < 1 or image_size < 16:
-            raise ValueError(
-                f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}."
-            )
-        units = ("rad", "rad", "rad/s", "rad/s")
-        look, named, painted = read_look("reacher", look, LOOKS, COLORS)
-        self.spec = WorldSpec(
-            "reacher", "1", image_size, (-1.0, -1.0), (1.0, 1.0), STATE_NAMES, units, MAX_STEPS,
-            look, criteria=("success", "unwrapped"), things=tuple(COLORS),
-        )  # fmt: skip
-        self.num_envs = num_envs
-        self._colors = COLORS | painted
-        paint = tuple(
-            (material, color) for thing, color in painted.items() for material in MATERIALS[thing]
+        super().__init__(
+            num_envs,
+            image_size,
+            Factors.parse(look),
+            action_dim=2,
+            state_names=STATE_NAMES,
+            state_units=("rad", "rad", "rad/s", "rad/s"),
+            max_steps=MAX_STEPS,
+            criteria=("success", "unwrapped"),
         )
-        self._scene = open_scene(load_model, image_size, "fixed", named, paint)
+        self._scene = open_scene(
+            load_model, image_size, "fixed", self.factors.drawing, self.factors.paint
+        )
         self._model = load_model()
         self._arms = [mujoco.MjData(self._model) for _ in range(num_envs)]
-        self._goals = np.zeros((num_envs, 4), np.float32)
         self.reset(range(num_envs))
 
     @property
@@ -95,17 +101,12 @@ class ReacherWorld:
         """(B, 4) float32 angles and velocities, a copy."""
         return np.array([[*arm.qpos, *arm.qvel] for arm in self._arms], np.float32)
 
-    @property
-    def goals(self) -> np.ndarray:
-        """(B, 4) float32 goal states, a copy."""
-        return self._goals.copy()
-
     def reset(self, seeds: Sequence[int]) -> None:
         """Draw start and goal of environment i from `seeds[i]` alone: poses uniform, at rest, two
         tolerances apart or more."""
         states = np.zeros((self.num_envs, 4), np.float32)
         self._goals = np.zeros_like(states)
-        for i, generator in enumerate(self._generators("reset", seeds)):
+        for i, generator in enumerate(self._generators("reset", seeds, self.num_envs)):
             start, *others = _poses(generator, 16)
             apart = np.abs(wrapped(others - start)).max(axis=1) >= 2 * SUCCESS_RAD
             states[i, :2], self._goals[i, :2] = start, others[int(apart.argmax())]
@@ -118,90 +119,34 @@ class ReacherWorld:
             mujoco.mj_resetData(self._model, arm)
             arm.qpos, arm.qvel = state[:2], state[2:]
 
-    def set_goals(self, goals: np.ndarray) -> None:
-        """Set the goals to (B, 4) finite states; their velocities are kept and never asked for."""
-        self._goals = self._rows("goals", goals, self.num_envs).copy()
-
-    def step(self, actions: np.ndarray) -> None:
-        """Apply torques for 0.04 s; (B, 2) actions are clipped to [-1, 1] and NaN counts as 0."""
-        actions = np.asarray(actions, np.float64)
-        if actions.shape != (self.num_envs, 2):
-            raise ValueError(
-                f"actions must have shape ({self.num_envs}, 2), one row per environment, got "
-                f"{actions.shape}."
-            )
-        for arm, action in zip(
-            self._arms, np.clip(np.nan_to_num(actions, nan=0.0), -1.0, 1.0), strict=True
-        ):
+    def _move(self, actions: np.ndarray) -> None:
+        """Apply torques for 0.04 s."""
+        for arm, action in zip(self._arms, actions, strict=True):
             arm.ctrl = action
             mujoco.mj_step(self._model, arm, PHYSICS_STEPS)
 
-    def render(self, states: np.ndarray | None = None) -> np.ndarray:
-        """Draw (n, 4) given states, or the current ones: (n, h, w, 3) uint8, new memory each time.
+    def _draw(self, states: np.ndarray) -> np.ndarray:
+        return self._scene.pictures(states[:, :2])
 
-        The current ones are drawn from `states`, rounded to float32, too: equal states give equal
-        pictures.
-        """
-        states = self.states if states is None else self._rows("states", states)
-        size = self.spec.image_size
-        pictures = np.empty((len(states), size, size, 3), np.uint8)
-        for picture, state in zip(pictures, states, strict=True):
-            self._scene.draw(state[:2], picture)
-        return pictures
-
-    def success(self, criterion: str | None = None) -> np.ndarray:
-        """(B,) bool: is each joint within 0.05 rad of its goal now? Full turns count for
-        "unwrapped" only."""
-        criterion = choose(
-            "success criterion of reacher", criterion or self.spec.criteria[0], self.spec.criteria
-        )
+    def _met(self, criterion: str) -> np.ndarray:
+        """Is each joint within 0.05 rad of its goal? Full turns count for "unwrapped" only, and
+        velocities are never asked for."""
         apart = self.states[:, :2].astype(np.float64) - self._goals[:, :2]
         apart = apart if criterion == "unwrapped" else wrapped(apart)
         return np.asarray((np.abs(apart) < SUCCESS_RAD).all(axis=1))
 
-    def policy(self, name: str, seeds: Sequence[int]) -> Policy:
-        """A policy bound to this world, environment i driven by `seeds[i]` alone; make a new one
-        for new episodes.
+    def _policy(self, name: str, drawing: list[np.random.Generator]) -> Policy:
+        """ "expert" takes up the goal pose, then poses of its own choice, under noise of varying
+        strength. "random" is the published data policy."""
+        return _Expert(self, drawing)
 
-        "expert" takes up the goal pose, then poses of its own choice, under noise of varying
-        strength. "random" is uniform over the action box, the published data policy.
-        """
-        generators = self._generators(choose("policy of reacher", name, self.policies), seeds)
-        if name == "expert":
-            return _Expert(self, generators)
-        return lambda: np.stack([generator.uniform(-1, 1, 2) for generator in generators]).astype(
-            np.float32
-        )
-
-    def regions(self, states: np.ndarray) -> None:
-        """None: the arm's world has no regions."""
-
-    def teleport(
-        self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]
+    def _elsewhere(
+        self, state: np.ndarray, things: Sequence[str], generator: np.random.Generator
     ) -> np.ndarray:
-        """The (n, 4) states with the "arm" in a pose that is uniform over all but the nearest, at
-        rest."""
-        states = self._rows("states", states, len(seeds)).copy()
-        if not {choose("thing of reacher", thing, self.spec.things) for thing in things}:
-            return states
-        for i, generator in enumerate(
-            generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))
-        ):
-            poses = _poses(generator, 16)
-            apart = np.abs(wrapped(poses - states[i, :2])).max(axis=1) >= 2 * SUCCESS_RAD
-            states[i] = *poses[int(apart.argmax())], 0, 0
-        return states
-
-    def recoloured(self, thing: str, turn: float = 0.5) -> str:
-        """The look of this world with another colour of the "arm"."""
-        color = self._colors[choose("thing of reacher", thing, self.spec.things)]
-        return f"{self.spec.look},{thing}_color={turned_color(color, turn)}"
-
-    def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
-        return generators(("reset", *self.policies), purpose, seeds, self.num_envs)
-
-    def _rows(self, what: str, values: np.ndarray, rows: int | None = None) -> np.ndarray:
-        return finite_rows(what, values, self.spec.state_names, rows)
+        """The "arm" in a pose that is uniform over all but the nearest, at rest."""
+        poses = _poses(generator, 16)
+        apart = np.abs(wrapped(poses - state[:2])).max(axis=1) >= 2 * SUCCESS_RAD
+        return np.array([*poses[int(apart.argmax())], 0, 0])
 
 
 class _Expert:
@@ -258,7 +203,7 @@ class Reacher(Single):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012 (gymnasium declares it an instance variable)
     world_class = ReacherWorld
     policies: ClassVar[tuple[str, ...]] = ReacherWorld.policies
-    looks: ClassVar[tuple[str, ...]] = LOOKS
+    looks: ClassVar[tuple[str, ...]] = tuple(Factors.named)
 
 
 def _poses(generator: np.random.Generator, count: int) -> np.ndarray:

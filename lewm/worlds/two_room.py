@@ -18,19 +18,19 @@ Source: LeWorldModel, sec. 4, and the public environment `swm/TwoRoom-v1` for ge
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from lewm.contracts import Policy, WorldSpec
-from lewm.registry import choose
-from lewm.worlds.kit.looks import color_digits, turned_color
-from lewm.worlds.kit.single import Single, finite_rows, generators
+from lewm.contracts import Policy
+from lewm.worlds.kit.batched import BatchedWorld
+from lewm.worlds.kit.looks import Look, color, number
+from lewm.worlds.kit.single import Single
 
 __all__ = ["TwoRoom", "TwoRoomWorld"]
 
@@ -50,47 +50,19 @@ PASSAGE_PX = DOOR_HALF_PX + 1.75  # the door for the centre, either side of DOOR
 
 
 @dataclass(frozen=True)
-class Factors:
-    """What may be varied. The defaults are the published world; anything else gets a name of its
-    own, see `look`."""
+class Factors(Look):
+    """What may be varied. The defaults are the published world."""
 
-    agent_color: str = "ff0000"  # six hexadecimal digits, rrggbb
-    wall_color: str = "000000"
-    floor_color: str = "ffffff"
+    world: ClassVar[str] = "two-room"
+    paints: ClassVar[Mapping[str, Sequence[str]]] = {"agent": ("agent_color",)}
+
+    agent_color: str = color("ff0000")
+    wall_color: str = color("000000")
+    floor_color: str = color("ffffff")
     # px of the 224 world that an action of 1 moves per step; the published range ends at 10.5
-    speed: float = 5.0
-
-    def __post_init__(self) -> None:
-        for name in ("agent_color", "wall_color", "floor_color"):
-            object.__setattr__(self, name, color_digits(name, getattr(self, name)))
-        if (
-            not re.fullmatch(r"[0-9.]+(e[+-]?[0-9]+)?", str(self.speed))
-            or not 0 < float(self.speed) < math.inf
-        ):
-            raise ValueError(f"speed must be a positive number of px per step, got '{self.speed}'.")
-        object.__setattr__(self, "speed", float(self.speed))
-
-    @property
-    def look(self) -> str:
-        """The name of this world: "published", or what changed, as "agent_color=0000ff,speed=10.5".
-        `parse` reads it back."""
-        changed = {
-            name: value for name, value in asdict(self).items() if value != getattr(Factors, name)
-        }
-        return ",".join(f"{name}={value}" for name, value in changed.items()) or "published"
-
-    @classmethod
-    def parse(cls, look: str, **changes: Any) -> Factors:
-        """Read a `look`, then apply `changes` by name."""
-        stated = dict(item.partition("=")[::2] for item in look.split(",") if look != "published")
-        known = asdict(cls())
-        return cls(
-            **known
-            | {
-                choose("factor of two-room", name.strip(), known): v
-                for name, v in (stated | changes).items()
-            }
-        )
+    speed: float = number(
+        5.0, "a positive number of px per step", sys.float_info.min, sys.float_info.max
+    )
 
 
 def slide(positions: np.ndarray, moves: np.ndarray) -> np.ndarray:
@@ -162,11 +134,8 @@ def background(factors: Factors, image_size: int) -> np.ndarray:
     return (cover * wall + (1 - cover) * floor).astype(np.float32)
 
 
-class TwoRoomWorld:
-    """B Two-Room environments stepped and drawn together; fulfils the role `contracts.World`.
-
-    What shares a batch never changes an environment: start, goal and policy noise of environment i
-    come from its own seed.
+class TwoRoomWorld(BatchedWorld):
+    """B Two-Room environments stepped and drawn together.
 
     Args:
         num_envs: B.
@@ -177,29 +146,21 @@ class TwoRoomWorld:
     """
 
     policies: ClassVar[tuple[str, ...]] = ("expert", "random", "straight-line")
+    factors: Factors
 
     def __init__(
         self, num_envs: int, image_size: int = WORLD_PX, look: str = "published", **factors: Any
     ) -> None:
-        if num_envs < 1 or image_size < 16:
-            raise ValueError(
-                f"expected num_envs >= 1 and image_size >= 16, got {num_envs} and {image_size}."
-            )
-        self.num_envs = num_envs
-        self.factors = Factors.parse(look, **factors)
-        self.spec = WorldSpec(
-            name="two-room",
-            version="1",
-            image_size=image_size,
-            action_low=(-1.0, -1.0),
-            action_high=(1.0, 1.0),
+        super().__init__(
+            num_envs,
+            image_size,
+            Factors.parse(look, **factors),
+            action_dim=2,
             state_names=("x", "y"),
             state_units=("px", "px"),
             max_steps=MAX_STEPS,
-            look=self.factors.look,
             picture_extent=WORLD_PX,
             tolerance=SUCCESS_PX,
-            things=("agent",),
         )
 
         # Averaging the published picture over squares of `pixel` px adds the variance of that many
@@ -219,7 +180,7 @@ class TwoRoomWorld:
         self._ink = np.tile(
             np.array([*bytes.fromhex(self.factors.agent_color)], np.float32), self._patch
         )
-        self._states, self._goals = np.zeros((2, num_envs, 2), np.float32)
+        self._states = np.zeros((num_envs, 2), np.float32)
         self.reset(range(num_envs))
 
     @property
@@ -227,15 +188,10 @@ class TwoRoomWorld:
         """(B, 2) float32 dot centres, a copy."""
         return self._states.copy()
 
-    @property
-    def goals(self) -> np.ndarray:
-        """(B, 2) float32 goal positions, a copy."""
-        return self._goals.copy()
-
     def reset(self, seeds: Sequence[int]) -> None:
         """Draw start and goal of environment i from `seeds[i]` alone: uniform over both rooms, two
         tolerances apart or more."""
-        for i, generator in enumerate(self._generators("reset", seeds)):
+        for i, generator in enumerate(self._generators("reset", seeds, self.num_envs)):
             start, *others = _places(generator.random((16, 2)))
             apart = np.linalg.norm(others - start, axis=1) >= 2 * SUCCESS_PX
             self._states[i], self._goals[i] = start, others[int(apart.argmax())]
@@ -243,32 +199,15 @@ class TwoRoomWorld:
     def set_states(self, states: np.ndarray) -> None:
         """Put the dots at (B, 2) finite positions: a teleport. One inside a wall is left there
         until the next step frees it."""
-        self._states = self._positions("states", states, self.num_envs).copy()
+        self._states = self._rows("states", states, self.num_envs).copy()
 
-    def set_goals(self, goals: np.ndarray) -> None:
-        """Set the goals to (B, 2) finite positions."""
-        self._goals = self._positions("goals", goals, self.num_envs).copy()
+    def _move(self, actions: np.ndarray) -> None:
+        """Move every dot by its action times `speed`."""
+        self._states = slide(self._states, self.factors.speed * actions)
 
-    def step(self, actions: np.ndarray) -> None:
-        """Move every dot by its action times `speed`; (B, 2) actions are clipped to [-1, 1] and NaN
-        counts as 0."""
-        actions = np.asarray(actions, np.float64)
-        if actions.shape != (self.num_envs, 2):
-            raise ValueError(
-                f"actions must have shape ({self.num_envs}, 2), one row per environment, got "
-                f"{actions.shape}."
-            )
-        self._states = slide(
-            self._states, self.factors.speed * np.clip(np.nan_to_num(actions, nan=0.0), -1.0, 1.0)
-        )
-
-    def render(self, states: np.ndarray | None = None) -> np.ndarray:
-        """Draw (n, 2) given states, or the current ones: (n, h, w, 3) uint8, new memory each time.
-
-        A copy of the empty world and one small patch each: a Gaussian at its true sub-pixel place,
-        a product of two profiles.
-        """
-        states = self._states if states is None else self._positions("states", states)
+    def _draw(self, states: np.ndarray) -> np.ndarray:
+        """A copy of the empty world and one small patch each: a Gaussian at its true sub-pixel
+        place, a product of two profiles."""
         size, patch = self.spec.image_size, self._patch
         # in pixels of this picture
         centres = (states.astype(np.float64) + 0.5) * size / WORLD_PX - 0.5
@@ -289,67 +228,33 @@ class TwoRoomWorld:
         ).astype(np.uint8)
         return pictures.reshape(len(states), size, size, 3)
 
-    def success(self, criterion: str | None = None) -> np.ndarray:
-        """(B,) bool: is the dot closer to its goal than 16 px of 224, now?"""
-        choose(
-            "success criterion of two-room", criterion or self.spec.criteria[0], self.spec.criteria
-        )
+    def _met(self, criterion: str) -> np.ndarray:
+        """Is the dot closer to its goal than 16 px of 224?"""
         return np.linalg.norm(self._states - self._goals, axis=1) < SUCCESS_PX
 
-    def policy(self, name: str, seeds: Sequence[int]) -> Policy:
-        """A policy bound to this world, environment i driven by `seeds[i]` alone; make a new one
-        for new episodes.
-
-        "expert" walks to the goal through the door, noisily, then on to places of its own choice,
-        so that an episode may have any length and shows both rooms. "random" is uniform over the
-        action box. "straight-line" knows the state and walks straight at the goal, walls or not: a
-        floor that needs no planning.
-        """
-        generators = self._generators(choose("policy of two-room", name, self.policies), seeds)
-        if name == "expert":
-            return _Expert(self, generators)
-        if name == "random":
-            return lambda: np.stack(
-                [generator.uniform(-1, 1, 2) for generator in generators]
-            ).astype(np.float32)
-        return self._straight_line
+    def _policy(self, name: str, drawing: list[np.random.Generator]) -> Policy:
+        """ "expert" walks to the goal through the door, noisily, then on to places of its own
+        choice, so that an episode may have any length and shows both rooms. "straight-line" knows
+        the state and walks straight at the goal, walls or not: a floor that needs no planning."""
+        return _Expert(self, drawing) if name == "expert" else self._straight_line
 
     def regions(self, states: np.ndarray) -> np.ndarray:
         """(n,) room of each state: 0 left, 1 right of the middle of the wall."""
-        return (self._positions("states", states)[:, 0] >= WALL_X_PX).astype(np.int64)
+        return (self._rows("states", states)[:, 0] >= WALL_X_PX).astype(np.int64)
 
-    def teleport(
-        self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]
+    def _elsewhere(
+        self, state: np.ndarray, things: Sequence[str], generator: np.random.Generator
     ) -> np.ndarray:
-        """The (n, 2) states with the dot ("agent", the only thing) two tolerances or more away,
-        uniform over both rooms."""
-        states = self._positions("states", states, len(seeds)).copy()
-        if not {choose("thing of two-room", thing, self.spec.things) for thing in things}:
-            return states
-        for i, generator in enumerate(
-            generators(("reset", *self.policies, "teleport"), "teleport", seeds, len(states))
-        ):
-            places = _places(generator.random((16, 2)))
-            states[i] = places[
-                int((np.linalg.norm(places - states[i], axis=1) >= 2 * SUCCESS_PX).argmax())
-            ]
-        return states
-
-    def recoloured(self, thing: str, turn: float = 0.5) -> str:
-        """The look of this world with another colour of the dot ("agent")."""
-        choose("thing of two-room", thing, self.spec.things)
-        return replace(self.factors, agent_color=turned_color(self.factors.agent_color, turn)).look
+        """The dot ("agent", the only thing) two tolerances or more away, uniform over both
+        rooms."""
+        places = _places(generator.random((16, 2)))
+        far = np.linalg.norm(places - state, axis=1) >= 2 * SUCCESS_PX
+        return places[int(far.argmax())]
 
     def _straight_line(self) -> np.ndarray:
         steps = (self._goals - self._states) / self.factors.speed
         # as fast as the box allows without turning
         return steps / np.maximum(np.abs(steps).max(axis=1, keepdims=True), 1)
-
-    def _generators(self, purpose: str, seeds: Sequence[int]) -> list[np.random.Generator]:
-        return generators(("reset", *self.policies), purpose, seeds, self.num_envs)
-
-    def _positions(self, what: str, values: np.ndarray, rows: int | None = None) -> np.ndarray:
-        return finite_rows(what, values, self.spec.state_names, rows)
 
 
 class _Expert:
@@ -415,7 +320,7 @@ class TwoRoom(Single):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium declares it an instance variable)
     world_class = TwoRoomWorld
     policies: ClassVar[tuple[str, ...]] = TwoRoomWorld.policies
-    looks: ClassVar[tuple[str, ...]] = ("published",)  # `Factors.look` names more
+    looks: ClassVar[tuple[str, ...]] = tuple(Factors.named)
 
     def regions(self, states: np.ndarray) -> np.ndarray | None:
         return self.world.regions(states)

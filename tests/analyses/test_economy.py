@@ -25,7 +25,7 @@ from lewm.benchmarks.engine import flops, machine_limit
 from lewm.cli.commands.economy import main
 from lewm.cli.main import main as lewm
 from lewm.contracts import WorldSpec
-from lewm.planning.agent import PlanningConfig
+from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from lewm.planning.solvers.gradient import Gradient

@@ -20,6 +20,7 @@ from lewm.data.provenance import Provenance
 from lewm.data.windows import beginnings
 from lewm.models.lewm import LeWMConfig
 from lewm.models.nn import losses
+from lewm.models.nn.sigreg import draw_directions, sigreg, sigreg_per_slice
 from lewm.report.canvas import THEME
 from lewm.report.sections.geometry import draw
 from lewm.runs import checkpoints
@@ -129,11 +130,11 @@ def test_where_nothing_moves_there_is_no_direction():
 
 
 def test_statistics_of_single_directions_average_to_the_loss():
-    latents, directions = noise(40, 3, 8) ** 2, losses.draw_directions(8, 50)
-    each = losses.sigreg_per_slice(latents, directions)
+    latents, directions = noise(40, 3, 8) ** 2, draw_directions(8, 50)
+    each = sigreg_per_slice(latents, directions)
     assert each.shape == (3, 50)
-    assert float(each.mean()) == pytest.approx(float(losses.sigreg(latents, directions)), rel=1e-5)
-    one = losses.sigreg(latents[:, 1:2], directions[:, 7:8])
+    assert float(each.mean()) == pytest.approx(float(sigreg(latents, directions)), rel=1e-5)
+    one = sigreg(latents[:, 1:2], directions[:, 7:8])
     assert float(each[1, 7]) == pytest.approx(float(one), rel=1e-5)
 
 

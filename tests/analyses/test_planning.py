@@ -8,7 +8,7 @@ import pytest
 
 from lewm.analyses.planning import Planning
 from lewm.data.provenance import Provenance
-from lewm.planning.agent import PlanningConfig
+from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from lewm.report import sections

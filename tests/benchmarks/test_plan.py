@@ -9,7 +9,7 @@ import pytest
 
 from lewm.benchmarks import plan
 from lewm.cli.main import main
-from lewm.planning.agent import PlanningConfig
+from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.amortised import Amortised
 from lewm.planning.solvers.cem import CEM

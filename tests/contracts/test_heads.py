@@ -34,7 +34,7 @@ def batch(seed=0, horizon=H):
 def test_is_a_head_whose_loss_is_a_number_that_reaches_every_weight(name):
     head = fresh(name)
     assert isinstance(head, Head)
-    head.loss(batch(horizon=getattr(head, "horizon", 0))).total.backward()
+    head.loss(batch(horizon=head.horizon)).total.backward()
     for key, parameter in head.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
@@ -44,7 +44,7 @@ def test_is_a_head_whose_loss_is_a_number_that_reaches_every_weight(name):
 @every_head
 def test_learns_one_batch(name):
     head = fresh(name)
-    data = batch(horizon=getattr(head, "horizon", 0))
+    data = batch(horizon=head.horizon)
     main, *_ = head.loss(data).terms
     before = float(head.loss(data).terms[main].detach())
     optimiser = torch.optim.Adam(head.parameters(), lr=3e-3)
@@ -60,7 +60,7 @@ def test_its_config_makes_it_anew(name):
     head = fresh(name)
     other = type(head.config)(**vars(head.config)).build(D, A)
     other.load_state_dict(head.state_dict())
-    data = batch(horizon=getattr(head, "horizon", 0))
+    data = batch(horizon=head.horizon)
     assert torch.equal(other.loss(data).total, head.loss(data).total)
 
 

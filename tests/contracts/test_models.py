@@ -9,6 +9,7 @@ from lewm import registry
 from lewm.contracts import Batch, DataSpec, Statistics, WorldModel
 from lewm.models.lewm import LeWM, LeWMConfig
 from lewm.models.nn import losses as sigreg_losses
+from lewm.models.nn.sigreg import draw_directions, sigreg_reference
 from lewm.runs import checkpoints
 
 SPEC = DataSpec(32, 5, Statistics((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), (0.1, -0.2), (1.0, 0.5)))
@@ -207,9 +208,9 @@ def test_pooled_sigreg_tests_all_frames_as_one_sample():
     # One sample of 12 latents in the place of two samples of 6 each; a batch of 12 one-frame
     # windows is the same sample.
     flat = pooled.encode(batch(6, 2).pixels).flatten(0, 1)[:, None]
-    directions = sigreg_losses.draw_directions(24, 64, torch.Generator().manual_seed(3), "cpu")
+    directions = draw_directions(24, 64, torch.Generator().manual_seed(3), "cpu")
     torch.testing.assert_close(
-        losses[0]["sigreg"], sigreg_losses.sigreg_reference(flat, directions), rtol=1e-4, atol=1e-5
+        losses[0]["sigreg"], sigreg_reference(flat, directions), rtol=1e-4, atol=1e-5
     )
     assert not torch.isclose(losses[0]["sigreg"], losses[1]["sigreg"])
 

@@ -14,8 +14,8 @@ from lewm.cli.main import main
 from lewm.contracts import WorldSpec
 from lewm.data.collecting import collect
 from lewm.data.episodes import Episodes
+from lewm.data.readers import open_windows
 from lewm.data.split import split, statistics
-from lewm.data.windows import open_windows
 from lewm.worlds.kit.opening import Looped, open_world
 from tests.support.episodes import assert_same, contents
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from lewm.contracts import Statistics
-from lewm.data import windows as module
+from lewm.data import readers as module
 from lewm.data.episodes import Episode, Episodes, Provenance
+from lewm.data.readers import Resident, Streamed, _free_device_bytes, _free_ram_bytes, open_windows
 from lewm.data.split import statistics
-from lewm.data.windows import Resident, Streamed, Windows, open_windows
+from lewm.data.windows import Windows
 from lewm.data.writing import EpisodeWriter
 
 LENGTHS = (20, 9, 16, 3, 17)
@@ -301,8 +302,8 @@ def test_auto_takes_memory_where_there_is_enough(episodes, monkeypatch):
 
 
 def test_free_memory_is_plausible():
-    assert 1 << 26 < module._free_ram_bytes() < 1 << 45
-    assert module._free_device_bytes("cpu") == 0
+    assert 1 << 26 < _free_ram_bytes() < 1 << 45
+    assert _free_device_bytes("cpu") == 0
 
 
 def test_streamed_reads_without_workers_where_shared_memory_is_short(episodes, monkeypatch):

@@ -18,10 +18,11 @@ from lewm.evaluation.comparison import (
     evaluate_suite,
     spread,
 )
-from lewm.evaluation.evaluate import COLUMNS, evaluate
+from lewm.evaluation.evaluate import evaluate
+from lewm.evaluation.tables import COLUMNS
 from lewm.evaluation.tasks import Task, standard_tasks
 from lewm.files import read_json, write_json
-from lewm.planning.agent import PlanningConfig
+from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from lewm.runs import checkpoints

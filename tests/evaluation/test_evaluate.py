@@ -6,9 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from lewm.evaluation.evaluate import COLUMNS, evaluate, record_episodes
+from lewm.evaluation.evaluate import evaluate
+from lewm.evaluation.recordings import record_episodes
+from lewm.evaluation.tables import COLUMNS
 from lewm.evaluation.tasks import Task, Unavailable, draw_pairs
-from lewm.planning.agent import Agent, PlanningConfig
+from lewm.planning.agent import Agent
+from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from lewm.stats import bootstrap, paired, wilson

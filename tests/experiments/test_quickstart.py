@@ -7,13 +7,13 @@ import pytest
 
 from lewm.benchmarks import planning, sigreg
 from lewm.contracts import WorldSpec
-from lewm.evaluation.evaluate import Evaluation
+from lewm.evaluation.outcome import Evaluation
 from lewm.evaluation.tasks import Pairs, Task
 from lewm.experiments import pipeline, quickstart, recipes
 from lewm.experiments.book import Book
 from lewm.files import write_json
 from lewm.models.lewm import LeWMConfig
-from lewm.planning.agent import Effort
+from lewm.planning.trace import Effort
 from lewm.runs.answers import analyses
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import lewm
 from lewm.cli.main import main
-from lewm.evaluation.evaluate import Evaluation
+from lewm.evaluation.outcome import Evaluation
 from lewm.evaluation.tasks import Unavailable
 from lewm.experiments import recipes
 from lewm.files import read_json, write_json

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from lewm.models.nn.losses import draw_directions, prediction, sigreg, sigreg_reference, spread
+from lewm.models.nn.losses import prediction, spread
+from lewm.models.nn.sigreg import draw_directions, sigreg, sigreg_reference
 
 BOTH = pytest.mark.parametrize("loss", [sigreg, sigreg_reference])
 

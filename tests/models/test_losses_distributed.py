@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lewm.models.nn.losses import draw_directions, prediction, sigreg
+from lewm.models.nn.losses import prediction
+from lewm.models.nn.sigreg import draw_directions, sigreg
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()),

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from lewm.contracts import Batch
-from lewm.models.nn import losses
 from lewm.planning.objectives.l2 import L2
 from lewm.runs.published import Published, build
 from tests.support.reference_lewm import CONFIGS, Reference, inputs, weights
@@ -41,7 +40,7 @@ def outputs(model, given, monkeypatch):
                 latents[:, 3 - k : 3], given.plans[:, 0, 3 - k : 2], given.plans[:, :, 2:]
             )
         found["cost"] = L2().cost(found["rollout_1"], model.encode(given.goal)[:, 0])
-    monkeypatch.setattr(losses, "draw_directions", lambda *_: given.directions)
+    monkeypatch.setattr("lewm.models.lewm.draw_directions", lambda *_: given.directions)
     return found | model.train().loss(Batch(given.pixels, given.blocks)).terms
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lewm.contracts import Box, Plan
-from lewm.planning.agent import Agent, PlanningConfig
-from lewm.planning.cost import TRACED_CANDIDATES
+from lewm.planning.agent import Agent
+from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
+from lewm.planning.trace import TRACED_CANDIDATES
 from tests.support.control import GOALS, SMALL, SPEC, STARTS, Proposer, Scripted, control
 from tests.support.point_world import FRAMESKIP, SIZE, SPEED, STATISTICS, PointModel, draw, read
 

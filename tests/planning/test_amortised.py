@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lewm.contracts import Box, Plan, Proposing
-from lewm.planning.agent import Agent, PlanningConfig
+from lewm.planning.agent import Agent
+from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.amortised import Amortised
 from lewm.planning.solvers.cem import CEM

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from lewm.experiments import recipes
-from lewm.planning.agent import PlanningConfig
-from lewm.planning.config import build_planning, describe_planning, plain_search
+from lewm.planning.config import PlanningConfig, build_planning, describe_planning, plain_search
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.objectives.temporal import Temporal
 from lewm.planning.solvers.amortised import Amortised

@@ -4,7 +4,8 @@ added up by hand."""
 import numpy as np
 import pytest
 
-from lewm.planning.agent import Agent, PlanningConfig
+from lewm.planning.agent import Agent
+from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.realtime import COLUMNS, Drive, Latency, drive, latencies
 from lewm.planning.solvers.cem import CEM

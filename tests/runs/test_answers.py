@@ -15,6 +15,7 @@ from lewm.cli.main import main
 from lewm.files import read_json, write_json
 from lewm.runs import checkpoints
 from lewm.runs.answers import ANALYSES, ARRAYS, RESULT, analyse, analyses, load_result
+from lewm.runs.heads import load_head, save_head
 from lewm.runs.results import Result
 from lewm.runs.run import Unsupported, open_run
 
@@ -125,10 +126,8 @@ def test_it_is_asked_again_after_another_fit_and_for_another_way_to_plan(plugged
     for count in (1, 2):
         # other random weights
         head = registry.load("heads", "temporal")().build(model.latent_dim, model.spec.block_dim)
-        checkpoints.save_head(run, "temporal", head, {})
-        opened = dataclasses.replace(
-            opened, heads={"temporal": checkpoints.load_head(run, "temporal", model)}
-        )
+        save_head(run, "temporal", head, {})
+        opened = dataclasses.replace(opened, heads={"temporal": load_head(run, "temporal", model)})
         for _ in range(2):
             analyse(opened, ["counting"])
         assert len(asked) == count

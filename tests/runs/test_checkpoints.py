@@ -12,7 +12,8 @@ from lewm.contracts import DataSpec, Statistics
 from lewm.files import read_json, write_json
 from lewm.models.lewm import LeWMConfig
 from lewm.planning.heads.temporal import TemporalConfig
-from lewm.runs import checkpoints
+from lewm.runs import checkpoints, heads
+from lewm.runs.heads import head_names, load_head, save_head
 
 CONFIG = LeWMConfig(
     patch_size=8,
@@ -117,15 +118,15 @@ HEAD = TemporalConfig(hidden_dim=8, metric_dim=4, oneway_dim=4)
 def with_head(run):
     own, head = model(), HEAD.build(CONFIG.latent_dim, 10)
     checkpoints.save(run, 1, own)
-    checkpoints.save_head(run, "temporal", head, {"metrics": {"loss": 0.5}})
+    save_head(run, "temporal", head, {"metrics": {"loss": 0.5}})
     return own, head
 
 
 def test_a_head_comes_back_frozen_and_bit_for_bit(tmp_path):
-    assert checkpoints.head_names(tmp_path) == []
+    assert head_names(tmp_path) == []
     own, head = with_head(tmp_path)
-    assert checkpoints.head_names(tmp_path) == ["temporal"]
-    other = checkpoints.load_head(tmp_path, "temporal", own)
+    assert head_names(tmp_path) == ["temporal"]
+    other = load_head(tmp_path, "temporal", own)
     assert other.config == HEAD
     assert not other.training
     for mine, theirs in zip(head.parameters(), other.parameters(), strict=True):
@@ -133,8 +134,8 @@ def test_a_head_comes_back_frozen_and_bit_for_bit(tmp_path):
         assert not theirs.requires_grad
     assert read_json(tmp_path / "heads" / "temporal" / "head.json")["metrics"] == {"loss": 0.5}
     again = HEAD.build(CONFIG.latent_dim, 10)
-    checkpoints.save_head(tmp_path, "temporal", again, {})
-    replaced = next(checkpoints.load_head(tmp_path, "temporal", own).parameters())
+    save_head(tmp_path, "temporal", again, {})
+    replaced = next(load_head(tmp_path, "temporal", own).parameters())
     assert torch.equal(replaced, next(again.parameters()))
     assert [file.name for file in (tmp_path / "heads").iterdir()] == ["temporal"]
 
@@ -143,14 +144,14 @@ def test_a_head_of_other_weights_does_not_count(tmp_path):
     with_head(tmp_path)
     new = model()
     checkpoints.save(tmp_path, 2, new)
-    assert checkpoints.head_names(tmp_path) == []
+    assert head_names(tmp_path) == []
     with pytest.raises(
         ValueError,
         match=r"expected a head 'temporal' .* got one of other weights. Run: lewm fit .* temporal",
     ):
-        checkpoints.load_head(tmp_path, "temporal", new)
+        load_head(tmp_path, "temporal", new)
     with pytest.raises(ValueError, match=r"got none\. Run: lewm fit"):
-        checkpoints.load_head(tmp_path, "amortised", new)
+        load_head(tmp_path, "amortised", new)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_a_head_whose_description_is_wrong_names_its_file(change, said, tmp_path
     file = tmp_path / "heads" / "temporal" / "head.json"
     write_json(file, {**read_json(file), **change})
     with pytest.raises(ValueError, match=rf"temporal/.*{said}"):
-        checkpoints.load_head(tmp_path, "temporal", own)
+        load_head(tmp_path, "temporal", own)
 
 
 def test_an_interrupted_fitting_leaves_the_head_that_was_there(tmp_path, monkeypatch):
@@ -175,9 +176,9 @@ def test_an_interrupted_fitting_leaves_the_head_that_was_there(tmp_path, monkeyp
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints, "write_json", interrupt)
+    monkeypatch.setattr(heads, "write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.save_head(tmp_path, "temporal", HEAD.build(CONFIG.latent_dim, 10), {})
-    kept = next(checkpoints.load_head(tmp_path, "temporal", own).parameters())
+        save_head(tmp_path, "temporal", HEAD.build(CONFIG.latent_dim, 10), {})
+    kept = next(load_head(tmp_path, "temporal", own).parameters())
     assert torch.equal(kept, next(head.parameters()))
     assert [file.name for file in (tmp_path / "heads").iterdir()] == ["temporal"]

@@ -11,9 +11,8 @@ from lewm.cli.main import main
 from lewm.data.episodes import Provenance
 from lewm.experiments import recipes
 from lewm.files import read_json, write_json
-from lewm.planning.agent import PlanningConfig
 from lewm.planning.changes import PlanningChanges
-from lewm.planning.config import describe_planning, plain_search
+from lewm.planning.config import PlanningConfig, describe_planning, plain_search
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from lewm.runs import checkpoints

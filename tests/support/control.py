@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lewm.contracts import Plan
-from lewm.planning.agent import PlanningConfig
+from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from tests.support.point_world import PointWorld, draw

@@ -220,7 +220,7 @@ def test_other_data_are_refused(small_run, tmp_path, capsys):
 def test_precision_is_decided_once_per_run(small_data, tmp_path, monkeypatch):
     """A measurement may come out differently next time; a run that goes on must not change its
     precision half-way."""
-    from lewm.training import train as training
+    from lewm.training import launch as training
 
     class Killed(BaseException):
         pass

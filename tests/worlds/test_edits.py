@@ -2,6 +2,8 @@
 itself and nothing else."""
 
 import functools
+import re
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 
 from lewm import registry
 from lewm.worlds.kit import pushing
-from lewm.worlds.kit.looks import read_look, turned_color
+from lewm.worlds.kit.batched import BatchedWorld
+from lewm.worlds.kit.looks import Look, choice, color, number, turned_color
 from lewm.worlds.kit.opening import Looped, open_world
 
 B, SIZE, SEEDS = 6, 64, range(100, 106)
@@ -230,30 +233,85 @@ def test_a_colour_can_be_turned_by_a_part_of_the_wheel(name):
     assert len({world.recoloured(world.spec.things[0], turn) for turn in (0.1, 0.3, 0.5)}) == 3
 
 
-def test_looks_with_colours_are_read_and_named():
-    names, colors = ("published", "fast"), {"arm": "112233", "block": "445566"}
+@dataclass(frozen=True)
+class Somewhere(Look):
+    """Looks of a world that has every kind of factor."""
 
-    def read(look):
-        return read_look("somewhere", look, names, colors)
+    world = "somewhere"
+    named = {"published": {}, "fast": {"drawing": "fast"}, "dark": {"arm_color": "000001"}}  # noqa: RUF012
+    paints = {"arm": ("arm_color",), "block": ("block_color", "rim_color")}  # noqa: RUF012
 
-    assert read("published") == ("published", "published", {})
-    assert read("fast") == ("fast", "fast", {})
-    assert read("block_color=#00FF00") == ("block_color=00ff00", "published", {"block": "00ff00"})
-    wanted = (
-        "fast,arm_color=000000,block_color=00ff00",
-        "fast",
-        {"arm": "000000", "block": "00ff00"},
+    drawing: str = choice("published", ("published", "fast"))
+    arm_color: str = color("112233")
+    block_color: str = color("445566")
+    rim_color: str = color("778899", absent=True)
+    size: float = number(2.0, "a number from 1 to 10", 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("written", "look", "factors"),
+    [
+        ("published", "published", {}),
+        ("fast", "fast", {"drawing": "fast"}),
+        ("block_color=#00FF00", "block_color=00ff00", {"block_color": "00ff00"}),
+        ("rim_color = NONE", "rim_color=none", {"rim_color": "none"}),
+        ("published, size=3", "size=3.0", {"size": 3.0}),
+        ("fast,arm_color=112233", "fast", {"drawing": "fast"}),  # its own colour is no change
+        ("arm_color=000001", "dark", {"arm_color": "000001"}),
+        ("dark,size=2.5e0", "dark,size=2.5", {"arm_color": "000001", "size": 2.5}),
+        (
+            "block_color=00ff00, fast, arm_color=000000",
+            "fast,arm_color=000000,block_color=00ff00",
+            {"drawing": "fast", "arm_color": "000000", "block_color": "00ff00"},
+        ),
+    ],
+)
+def test_looks_are_read_and_named(written, look, factors):
+    found = Somewhere.parse(written)
+    assert found == Somewhere(**factors)
+    assert found.look == look
+    assert Somewhere.parse(look) == found
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("fsat", "unknown look of somewhere 'fsat'. Did you mean 'fast'"),
+        ("", "unknown look of somewhere ''"),
+        ("arm_colour=000000", "unknown factor of somewhere 'arm_colour'. Did you mean 'arm_color'"),
+        ("drawing=fast", "unknown factor of somewhere 'drawing'"),
+        ("arm_color=red", "arm_color must be six hexadecimal digits"),
+        ("arm_color=none", "arm_color must be six hexadecimal digits"),
+        ("size=0.5", "size must be a number from 1 to 10, got '0.5'"),
+        ("size=1.2.3", "size must be a number from 1 to 10, got '1.2.3'"),
+        ("size=nan", "size must be a number from 1 to 10, got 'nan'"),
+    ],
+)
+def test_looks_that_are_none_are_answered(written, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Somewhere.parse(written)
+
+
+def test_all_colours_of_a_thing_are_turned():
+    look = Somewhere.parse("fast,block_color=ff0000,rim_color=00ffff")
+    assert look.recoloured("block").look == "fast,block_color=00ffff,rim_color=ff0000"
+    with pytest.raises(ValueError, match="thing of somewhere 'blok'"):
+        look.recoloured("blok")
+
+
+@every_env
+def test_every_world_reads_its_looks_in_the_same_way(name):
+    world = opened(name)
+    assert isinstance(world, BatchedWorld)
+    assert isinstance(world.factors, Look)
+    kind = type(world.factors)
+    assert (kind.world, tuple(kind.paints)) == (name, world.spec.things)
+    assert next(iter(kind.named)) == "published"
+    assert kind.parse(world.spec.look) == world.factors
+    assert (
+        world.recoloured(world.spec.things[0])
+        == kind.parse(world.recoloured(world.spec.things[0])).look
     )
-    assert read("block_color=00ff00, fast, arm_color=000000") == wanted
-    assert read(wanted[0]) == wanted
-    assert read("fast,arm_color=112233") == ("fast", "fast", {}), "its own colour is no change"
-    for look, message in {
-        "fsat": "unknown look of somewhere 'fsat'. Did you mean 'fast'",
-        "arm_colour=000000": "Did you mean 'arm_color'",
-        "arm_color=red": "arm_color must be six hexadecimal digits",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            read(look)
 
 
 class Foreign:

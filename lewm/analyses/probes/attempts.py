@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lewm.evaluation.evaluate import Recording
-from lewm.planning.agent import Replan
-from lewm.planning.cost import Scored
+from lewm.evaluation.recordings import Recording
+from lewm.planning.trace import Replan, Scored
 
 __all__ = ["in_places"]
 

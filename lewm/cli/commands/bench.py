@@ -86,7 +86,7 @@ def run(
             console.table(
                 result["columns"], result["rows"], 2, title=f"{result['name']}: {result['what']}"
             )
-        elif hasattr(module, "run"):
+        elif isinstance(module, benchmarks.Comparison):
             results.append(module.run(quick=quick))
             columns, rows = results[-1].get("columns", COLUMNS), results[-1]["rows"]
             if columns is COLUMNS:

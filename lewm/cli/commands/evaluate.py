@@ -11,6 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from lewm import registry
 from lewm.cli import console
+from lewm.contracts import Batched
 from lewm.evaluation.comparison import (
     COMPARISON_COLUMNS,
     SPREAD_COLUMNS,
@@ -19,7 +20,7 @@ from lewm.evaluation.comparison import (
     evaluate_suite,
     spread,
 )
-from lewm.evaluation.evaluate import COLUMNS, markdown_table
+from lewm.evaluation.tables import COLUMNS, markdown_table
 from lewm.evaluation.tasks import standard_tasks
 from lewm.files import write_json
 from lewm.planning.changes import PlanningChanges
@@ -192,7 +193,9 @@ def _suitable(run: Run) -> int:
     """How many environments to step together: the simulators of a world without a batched form need
     memory."""
     name = run.world_name
-    batched = name in registry.names("worlds") and hasattr(registry.load("worlds", name), "batched")
+    batched = name in registry.names("worlds") and isinstance(
+        registry.load("worlds", name), Batched
+    )
     return TOGETHER if batched else TOGETHER_LOOPED
 
 

@@ -12,11 +12,12 @@ from lewm.analyses.probes.ridge import steady_probe
 from lewm.analyses.probes.targets import readings_of
 from lewm.cli import console
 from lewm.contracts import World, WorldSpec
-from lewm.evaluation.evaluate import Recording, record_episodes
+from lewm.evaluation.recordings import Recording, record_episodes
 from lewm.evaluation.tasks import Pairs, Task, draw_pairs, place
 from lewm.files import write_json
-from lewm.planning.agent import Agent, PlanningConfig
+from lewm.planning.agent import Agent
 from lewm.planning.changes import PlanningChanges
+from lewm.planning.config import PlanningConfig
 from lewm.planning.realtime import COLUMNS, Drive, drive, latencies
 from lewm.registry import choose
 from lewm.report.animation import FORMATS, View, draw_episode, save_animation

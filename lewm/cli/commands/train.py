@@ -12,11 +12,13 @@ from lewm import registry
 from lewm.cli import console
 from lewm.cli.flags import described
 from lewm.experiments import recipes
+from lewm.experiments.experiment import Experiment
 from lewm.experiments.steps import world_of
 from lewm.files import read_json, write_json
 from lewm.planning.config import describe_planning
 from lewm.runs import checkpoints
-from lewm.training.train import Progress, train
+from lewm.training.train import train
+from lewm.training.watch import Progress
 
 NOT_ON_THE_BAR = {"update", "gradient_norm", "learning_rate", "seconds", "updates_per_second"}
 """Metrics that a progress bar leaves out: it shows the loss, its terms, and how spread the latents
@@ -35,7 +37,7 @@ def main(words: Sequence[str]) -> None:
         tyro.cli(_command(recipes.load(words[0])), args=words[1:], prog=f"lewm train {words[0]}")
 
 
-def _command(recipe: recipes.Experiment) -> Callable[..., None]:
+def _command(recipe: Experiment) -> Callable[..., None]:
     ModelFlags, TrainingFlags = described(recipe.model), described(recipe.training)
 
     def run(

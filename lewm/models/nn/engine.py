@@ -22,7 +22,6 @@ hundred rows is as fast as a larger one, and what it makes still fits the caches
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -31,20 +30,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LAID_OUT_FROM = 2**17
-"""Size of a weight from which on a CPU it pays to lay it out for the product beforehand; below, the
-plain call is quicker."""
-
-ROWS_EXPECTED = 300
-"""Rows of a product that weights are laid out for; others work as well."""
+from lewm.models.nn.products import PACKING, Affine, Map, chained, exact
 
 ROWS_AT_LEAST = 16
 """Rows that an environment has in every product; fewer are filled up to so many. Libraries multiply
 a handful of rows by another route than many, with another last digit, and so the size of a batch
 would reach into plans (measured below 4 rows)."""
 
-_Map = Callable[[Tensor], Tensor]
-"""(..., in) -> (..., out), affine."""
 
 _Memory = list[tuple[Tensor, Tensor]]
 """Keys and values of the tokens before, oldest first, (B, N, inner) each; of the past,
@@ -94,14 +86,14 @@ class Engine:
         self, weights: Mapping[str, Tensor], heads: int, precision: str = "float32"
     ) -> None:
         device, kernels = weights["predictor.position"].device, torch.backends.quantized.engine
-        if precision not in _PACKING:
-            raise ValueError(f"expected a precision of {', '.join(_PACKING)}, got '{precision}'.")
+        if precision not in PACKING:
+            raise ValueError(f"expected a precision of {', '.join(PACKING)}, got '{precision}'.")
         if precision == "int8" and (device.type != "cpu" or kernels == "none"):
             raise ValueError(
                 f"int8 needs a CPU with quantised kernels, got {device} with '{kernels}'. Use "
                 "'float32'."
             )
-        part, packed = partial(_Affine.of, weights), _PACKING[precision]
+        part, packed = partial(Affine.of, weights), PACKING[precision]
         layers = [
             f"predictor.blocks.{i}."
             for i in range(sum(name.endswith("modulation.weight") for name in weights))
@@ -109,12 +101,12 @@ class Engine:
         self.position = weights["predictor.position"][0].clone()  # (K, D)
         self.context, self.width = len(self.position), len(weights["predictor.norm.weight"])
         self.inward = (
-            _exact(part("predictor.inward")) if "predictor.inward.weight" in weights else None
+            exact(part("predictor.inward")) if "predictor.inward.weight" in weights else None
         )
-        self.expand = _exact(part("action_encoder.mix").then(part("action_encoder.embed.0")))
-        self.contract = _exact(part("action_encoder.embed.2"))
+        self.expand = exact(part("action_encoder.mix").then(part("action_encoder.embed.0")))
+        self.contract = exact(part("action_encoder.embed.2"))
         self.modulation = packed(
-            _Affine.side_by_side([_modulation(part(layer + "modulation")) for layer in layers])
+            Affine.side_by_side([_modulation(part(layer + "modulation")) for layer in layers])
         )
         self.layers = [_Layer.of(weights, layer, heads, self.context, packed) for layer in layers]
         into, norm = (
@@ -124,7 +116,7 @@ class Engine:
         mean, variance = (
             weights.get(f"predictor_projector.1.running_{moment}") for moment in ("mean", "var")
         )
-        self.norm: _Affine | None = None
+        self.norm: Affine | None = None
         if (
             mean is None or variance is None
         ):  # a LayerNorm stands there: it depends on the row, and stays
@@ -226,12 +218,12 @@ class _Layer:
     to nobody else."""
 
     heads: int
-    query_key_value: _Map
-    key_value: _Map
-    alone: _Map
-    out: _Map
-    up: _Map
-    down: _Map
+    query_key_value: Map
+    key_value: Map
+    alone: Map
+    out: Map
+    up: Map
+    down: Map
 
     @staticmethod
     def of(
@@ -239,20 +231,20 @@ class _Layer:
         layer: str,
         heads: int,
         context: int,
-        packed: Callable[[_Affine], _Map],
+        packed: Callable[[Affine], Map],
     ) -> _Layer:
-        def part(name: str) -> _Affine:
-            return _Affine.of(weights, layer + name)
+        def part(name: str) -> Affine:
+            return Affine.of(weights, layer + name)
 
         qkv, out = part("attention.qkv").after(part("norm_attention")), part("attention.out")
         width, inner = out.weight.shape
-        qkv = _Affine.side_by_side(
+        qkv = Affine.side_by_side(
             [qkv.rows(0, inner).scaled((inner // heads) ** -0.5), qkv.rows(inner, 3 * inner)]
         )
         value, mixed = qkv.rows(2 * inner, 3 * inner), packed(out)
         # Where heads are narrow, the two thin matrices are less work than their product, which is
         # square.
-        alone = packed(value.then(out)) if width < 2 * inner else _chained(packed(value), mixed)
+        alone = packed(value.then(out)) if width < 2 * inner else chained(packed(value), mixed)
         # With K = 1 nobody is ever remembered, and the two maps for it are never asked.
         together = (
             (packed(qkv), packed(qkv.rows(inner, 3 * inner))) if context > 1 else (alone, alone)
@@ -288,116 +280,6 @@ class _Layer:
         return x.unflatten(-1, (self.heads, -1))
 
 
-@dataclass(frozen=True)
-class _Affine:
-    """Weight and bias of a Linear, (out, in) and (out,), or those of a norm, a vector each; no bias
-    is 0."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    @staticmethod
-    def of(weights: Mapping[str, Tensor], name: str) -> _Affine:
-        return _Affine(weights[f"{name}.weight"], weights.get(f"{name}.bias"))
-
-    @property
-    def offset(self) -> Tensor:
-        return self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
-
-    def after(self, norm: _Affine) -> _Affine:
-        """The same with a norm's weight and bias folded in."""
-        return _Affine(self.weight * norm.weight, self.weight @ norm.offset + self.offset)
-
-    def then(self, following: _Affine) -> _Affine:
-        return _Affine(
-            following.weight @ self.weight, following.weight @ self.offset + following.offset
-        )
-
-    def scaled(self, scale: Tensor | float, shift: Tensor | float = 0.0) -> _Affine:
-        return _Affine((self.weight.T * scale).T, self.offset * scale + shift)
-
-    def rows(self, first: int, end: int) -> _Affine:
-        return _Affine(self.weight[first:end], self.offset[first:end])
-
-    def copied(self) -> _Affine:
-        return _Affine(self.weight.clone(), self.offset.clone())
-
-    @staticmethod
-    def side_by_side(parts: list[_Affine]) -> _Affine:
-        return _Affine(
-            torch.cat([part.weight for part in parts]), torch.cat([part.offset for part in parts])
-        )
-
-
-class _Product:
-    """An affine map whose matrix product is of one type; on a CPU a large weight is laid out once
-    as oneDNN wants it.
-
-    Ours: with few rows, laying out the weight at every call, as `F.linear` does, takes a fifth of
-    the time. The operator is the one that `torch.compile` emits. It knows no gradients, so
-    `F.linear` does what needs them.
-    """
-
-    def __init__(self, affine: _Affine, dtype: torch.dtype) -> None:
-        self._weight, self._bias = (
-            affine.weight.to(dtype, copy=True),
-            affine.offset.to(dtype, copy=True),
-        )
-        worthwhile = self._weight.numel() >= LAID_OUT_FROM and self._weight.device.type == "cpu"
-        possible = dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
-        if worthwhile and possible and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, ROWS_EXPECTED)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x.to(self._weight.dtype).contiguous()
-        if self._weight.is_mkldnn and not (torch.is_grad_enabled() and x.requires_grad):
-            return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return F.linear(
-            x, self._weight.to_dense() if self._weight.is_mkldnn else self._weight, self._bias
-        )
-
-
-class _Int8:
-    """An affine map in 8-bit integers: (B, n, in) -> (B, n, out), environment by environment."""
-
-    def __init__(self, affine: _Affine) -> None:
-        weight = affine.weight.float()
-        scales = weight.abs().amax(1).clamp(min=1e-12) / 127
-        zeros = torch.zeros(len(weight), dtype=torch.long)
-        with (
-            warnings.catch_warnings()
-        ):  # PyTorch means to move its quantised tensors to another package
-            warnings.simplefilter("ignore")
-            quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        self._packed = torch.ops.quantized.linear_prepack(
-            quantised, affine.offset.to(torch.float32, copy=True)
-        )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        # 7 bits: CPUs without VNNI add up pairs of 8-bit products in 16 bits, which would overflow.
-        answers = [
-            torch.ops.quantized.linear_dynamic(one.contiguous(), self._packed, True) for one in x
-        ]
-        return answers[0][None] if len(answers) == 1 else torch.stack(answers)
-
-
-def _chained(first: _Map, second: _Map) -> _Map:
-    return lambda x: second(first(x))
-
-
-def _exact(affine: _Affine) -> _Map:
-    return _Product(affine, affine.weight.dtype)
-
-
-_PACKING: dict[str, Callable[[_Affine], _Map]] = {
-    "float32": _exact,
-    "bfloat16": lambda affine: _Product(affine, torch.bfloat16),
-    "int8": lambda affine: (
-        _Int8(affine) if affine.weight.numel() >= LAID_OUT_FROM else _exact(affine)
-    ),
-}
-
-
 def _repeated(x: Tensor) -> Tensor:
     """(B, d) -> (B, ROWS_AT_LEAST, d), without a copy."""
     return x[:, None].expand(-1, ROWS_AT_LEAST, -1)
@@ -409,11 +291,11 @@ def _for_each(candidate: Tensor, x: Tensor) -> Tensor:
     return x if x.shape[1] == candidate.shape[1] else x[:, :1]
 
 
-def _modulation(part: _Affine) -> _Affine:
+def _modulation(part: Affine) -> Affine:
     """Add the 1 of "1 + scale" to the biases of both scales, chunks 1 and 4 of 6."""
     bias = part.offset.clone().view(6, -1)
     bias[[1, 4]] += 1
-    return _Affine(part.weight, bias.flatten())
+    return Affine(part.weight, bias.flatten())
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

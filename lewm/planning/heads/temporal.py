@@ -75,6 +75,8 @@ class TemporalDistance(nn.Module):
     2022.
     """
 
+    horizon = 0  # it learns from steps, and from no blocks
+
     def __init__(self, config: TemporalConfig, latent_dim: int) -> None:
         super().__init__()
         self.config = config

@@ -4,19 +4,13 @@ and does not saturate."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
+from lewm.contracts import Distance
+
 __all__ = ["Temporal"]
-
-
-class Distance(Protocol):
-    """What is asked of the head "temporal"."""
-
-    def distance(self, now: Tensor, goal: Tensor) -> Tensor:
-        """(..., D) current and goal latents -> (...) env steps between them."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Generator, Tensor
 
-from lewm.contracts import Box, Cost, Plan, Solver
+from lewm.contracts import Box, Cost, Distance, Plan, Solver
 from lewm.planning.search import Search
 
 __all__ = ["Amortised"]
@@ -22,14 +22,6 @@ class Imitator(Protocol):
     def plan(self, now: Tensor, goal: Tensor, steps: Tensor) -> Tensor:
         """(B, D) current and goal latents, (B,) env steps remaining -> (B, H, A) normalised
         blocks."""
-        ...
-
-
-class Distance(Protocol):
-    """What is asked of the head "temporal"."""
-
-    def distance(self, now: Tensor, goal: Tensor) -> Tensor:
-        """(..., D) current and goal latents -> (...) env steps between them."""
         ...
 
 

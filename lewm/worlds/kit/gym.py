@@ -6,16 +6,18 @@ success: what needs those is refused, in words that say what to add.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
-from lewm.contracts import Policy, WorldSpec
+from lewm.contracts import Policy, SingleWorld, Specified, WorldSpec, missing
 from lewm.registry import choose
-from lewm.worlds.kit.single import generators
+from lewm.worlds.kit.batched import generators
 
 __all__ = ["OPTIONS", "PREFIX", "GymWorld", "make_envs", "named", "registered"]
 
@@ -27,11 +29,27 @@ OPTIONS = ("image_size", "crop", "max_steps")
 
 CROPS = ("center",)
 
-PROMISES = ("env_spec", "policies", "policy", "render_state")
-"""Attributes of a world plug-in that a plain environment may lack."""
-
 TOLD = ("state", "goal", "success")
-"""Entries of a world plug-in's `info`, likewise."""
+"""Entries of a world plug-in's `info` that a plain environment may lack."""
+
+
+Env: TypeAlias = gymnasium.Env[Any, Any]
+Space: TypeAlias = gymnasium.Space[Any]
+
+
+@runtime_checkable
+class Steppable(Protocol):
+    """What is asked of any Gymnasium environment, derived from `gymnasium.Env` or not."""
+
+    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]: ...
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]: ...
+
+    @property
+    def action_space(self) -> Space: ...
+
+    @property
+    def observation_space(self) -> Space: ...
 
 
 class GymWorld:
@@ -60,7 +78,7 @@ class GymWorld:
 
     def __init__(
         self,
-        envs: Sequence[Any],
+        envs: Sequence[Env],
         name: str,
         image_size: int | None = None,
         crop: str | None = None,
@@ -183,11 +201,11 @@ class GymWorld:
     def lacking(self, purpose: str) -> str:
         """Say in one paragraph why something is not possible, what to add, and what is possible."""
         env, info = self.envs[0].unwrapped, self._steps[0][1]
-        missing = [f"`{name}`" for name in PROMISES if not hasattr(env, name)]
-        missing += [f"`info[{name!r}]`" for name in TOLD if name not in info]
+        lacking = [f"`{name}`" for name in missing(SingleWorld, env)]
+        lacking += [f"`info[{name!r}]`" for name in TOLD if name not in info]
         return (
             f"{purpose} needs states that can be set, goals and success, and world "
-            f"'{self.spec.name}' is a plain Gymnasium environment without {', '.join(missing)}. "
+            f"'{self.spec.name}' is a plain Gymnasium environment without {', '.join(lacking)}. "
             "Add them, and a `reset` that takes options={'state': ..., 'goal': ...}: "
             "docs/your-own-data.md shows a whole world. Without them, `lewm analyse RUN` answers "
             "what needs no setting of states, and `lewm.open_run(RUN).agent()` plans to goal "
@@ -197,14 +215,18 @@ class GymWorld:
     def _refuse(self, what: str) -> NoReturn:
         raise ValueError(self.lacking(what))
 
-    def _picture(self, env: Any, observation: Any) -> np.ndarray:
+    def _picture(self, env: Env, observation: Any) -> np.ndarray:
         """(h, w, 3) uint8: cropped and scaled as asked for, and nobody else's memory."""
         try:
             picture = observation if self._sees_pictures else env.render()
         except gymnasium.error.DependencyNotInstalled as error:
             raise ImportError(f"world '{self._name}' cannot draw here: {error}") from None
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3:
-            got = f"{picture.dtype} {picture.shape}" if hasattr(picture, "shape") else repr(picture)
+            got = (
+                f"{picture.dtype} {picture.shape}"
+                if isinstance(picture, np.ndarray)
+                else repr(picture)
+            )
             raise ValueError(
                 f"world '{self._name}': expected pictures, uint8 (H, W, 3), as its observation or "
                 f"from `render()`, got {got:.80}. Return one from `render()` in the render mode "
@@ -227,15 +249,15 @@ class GymWorld:
         return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BOX))
 
 
-def named(world: Any) -> str:
+def named(world: Callable[..., Any]) -> str:
     """The name of a class or a factory: its module's and its own."""
-    while hasattr(world, "func"):  # functools.partial
+    while isinstance(world, functools.partial):
         world = world.func
-    known = world if hasattr(world, "__qualname__") else type(world)
+    known = world if inspect.isclass(world) or inspect.isroutine(world) else type(world)
     return f"{known.__module__}.{known.__qualname__}"
 
 
-def registered(name: str) -> Callable[..., Any]:
+def registered(name: str) -> Callable[..., Env]:
     """What makes the environment of a registered id: "gym:Pendulum-v1".
 
     Raises:
@@ -250,7 +272,7 @@ def registered(name: str) -> Callable[..., Any]:
             "lewm.collect(MyEnv, ...)."
         )
 
-    def make(render_mode: str = "rgb_array", max_steps: int | None = None, **options: Any) -> Any:
+    def make(render_mode: str = "rgb_array", max_steps: int | None = None, **options: Any) -> Env:
         try:
             return gymnasium.make(
                 key,
@@ -271,7 +293,7 @@ def registered(name: str) -> Callable[..., Any]:
 
 def make_envs(
     make: Callable[..., Any], name: str, num_envs: int, options: Mapping[str, Any]
-) -> tuple[list[Any], dict[str, Any]]:
+) -> tuple[list[Env], dict[str, Any]]:
     """Call a class or a factory, with the options that it takes itself.
 
     Returns:
@@ -297,16 +319,15 @@ def make_envs(
     if "render_mode" in parameters:
         given.setdefault("render_mode", "rgb_array")
     envs = [make(**given) for _ in range(num_envs)]
-    for need in ("reset", "step", "action_space", "observation_space"):
-        if not hasattr(envs[0], need):
-            raise ValueError(
-                f"expected '{name}' to make a Gymnasium environment, got {envs[0]!r:.80} without "
-                f"`{need}`. Derive it from gymnasium.Env."
-            )
+    if lacking := missing(Steppable, envs[0]):
+        raise ValueError(
+            f"expected '{name}' to make a Gymnasium environment, got {envs[0]!r:.80} without "
+            f"{', '.join(f'`{one}`' for one in lacking)}. Derive it from gymnasium.Env."
+        )
     left = {
         option: value
         for option, value in options.items()
-        if option not in given or (option in OPTIONS and not hasattr(envs[0], "env_spec"))
+        if option not in given or (option in OPTIONS and not isinstance(envs[0], Specified))
     }
     return envs, left
 
@@ -318,7 +339,7 @@ def _parameters(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-def _bounds(name: str, space: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _bounds(name: str, space: Space) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Ends of the action box."""
     expected = f"world '{name}': expected actions that are a few numbers with finite bounds"
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
@@ -336,7 +357,7 @@ def _bounds(name: str, space: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     return tuple(map(float, space.low)), tuple(map(float, space.high))
 
 
-def _is_picture(space: Any) -> bool:
+def _is_picture(space: Space) -> bool:
     return (
         isinstance(space, gymnasium.spaces.Box)
         and space.dtype == np.uint8
@@ -345,7 +366,7 @@ def _is_picture(space: Any) -> bool:
     )
 
 
-def _state_names(space: Any, info: Mapping[str, Any]) -> tuple[str, ...]:
+def _state_names(space: Space, info: Mapping[str, Any]) -> tuple[str, ...]:
     if "state" in info:
         return tuple(f"state {k}" for k in range(np.size(info["state"])))
     if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
@@ -353,10 +374,11 @@ def _state_names(space: Any, info: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
 
 
-def _max_steps(name: str, env: Any, asked: int | None) -> int:
+def _max_steps(name: str, env: Env, asked: int | None) -> int:
     if asked is not None and asked < 1:
         raise ValueError(f"max_steps must be at least 1, got {asked}.")
-    known = asked or getattr(getattr(env, "spec", None), "max_episode_steps", None)
+    spec = env.spec if isinstance(env, gymnasium.Env) else None
+    known = asked or (spec.max_episode_steps if isinstance(spec, EnvSpec) else None)
     if not known:
         raise ValueError(
             f"world '{name}': expected to know how many steps an episode has, got nothing from "

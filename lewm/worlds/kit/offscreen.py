@@ -18,18 +18,21 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 
 from lewm.registry import choose
+from lewm.worlds.kit.looks import Look, choice
 
 __all__ = [
     "FAST_MESH_M",
     "LOOKS",
     "Scene",
+    "SceneLook",
     "find_backend",
     "once_per_thread",
     "open_scene",
@@ -95,6 +98,30 @@ def find_backend() -> str:
             return backend
         failures.append(f"{backend}: {(trial.stderr.strip().splitlines() or ['no message'])[-1]}")
     raise ValueError(f"no OpenGL works on this machine ({'; '.join(failures)}). {PACKAGES}")
+
+
+@dataclass(frozen=True)
+class SceneLook(Look):
+    """Looks of a world that is drawn as a `Scene`: one of `LOOKS`, with other colours of things.
+
+    Attributes:
+        painted: thing -> the materials or shapes of the model that have its colour.
+    """
+
+    named: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: {"drawing": name} for name in LOOKS}
+    painted: ClassVar[Mapping[str, Sequence[str]]]
+
+    drawing: str = choice("published", LOOKS)
+
+    @property
+    def paint(self) -> Paint:
+        """What differs from the model's own colours."""
+        return tuple(
+            (element, getattr(self, name))
+            for thing, (name,) in self.paints.items()
+            if getattr(self, name) != getattr(type(self), name)
+            for element in self.painted[thing]
+        )
 
 
 class Scene:
@@ -170,6 +197,13 @@ class Scene:
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         mujoco.mjr_readPixels(self._upside_down, None, self._viewport, self._context)
         out[:] = _halved(self._upside_down[::-1]) if self._fast else self._upside_down[::-1]
+
+    def pictures(self, qpos: np.ndarray) -> np.ndarray:
+        """Draw (n, nq) joint positions: (n, h, w, 3) uint8, new memory."""
+        pictures = np.empty((len(qpos), self.image_size, self.image_size, 3), np.uint8)
+        for picture, positions in zip(pictures, qpos, strict=True):
+            self.draw(positions, picture)
+        return pictures
 
     def close(self) -> None:
         """Free the GL context; the scene draws no more."""

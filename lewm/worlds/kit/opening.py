@@ -5,12 +5,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from lewm import registry
-from lewm.contracts import Policy, World, WorldSpec
+from lewm.contracts import (
+    Advancing,
+    Batched,
+    Editable,
+    Policy,
+    Regioned,
+    SingleWorld,
+    Specified,
+    World,
+    WorldSpec,
+    require,
+)
 from lewm.worlds.kit import gym
 
 __all__ = ["Looped", "can_open", "open_world", "world_name"]
@@ -20,16 +31,11 @@ class Looped:
     """The role `World` over single Gymnasium environments, for plug-ins that have no batched form.
 
     Args:
-        envs: equal environments after the contract of a world plug-in: `env_spec`, `reset(seed=,
-            options=)` with `info` holding "state", "goal" and "success", `step`,
-            `render_state(state)` and `policy(name, seed)`; `regions(states)` if it has any. One
-            with several success criteria has them all in `info["criteria"]`, by name. One whose
-            spec names things has `teleport(things, state, seed)` and `recoloured(thing, turn)`.
-            Where drawing is slow, `advance(action)` may do what `step` does but draw, and return
-            the `info`: not every step is looked at.
+        envs: equal environments. Each may fill more roles: `Regioned`; `Editable`, where the spec
+            names things; `Advancing`, where drawing is slow, since not every step is looked at.
     """
 
-    def __init__(self, envs: Sequence[Any]):
+    def __init__(self, envs: Sequence[SingleWorld]):
         self.envs = list(envs)
         self.spec: WorldSpec = self.envs[0].env_spec
         self.num_envs = len(self.envs)
@@ -61,7 +67,7 @@ class Looped:
     def step(self, actions: np.ndarray) -> None:
         clipped = np.clip(actions, self.spec.action_low, self.spec.action_high).astype(np.float32)
         self._infos = [
-            env.advance(action) if hasattr(env, "advance") else env.step(action)[4]
+            env.advance(action) if isinstance(env, Advancing) else env.step(action)[4]
             for env, action in zip(self.envs, clipped, strict=True)
         ]
 
@@ -89,19 +95,26 @@ class Looped:
         return lambda: np.stack([policy() for policy in policies]).astype(np.float32)
 
     def regions(self, states: np.ndarray) -> np.ndarray | None:
-        return self.envs[0].regions(states) if hasattr(self.envs[0], "regions") else None
+        env = self.envs[0]
+        return env.regions(states) if isinstance(env, Regioned) else None
 
     def teleport(
         self, things: Sequence[str], states: np.ndarray, seeds: Sequence[int]
     ) -> np.ndarray:
+        env = self._editable()
         moved = [
-            self.envs[0].teleport(things, state, int(seed))
+            env.teleport(things, state, int(seed))
             for state, seed in zip(states, seeds, strict=True)
         ]
         return np.stack(moved).astype(np.float32)
 
     def recoloured(self, thing: str, turn: float = 0.5) -> str:
-        return str(self.envs[0].recoloured(thing, turn))
+        return self._editable().recoloured(thing, turn)
+
+    def _editable(self) -> Editable:
+        env = self.envs[0]
+        require(Editable, env, f"world '{self.spec.name}', whose things are to be edited,")
+        return cast(Editable, env)
 
     def _set(self, states: np.ndarray, goals: np.ndarray) -> None:
         # By reset, not by set_state: only reset answers with an `info` that is true of the new
@@ -145,29 +158,29 @@ def open_world(world: str | Callable[..., Any], num_envs: int = 1, **options: An
         make = gym.registered(world)
     elif isinstance(world, str):
         return _open_plugin(world, registry.load("worlds", world), num_envs, options)
-    elif hasattr(world, "batched"):
+    elif isinstance(world, Batched):
         return _open_plugin(world_name(world), world, num_envs, options)
     else:
         make = world
     name = world_name(world)
     envs, left = gym.make_envs(make, name, num_envs, options)
-    if not hasattr(envs[0], "env_spec"):
+    if not isinstance(envs[0], Specified):
         return gym.GymWorld(envs, name, **left)
     for option in left:
         registry.choose(f"option of world '{name}'", option, options.keys() - left.keys())
-    return Looped(envs)
+    require(SingleWorld, envs[0], f"world '{name}'")
+    return Looped(cast(list[SingleWorld], envs))
 
 
 def _open_plugin(name: str, plugin: Any, num_envs: int, options: dict[str, Any]) -> World:
-    batched = hasattr(plugin, "batched")
     # A `single.Single` takes any option and hands it on: its world is asked.
     parameters = inspect.signature(getattr(plugin, "world_class", plugin)).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         known = [parameter for parameter in parameters if parameter != "num_envs"]
         for option in options:
             registry.choose(f"option of world '{name}'", option, known)
-    return (
-        plugin.batched(num_envs, **options)
-        if batched
-        else Looped([plugin(**options) for _ in range(num_envs)])
-    )
+    if isinstance(plugin, Batched):
+        return plugin.batched(num_envs, **options)
+    envs = [plugin(**options) for _ in range(num_envs)]
+    require(SingleWorld, envs[0], f"world '{name}'")
+    return Looped(envs)

@@ -1,9 +1,8 @@
-"""The single environment of a batched world, a batch of one; generators for many; rows of states,
-checked."""
+"""The single environment of a batched world: a batch of one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import gymnasium
@@ -12,7 +11,7 @@ import numpy as np
 from lewm.contracts import Policy, World
 from lewm.registry import choose
 
-__all__ = ["Single", "finite_rows", "generators"]
+__all__ = ["Single"]
 
 
 class Single(gymnasium.Env):
@@ -106,45 +105,3 @@ class Single(gymnasium.Env):
             "success": met[self.env_spec.criteria[0]],
         }
         return info | ({"criteria": met} if len(met) > 1 else {})
-
-
-def generators(
-    purposes: Sequence[str], purpose: str, seeds: Sequence[int], num_envs: int
-) -> list[np.random.Generator]:
-    """One generator per environment, from its seed and what it is for: one seed may serve world and
-    policy, draws stay apart.
-
-    Raises:
-        ValueError: not one seed per environment.
-    """
-    if len(seeds) != num_envs:
-        raise ValueError(f"expected {num_envs} seeds, one per environment, got {len(seeds)}.")
-    return [np.random.default_rng([purposes.index(purpose), int(seed)]) for seed in seeds]
-
-
-def finite_rows(
-    what: str, values: np.ndarray, names: Sequence[str], rows: int | None = None
-) -> np.ndarray:
-    """States or goals that a world is given, as float32.
-
-    Args:
-        what: they are, for the error.
-        names: of the state variables, in order.
-        rows: that there must be; None is any number.
-
-    Raises:
-        ValueError: another shape than (rows, S), or values that are not finite.
-    """
-    values, width = np.asarray(values, np.float32), len(names)
-    if (
-        values.ndim != 2
-        or values.shape[1] != width
-        or rows not in (None, len(values))
-        or not np.isfinite(values).all()
-    ):
-        listed = ", ".join(names[:8]) + ", ..." * (width > 8)
-        raise ValueError(
-            f"{what} must be finite rows ({listed}) of shape ({rows or 'n'}, {width}), got shape "
-            f"{values.shape}: {values.tolist()!s:.80}."
-        )
-    return values

@@ -1,0 +1,107 @@
+"""What a training runs on: devices, precision, processes, and a stop that cuts no update in two."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lewm.devices import fastest_precision
+from lewm.files import read_json
+from lewm.runs import checkpoints
+from lewm.training.config import TrainingConfig
+
+PRECISION = "LEWM_PRECISION"
+"""Environment variable in which the first process of a training tells those that it starts which
+precision was decided."""
+
+
+def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
+    """Start what a training runs on: the launched Fabric, and its precision, which is a run's own
+    once it is decided."""
+    loggers: Any = []
+    if config.tensorboard:
+        from lightning_fabric.loggers import TensorBoardLogger
+
+        loggers = [TensorBoardLogger(str(run), name="", version="tensorboard")]
+    try:
+        precision: Any = _precision(config, run)
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            precision=precision,
+            strategy="ddp" if config.devices > 1 else "auto",
+            loggers=loggers,
+        )
+    except (RuntimeError, MisconfigurationException) as error:
+        raise ValueError(
+            f"expected {config.devices} device(s) of accelerator '{config.accelerator}' with "
+            f"precision '{config.precision}', got: {error} `lewm doctor` says what this machine "
+            "has."
+        ) from error
+    os.environ[PRECISION] = precision  # for the processes that this one is about to start
+    try:
+        fabric.launch()
+    finally:
+        del os.environ[PRECISION]
+    return fabric, precision
+
+
+def _precision(config: TrainingConfig, run: Path) -> str:
+    """Decide once per run: a measurement may come out differently in another process, or when the
+    run is continued."""
+    if config.precision != "auto":
+        return config.precision
+    if PRECISION in os.environ:
+        return os.environ[PRECISION]
+    if (run / checkpoints.EXPERIMENT).exists():
+        known = read_json(run / checkpoints.EXPERIMENT).get("precision")
+        if known:
+            return str(known)
+    return fastest_precision(Fabric(accelerator=config.accelerator, devices=1).device)
+
+
+def anywhere(fabric: Fabric, flag: bool, asked: bool) -> bool:
+    """Is the flag set in any process? All of them must stop after the same update, or some would
+    wait for the others.
+
+    Several processes answer only where they are `asked`: it makes each wait for the slowest.
+    """
+    if fabric.world_size == 1:
+        return flag
+    if not asked:
+        return False
+    count = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
+    assert isinstance(count, Tensor)
+    return bool(count > 0)
+
+
+@contextmanager
+def graceful_stop() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into an event, so that no optimiser step is cut in two; the
+    second one interrupts."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(signum: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
