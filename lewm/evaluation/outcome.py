@@ -13,7 +13,7 @@ from lewm.evaluation.tables import COLUMNS, markdown_table
 from lewm.evaluation.tasks import Pairs, Task
 from lewm.planning.trace import Effort
 from lewm.registry import choose
-from lewm.stats import Paired, bootstrap_mean, p_value, paired, wilson
+from lewm.stats import Paired, bootstrap_mean, p_value, paired, rate_with_interval, wilson
 
 AGENT = "agent"
 
