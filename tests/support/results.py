@@ -37,8 +37,7 @@ from lewm.analyses.probes.scores import Score
 from lewm.analyses.probing import OpenLoop, ProbingResult, Rival, Variable
 from lewm.analyses.surprise import Edited, FalseAlarms, Level, SurpriseResult
 from lewm.evaluation.recordings import Recording
-from lewm.planning.agent import Scored
-from lewm.planning.trace import Replan
+from lewm.planning.trace import Replan, Scored
 
 
 def score(r, kind=Score, rmse=1.54, **more):
