@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lewm.stats import bootstrap, bootstrap_mean, mcnemar, p_value, paired, pearson, r2, wilson
+from lewm.stats import (
+    bootstrap,
+    bootstrap_mean,
+    mcnemar,
+    p_value,
+    paired,
+    pearson,
+    r2,
+    rate_with_interval,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +147,10 @@ def test_p_values_are_written_as_people_read_them():
         "<0.001",
         "<0.001",
     ]
+
+
+def test_rates_are_written_with_their_interval():
+    assert rate_with_interval(0.945, *wilson(189, 200)) == "94.5% [90.4%, 96.9%]"
 
 
 def test_paired_methods_by_hand():

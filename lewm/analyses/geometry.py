@@ -214,7 +214,7 @@ class GeometryResult(Result):
     def tables(self) -> Tables:
         """Straightness, isotropy, spread, costs and open-loop error."""
         straight, isotropy = self.straightness, self.isotropy
-        held = f"{self.episodes} held-out episodes, 95% intervals over episodes"
+        held = f"{self.episodes} held-out episodes, 95% intervals over episodes."
         paths = {
             "latents": straight,
             "random encoder": straight.random_encoder,
@@ -237,7 +237,7 @@ class GeometryResult(Result):
             "steps-to-go to another room": self.ranks_across or {},
         }
         return {
-            f"straightness, the mean cosine of velocities {self.gap} env steps apart; {held}": [
+            f"Straightness, the mean cosine of velocities {self.gap} env steps apart. {held}": [
                 {
                     "path": name,
                     "S": _told(found.value, found.interval),
@@ -247,7 +247,7 @@ class GeometryResult(Result):
                 for name, found in paths.items()
                 if found
             ],
-            f"latents beside Gaussian samples of {isotropy.n}, one frame per held-out episode": [
+            f"Latents beside Gaussian samples of {isotropy.n}, one frame per held-out episode.": [
                 {
                     "number": name,
                     "latents": f"{x:.3f}",
@@ -257,7 +257,7 @@ class GeometryResult(Result):
                 for name, (x, a, b) in bands.items()
             ],
             (
-                f"how many of the {self.latent_dim} dimensions are in use; {self.frames} frames "
+                f"How many of the {self.latent_dim} dimensions are in use. {self.frames} frames "
                 f"of {held}"
             ): [
                 {
@@ -266,7 +266,7 @@ class GeometryResult(Result):
                 }
             ],
             (
-                "rank correlation of costs, over pairs of frames up to so many env steps apart; "
+                "Rank correlation of costs, over pairs of frames up to so many env steps apart. "
                 f"{held}"
             ): [
                 {
@@ -278,8 +278,8 @@ class GeometryResult(Result):
                 for cost, found in ranks.items()
             ],
             (
-                f"env steps at which the mean cost comes to {NEAR:.0%} of what it is for the "
-                f"farthest quarter of offsets; {held}"
+                f"Env steps at which the mean cost comes to {NEAR:.0%} of its plateau. "
+                f"The plateau is the mean of the farthest quarter of offsets. {held}"
             ): [
                 {
                     "cost": cost,
@@ -288,7 +288,7 @@ class GeometryResult(Result):
                 }
                 for cost, found in self.saturation.items()
             ],
-            f"open-loop error (mean square per dimension) beside that of no change; {held}": [
+            f"Open-loop error, mean square per dimension, beside that of no change. {held}": [
                 {
                     "block": int(block),
                     "error": _told(found.error, found.interval),

@@ -145,11 +145,11 @@ class PlanningResult(Result):
             for number, attempt in enumerate(self.attempts, 1)
         ]
         about = (
-            f"one plan for each of {self.pairs} held-out pairs of {self.episodes} episodes, "
+            f"One plan for each of {self.pairs} held-out pairs of {self.episodes} episodes, "
             "carried out to its end"
         )
         return {
-            f"Imagined against real latents: {about}; intervals over episodes.": rows,
+            f"Imagined against real latents. {about}. Intervals over episodes.": rows,
             f"Attempts drawn: goals {self.offset} steps ahead, {self.budget} allowed.": attempts,
         }
 

@@ -291,11 +291,11 @@ def sentences(result: GeometryResult) -> list[str]:
         f"The SIGReg statistic of the latents is {found.statistic:.2f}.",
         f"Gaussian samples of that size have {found.null_low:.2f} to {found.null_high:.2f}: "
         f"{verdict}.",
-        f"The effective rank is {result.effective_rank:.1f}, of {result.latent_dim} dimensions; "
-        f"{result.dims_99} of them hold 99% of the variance.",
+        f"The effective rank is {result.effective_rank:.1f} of {result.latent_dim} dimensions.",
+        f"{result.dims_99} directions hold 99% of the variance.",
         *(
             f"{COST_WORDS.get(cost, cost)} comes to 90% of its plateau {found.offset} env steps "
-            f"from the goal. Growing evenly, it would after {found.linear}."
+            f"from the goal. Even growth would reach it after {found.linear}."
             for cost, found in result.saturation.items()
         ),
         *_along_actions(result),
@@ -319,7 +319,7 @@ def _straight(found: StraightPaths) -> list[str]:
         if rival and rival.value is not None
     ]
     own = f"{found.value:.2f} ({interval_words(found.interval, two_places)})"
-    told = [f"The straightness of its paths is {own}.", "1 is a straight line."]
+    told = [f"The straightness of its paths is {own}.", "A straight line has 1."]
     if beside:
         told.append(f"For comparison: {listed(beside)}.")
     if found.curve:
