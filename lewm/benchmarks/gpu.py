@@ -44,7 +44,7 @@ import lewm
 from lewm.analyses.economy import count_flops
 from lewm.analyses.probing import Probing
 from lewm.contracts import Batch, DataSpec, Plan, Statistics, WorldSpec
-from lewm.data.collecting import collect, cores
+from lewm.data.collecting import cores
 from lewm.data.episodes import Episodes
 from lewm.data.readers import Resident, Streamed
 from lewm.data.windows import Windows
@@ -54,7 +54,7 @@ from lewm.evaluation.tables import COLUMNS, markdown_table
 from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
 from lewm.experiments.experiment import CollectionConfig, Experiment
-from lewm.experiments.pipeline import Report, facts, train_model
+from lewm.experiments.pipeline import Report, collect_episodes, facts, train_model
 from lewm.files import read_json, write_atomically, write_json
 from lewm.models.lewm import LeWM
 from lewm.models.nn import losses
@@ -1002,30 +1002,14 @@ def _spec(model: LeWM) -> WorldSpec:
 # ------------------------------------------------------------------------------------- from nothing
 
 
-def _collected(
-    bench: Bench, path: Path, collection: CollectionConfig, processes: int | None = 1
-) -> Episodes:
-    experiment = bench.size.experiment
-    options = experiment.options | {"max_steps": collection.max_steps}
-
-    def progress(done: int, total: int) -> None:
-        bench.report(f"{bench.stage}: episodes", done, total, "", "")
+def _collected(bench: Bench, path: Path, collection: CollectionConfig) -> Episodes:
+    def report(stage: str, done: int, total: int, note: str, alarm: str) -> None:
+        bench.report(f"{bench.stage}: episodes", done, total, note, alarm)
         if bench.left() < 0 and done < total:
             raise OutOfTime("the time was used up")  # what is complete stays
 
-    return collect(
-        experiment.world,
-        path,
-        collection.episodes,
-        policy=collection.policy,
-        seed=bench.seed,
-        image_size=experiment.image_size,
-        compression=collection.compression,
-        every=collection.every,
-        processes=processes,
-        progress=progress,
-        **options,
-    )
+    collection = replace(collection, seed=bench.seed)
+    return collect_episodes(replace(bench.size.experiment, collection=collection), path, report)
 
 
 def _collect(bench: Bench) -> None:
@@ -1044,7 +1028,7 @@ def _collect(bench: Bench) -> None:
         known = int(max(20, min(collection.episodes, possible, memory, size.frames / rows)))
     try:
         begun = time.monotonic()
-        episodes = _collected(bench, path, replace(collection, episodes=known), processes=None)
+        episodes = _collected(bench, path, replace(collection, episodes=known))
         remark = ""
     except OutOfTime as error:
         episodes = Episodes.open(path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -34,7 +35,7 @@ MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(ABC):
     """What an analysis found. Each analysis has a frozen dataclass of its own, made of this one.
 
     Fields are numbers, text, arrays, None, and tuples, mappings by text and frozen dataclasses of
@@ -47,9 +48,9 @@ class Result:
 
     name: ClassVar[str]
 
+    @abstractmethod
     def tables(self) -> Tables:
         """What a person reads, in the terminal and beside a figure: made of the fields."""
-        raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
         """The fields, JSON-ready; arrays are left out, see `arrays`."""
