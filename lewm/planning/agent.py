@@ -225,31 +225,21 @@ class Agent:
         return action
 
     def _replan(self, goal_pixels: np.ndarray, chosen: np.ndarray, deadline: float | None) -> None:
-        self._queue = np.broadcast_to(np.clip(0, self._low, self._high), self._queue.shape).astype(
-            np.float32
-        )
+        # whoever is not planned for stands still
+        still = np.broadcast_to(np.clip(0, self._low, self._high), self._queue.shape)
+        self._queue = still.astype(np.float32)
         if not len(chosen):
             return
-        began = self._clock()
-        rows = torch.from_numpy(chosen)
+        began, rows = self._clock(), torch.from_numpy(chosen)
+        # look
         self._look_at_goals(goal_pixels)
-        context, past = (
-            encode(self.model, self._history.pixels[rows]),
-            self._history.past_actions[rows].to(self._device),
-        )
+        context = encode(self.model, self._history.pixels[rows])
+        past = self._history.past_actions[rows].to(self._device)
         situation = Situation(context, past, self._goal_latents[rows])
-
+        # search
         cost = PlanCost(self._scorer, situation, self._held, self._tracing, deadline, self._clock)
-        start = self._start(rows, situation)
-        try:
-            plan, cut_short = (
-                self.config.solver.solve(
-                    cost, start, self._box, [self._generators[i] for i in chosen]
-                ),
-                False,
-            )
-        except OutOfTime:
-            plan, cut_short = cost.best(start), True
+        plan, cut_short = self._search(cost, self._start(rows, situation), chosen)
+        # take the plan up
         mean = self._box.clamp(plan.mean)
         if self._previous is None:
             self._previous = mean.new_zeros(self.num_envs, *mean.shape[1:])
@@ -257,26 +247,38 @@ class Agent:
         blocks = self._held(mean)
         actions = self._env_units(blocks)
         self._queue[chosen] = actions[:, : self._queue.shape[1]]
+        # keep account
         calls = cost.sequences * self.config.horizon
         self.effort += Effort(len(chosen), calls, self._clock() - began, len(chosen) * cut_short)
         if self._tracing:
-            latents = self._scorer.rollout(context, past, blocks[:, None])[:, 0]
-            plan_made, now, goal, way = (
-                x.cpu().numpy() for x in (blocks, situation.now, situation.goal, latents)
-            )
-            self.trace.append(
-                Replan(
-                    self._step,
-                    chosen,
-                    tuple(cost.rounds),
-                    plan_made,
-                    actions,
-                    now,
-                    goal,
-                    way,
-                    cut_short=cut_short,
-                )
-            )
+            self._trace_plan(situation, blocks, actions, chosen, cost, cut_short)
+
+    def _search(self, cost: PlanCost, start: Plan, chosen: np.ndarray) -> tuple[Plan, bool]:
+        """The plan, and whether a deadline ended the search."""
+        generators = [self._generators[i] for i in chosen]
+        try:
+            return self.config.solver.solve(cost, start, self._box, generators), False
+        except OutOfTime:
+            return cost.best(start), True
+
+    def _trace_plan(
+        self,
+        situation: Situation,
+        blocks: Tensor,
+        actions: np.ndarray,
+        chosen: np.ndarray,
+        cost: PlanCost,
+        cut_short: bool,
+    ) -> None:
+        rollout = self._scorer.rollout
+        latents = rollout(situation.context, situation.past_actions, blocks[:, None])[:, 0]
+        plan, now, goal, way = (
+            x.cpu().numpy() for x in (blocks, situation.now, situation.goal, latents)
+        )
+        rounds = tuple(cost.rounds)
+        self.trace.append(
+            Replan(self._step, chosen, rounds, plan, actions, now, goal, way, cut_short=cut_short)
+        )
 
     def _look_at_goals(self, goal_pixels: np.ndarray) -> None:
         """Encode the goals if one has changed, and note when it did."""
