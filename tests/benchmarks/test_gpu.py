@@ -224,3 +224,16 @@ def test_the_plain_loss_is_the_models_own():
     assert float((plain - ours.terms["prediction"]).detach()) == pytest.approx(
         model.config.sigreg_weight * float(ours.terms["sigreg"].detach()), rel=0.2
     )
+
+
+@pytest.mark.gpu
+def test_the_host_waits_for_nothing_between_two_lines_of_the_log(tmp_path):
+    rows = []
+    bench = gpu.Bench(
+        gpu.dry_size(), torch.device("cuda", 0), tmp_path, 1.0, 0, rows.append, lambda *_: None
+    )
+    bench.told["command"] = "a test"
+    bench.until = bench.began + 600
+    bench.work.mkdir()
+    gpu._waits(bench)
+    assert rows[-1].value == 0, rows[-1].remark
