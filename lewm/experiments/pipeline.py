@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from lewm.files import read_json
 from lewm.models.nn.frozen import device_of
 from lewm.planning.config import PlanningConfig, attach, describe_planning, heads_of
 from lewm.runs import checkpoints
-from lewm.runs.answers import analyse
+from lewm.runs.answers import Report, analyse
 from lewm.runs.heads import head_names, load_head
 from lewm.runs.results import Result
 from lewm.runs.run import Run, Unsupported
@@ -61,9 +61,6 @@ __all__ = [
     "shortened",
     "train_model",
 ]
-
-Report = Callable[[str, int, int, str, str], None]
-"""Called with stage, done, total, a line of numbers (or ""), and what is alarming (or "")."""
 
 PROBING = ("angles", "mlp_angles", "rollout")
 """What a result holds of probing, beside its variables."""

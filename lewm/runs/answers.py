@@ -44,8 +44,8 @@ __all__ = [
 ]
 
 Report = Callable[[str, int, int, str, str], None]
-"""Called with the analysis, how much is done, how much there is, a line of numbers (or ""), and
-what is alarming (or "")."""
+"""Called with the stage (of an experiment) or the analysis, how much is done, how much there is, a
+line of numbers (or ""), and what is alarming (or "")."""
 
 Draw = Callable[[Result, Path], None]
 """Called with a result and the folder that its figures go into."""

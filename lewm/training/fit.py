@@ -24,7 +24,7 @@ from lewm.devices import deterministic
 from lewm.models.nn.frozen import device_of
 from lewm.runs.heads import save_head
 from lewm.stats import rank_correlation
-from lewm.training.hindsight import MAX_FRAMES, Latents, encode_episodes
+from lewm.training.hindsight import MAX_FRAMES, Latents, Progress, encode_episodes
 
 __all__ = ["FittingConfig", "descend", "fit", "fit_heads"]
 
@@ -37,10 +37,6 @@ HELD_OUT_BATCHES = 16
 
 TRAINING, MEASURING = 0, 1
 """Streams of pairs that share a seed."""
-
-Progress = Callable[[str, int, int, str], None]
-"""Called with the stage ("encode" or a head's name), how much of it is done, how much there is, and
-a line of numbers."""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ MAX_FRAMES = 50_000
 """Encoded at most where nothing else is asked for; it bounds time and memory."""
 
 Progress = Callable[[str, int, int, str], None]
-"""Called with the stage ("encode"), how much of it is done, how much there is, and a line of
-numbers."""
+"""Called with the stage ("encode" or a head's name), how much of it is done, how much there is, and
+a line of numbers."""
 
 
 @dataclass(frozen=True)
