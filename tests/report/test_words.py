@@ -141,6 +141,9 @@ def test_of_many_variables_the_best_and_the_worst_are_named():
 class Strange(Result):
     name: ClassVar[str] = "of-a-stranger"
 
+    def tables(self):
+        return {}
+
 
 def test_another_analysis_has_nothing_said_of_it():
     assert tell(Strange()) == ""
