@@ -13,6 +13,7 @@ they become float inside a model and nowhere else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -72,12 +73,29 @@ class Statistics:
     Attributes:
         pixel_mean, pixel_std: three numbers each, per colour channel, of pixels scaled to [0, 1].
         action_mean, action_std: one number per action dimension `a`, in the env's units.
+
+    Raises:
+        ValueError: other counts, numbers that are not finite, or a std that is not above 0.
     """
 
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     action_mean: tuple[float, ...]
     action_std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        means, stds = (*self.pixel_mean, *self.action_mean), (*self.pixel_std, *self.action_std)
+        counts = [len(values) for values in vars(self).values()]
+        if (
+            counts[:2] != [3, 3]
+            or not 0 < counts[2] == counts[3]
+            or not all(map(math.isfinite, (*means, *stds)))
+            or min(stds) <= 0
+        ):
+            raise ValueError(
+                "statistics: expected finite means and stds above 0, of 3 colours and of every "
+                f"dimension of the action, got {self}. Take them from the training data."
+            )
 
     @property
     def action_dim(self) -> int:
