@@ -441,6 +441,7 @@ def flaw_of(name: str, tensor: Tensor) -> str:
         (tensor.layout != torch.strided, "is sparse"),
         (tensor.is_quantized, "is quantised"),
         (tensor.is_complex(), "is complex"),
+        (_repeats(tensor), "holds fewer numbers than its shape says"),
     ):
         if flawed:
             return what
@@ -448,8 +449,15 @@ def flaw_of(name: str, tensor: Tensor) -> str:
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         return "holds NaN" if bool(tensor.isnan().any()) else "holds infinity"
     if name.endswith(NEVER_NEGATIVE) and bool((tensor < 0).any()):
-        return "holds a variance below 0"
+        return "holds a variance or a count below 0"
     return ""
+
+
+def _repeats(tensor: Tensor) -> bool:
+    """Has it a shape of more numbers than it stores? A file may say so of a few bytes."""
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+        return False
+    return tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
 
 
 NEVER_NEGATIVE = ("running_var", "num_batches_tracked", "exp_avg_sq", "/step")

@@ -1,10 +1,10 @@
 """Results of analyses: frozen records that become JSON and arrays, and come back as they were.
 
-Three rules about what is not a number:
+Two rules about what is not a number:
 
 - A number that may be undefined is `float | None`, and None then; a sentence says what it does.
-- Any other float is a number. Of a diverged model it may be NaN.
-- JSON writes both as null, which comes back as None where the field allows it, else as NaN.
+- Any other float, in a field or an array, is finite. A result with one that is not is refused when
+  it is stored and when it is read: NaN is never a result.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ class Result(ABC):
         told: dict[str, Any] = plain(self)
         return told
 
+    def undefined(self) -> list[str]:
+        """Places of what is NaN or infinite and may not be; a sound result has none."""
+        return list(_undefined(self))
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Place in the record -> array, such as "attempts/0/pixels"."""
         return dict(_arrays(self))
@@ -90,7 +94,7 @@ def interval(ends: Any) -> Interval:
 
 
 def plain(value: Any) -> Any:
-    """JSON-ready: null for what is not a number, and in a list for an array."""
+    """JSON-ready: null in a list for an array, and for what is no number in a table."""
     if (items := _items(value)) is not None:
         return {key: plain(item) for key, item in items if not isinstance(item, np.ndarray)}
     if isinstance(value, list | tuple):
@@ -108,6 +112,18 @@ def _arrays(value: Any, place: str = "") -> Iterator[tuple[str, np.ndarray]]:
     items = enumerate(value) if isinstance(value, list | tuple) else _items(value) or ()
     for name, item in items:
         yield from _arrays(item, f"{place}/{name}" if place else str(name))
+
+
+def _undefined(value: Any, place: str = "") -> Iterator[str]:
+    """Where a record is not finite."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "fc" and not np.isfinite(value).all():
+            yield place
+    elif isinstance(value, float | np.floating) and not math.isfinite(value):
+        yield place
+    items = enumerate(value) if isinstance(value, list | tuple) else _items(value) or ()
+    for name, item in items:
+        yield from _undefined(item, f"{place}.{name}" if place else str(name))
 
 
 def _items(value: Any) -> Iterable[tuple[str, Any]] | None:
@@ -175,8 +191,8 @@ def _read(kind: Any, told: Any, place: str) -> Any:
             )
     elif origin is not None and issubclass(origin, Mapping) and isinstance(told, Mapping):
         return {name: _read(args[1], value, f"{place}{name}.") for name, value in told.items()}
-    elif kind is float and (told is None or type(told) in (float, int)):
-        return math.nan if told is None else told
+    elif kind is float and type(told) in (float, int):
+        return told
     elif type(told) is kind:
         return told
     expected = getattr(kind, "__name__", kind) if origin is None else kind
