@@ -39,11 +39,13 @@ __all__ = [
     "append_line",
     "fetch",
     "hold",
+    "legible",
     "parse_json",
     "read_json",
     "read_text",
     "remove",
     "require_own",
+    "scratch",
     "sweep",
     "sync",
     "temporary",
@@ -51,6 +53,26 @@ __all__ = [
     "write_atomically",
     "write_json",
 ]
+
+# ------------------------------------------------------------------------------------------- text
+
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # what steers terminals, of one byte and of two
+    "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"  # what turns a line around or breaks it
+    "\ud800-\udfff]"  # bytes of a file name that are no text
+)
+
+
+def legible(text: str, lines: bool = True) -> str:
+    """Text from anywhere as it may be shown: what would steer a terminal, turn a line around or
+    cannot be encoded is spelt out, such as \\x1b.
+
+    Args:
+        lines: may it have several? Else line breaks and tabs are spelt out as well.
+    """
+    text = UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text if lines else text.replace("\n", "\\n").replace("\t", "\\t")
+
 
 # ------------------------------------------------------------------------------------------- JSON
 
@@ -240,12 +262,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     No folder replaces another in one step. A process killed between the two steps leaves the old
     one under another name, from which `sweep` brings it back.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    sweep(final.parent, final.name)
-    partial = temporary(final)
-    partial.mkdir()
-    descriptor = _locked(partial)
-    try:
+    with scratch(final) as partial:
         yield partial
         sync(partial)
         old = temporary(final, "old")
@@ -254,8 +271,20 @@ def whole_folder(final: Path) -> Iterator[Path]:
         partial.rename(final)
         sync(final.parent)
         remove(old)
+
+
+@contextmanager
+def scratch(beside: Path) -> Iterator[Path]:
+    """A new folder beside a path, which is removed at the end; `sweep` knows it."""
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    sweep(beside.parent, beside.name)
+    folder = temporary(beside)
+    folder.mkdir()
+    descriptor = _locked(folder)
+    try:
+        yield folder
     finally:
-        remove(partial)
+        remove(folder)
         if descriptor is not None:
             os.close(descriptor)
 
@@ -378,6 +407,7 @@ def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
 
     place = Path(place)
     home = place if folder else place.parent
+    made = [each for each in (home, *home.parents) if not each.exists()]
     home.mkdir(parents=True, exist_ok=True)
     path = place / LOCK if folder else place.with_name(f".{place.name[:LONGEST]}{LOCK}")
 
@@ -416,6 +446,9 @@ def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 path.unlink()
         lock.release()
+        with contextlib.suppress(OSError):  # made for nothing, if they are empty
+            for each in made:
+                each.rmdir()
 
 
 def _self() -> dict[str, Any]:

@@ -1,5 +1,9 @@
 """What a terminal shows: progress on stderr, results on stdout. Nothing here computes, and no other
-module draws text."""
+module draws text.
+
+Names come from files, and files from strangers: all text passes `legible`, so that none of it steers
+the terminal.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Bars", "alarm", "facts", "number", "say", "table"]
+from lewm.files import legible
+
+__all__ = ["Bars", "alarm", "complain", "facts", "number", "say", "table"]
 
 PLAIN_WIDTH = 160
 """Columns where there is no terminal to ask: tables in files and logs are read unwrapped."""
@@ -82,6 +88,7 @@ class Bars:
     def update(self, stage: str, done: int, total: int, note: str = "", alarm: str = "") -> None:
         """Show how far a stage is; its first call is where its clock starts. A call without a note
         leaves note and alarm."""
+        stage, note, alarm = (legible(text, lines=False) for text in (stage, note, alarm))
         if self._interrupted:
             raise KeyboardInterrupt
         if stage not in self._tasks:
@@ -114,12 +121,19 @@ class Bars:
 
 def say(text: str) -> None:
     """A line on stdout."""
-    _console().print(Text(text), soft_wrap=True)
+    _console().print(Text(legible(text)), soft_wrap=True)
 
 
 def alarm(text: str) -> None:
     """A red line on stderr."""
-    _console(stderr=True).print(Text(text, style="bold red"), soft_wrap=True)
+    _console(stderr=True).print(Text(legible(text), style="bold red"), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """A paragraph on stderr, from one of the processes of a training on several devices of a
+    machine: all of them meet the same trouble."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(legible(text), file=sys.stderr)
 
 
 def table(
@@ -128,12 +142,12 @@ def table(
     """A table on stdout; columns from `numbers_from` on are aligned right."""
     console = _console()
     if title:
-        console.print(Text(title, style="bold"), soft_wrap=True)
+        console.print(Text(legible(title), style="bold"), soft_wrap=True)
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for place, name in enumerate(header):
-        grid.add_column(Text(name), justify="right" if place >= numbers_from else "left")
+        grid.add_column(Text(legible(name, lines=False)), justify="right" if place >= numbers_from else "left")
     for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
+        grid.add_row(*(Text(legible(str(cell), lines=False)) for cell in row))
     console.print(grid)
 
 
@@ -142,8 +156,8 @@ def facts(values: Mapping[str, Any], title: str = "") -> None:
     "success rate"."""
     console = _console()
     if title:
-        console.print(Text(title, style="bold"), soft_wrap=True)
-    lines = list(_lines(values))
+        console.print(Text(legible(title), style="bold"), soft_wrap=True)
+    lines = [tuple(legible(word, lines=False) for word in pair) for pair in _lines(values)]
     width = max((len(name) for name, _ in lines), default=0)
     for name, value in lines:
         console.print(Text.assemble((f"  {name:<{width}}  ", "dim"), value), soft_wrap=True)

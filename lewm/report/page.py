@@ -19,6 +19,7 @@ import numpy as np
 
 import lewm
 from lewm import registry
+from lewm.files import legible
 from lewm.report import sections
 from lewm.report.animation import Clip
 from lewm.report.canvas import THEME, Panel
@@ -96,7 +97,7 @@ def render(records: Sequence[Record], command: str) -> str:
     records = _labelled(records)
     story = records[0].story if len(records) == 1 else None
     clips = [_clips(record, max(1, MOST_CLIPS // len(records))) for record in records]
-    return templates.get_template("page.html.j2").render(
+    page = templates.get_template("page.html.j2").render(
         records=records,
         story=story,
         command=command,
@@ -120,6 +121,7 @@ def render(records: Sequence[Record], command: str) -> str:
         evaluation=lambda record: shlex.quote(str(record.path / EVALUATION)),
         version=lewm.__version__,
     )
+    return legible(page)  # names come from files, and the templates hold nothing that it changes
 
 
 def _labelled(records: Sequence[Record]) -> list[Record]:

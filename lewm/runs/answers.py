@@ -26,7 +26,7 @@ from lewm import registry
 from lewm.files import read_json, remove, sweep, write_atomically, write_json
 from lewm.runs import checkpoints
 from lewm.runs.heads import digest_of_head
-from lewm.runs.results import Result, plain
+from lewm.runs.results import Result, legible_result, plain
 from lewm.runs.run import Analysis, Run, Unsupported
 
 __all__ = [
@@ -149,7 +149,7 @@ def _ask(
     report(analysis.name, 0, 1, "", "")
     began = time.perf_counter()
     try:
-        result = analysis.run(run, progress)
+        result = legible_result(analysis.run(run, progress))
         if undefined := result.undefined():
             raise Unsupported(
                 f"{analysis.name}: expected numbers, got NaN or infinity in "
@@ -282,7 +282,7 @@ def load_result(folder: Path, kind: type[R]) -> tuple[R, dict[str, Any]] | None:
             "Delete the folder and run the analysis again."
         ) from None
     try:
-        result = kind.from_json(values, arrays)
+        result = legible_result(kind.from_json(values, arrays))
         if undefined := result.undefined():
             raise ValueError(f"NaN or infinity in field '{undefined[0]}'")
         return result, about

@@ -248,9 +248,11 @@ def held(run: Path) -> Iterator[None]:
 
 
 def _drop_older(run: Path) -> None:
-    """Remove the checkpoints that the newest whole one stands for, and no other name than theirs."""
-    for folder in _checkpoints(run)[:-1]:
-        remove(folder)
+    """Remove the checkpoints that the newest whole one stands for, and no other name than theirs,
+    or than earlier versions gave to an unfinished one."""
+    for folder in (*_checkpoints(run)[:-1], *(run / CHECKPOINTS).glob(".*[0-9].partial")):
+        if NUMBERED.fullmatch(folder.name.removeprefix(".").removesuffix(".partial")):
+            remove(folder)
 
 
 def _checkpoints(run: Path) -> list[Path]:

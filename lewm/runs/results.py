@@ -13,13 +13,15 @@ import math
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-__all__ = ["Interval", "Result", "Table", "Tables", "defined", "interval", "plain"]
+from lewm.files import legible
+
+__all__ = ["Interval", "Result", "Table", "Tables", "defined", "interval", "legible_result", "plain"]
 
 Interval = tuple[float, float]
 """Ends of a 95% interval, the lower one first."""
@@ -91,6 +93,18 @@ def interval(ends: Any) -> Interval:
 
 
 # ---------------------------------------------------------------------------------------- writing
+
+
+def legible_result(value: Any) -> Any:
+    """A record whose words steer no terminal and break no figure, see `files.legible`: they may be
+    names from a data file."""
+    if isinstance(value, str):
+        return legible(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: legible_result(item) for name, item in _items(value) or ()})
+    if isinstance(value, Mapping):
+        return {legible(str(name)): legible_result(item) for name, item in value.items()}
+    return tuple(map(legible_result, value)) if isinstance(value, tuple) else value
 
 
 def plain(value: Any) -> Any:
