@@ -58,7 +58,8 @@ __all__ = [
 
 UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # what steers terminals, of one byte and of two
-    "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"  # what turns a line around or breaks it
+    # what turns a line around, or breaks it
+    "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"
     "\ud800-\udfff]"  # bytes of a file name that are no text
 )
 
@@ -425,10 +426,12 @@ def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
             if isinstance(error, Timeout) or error.errno not in UNLOCKABLE:
                 raise
             warnings.warn(
-                f"{home} lies on a file system without locks: the file {path.name} stands in. If a "
-                "process that wrote there was killed on another machine, delete it",
+                f"{home} lies on a file system without locks: a file {path.name}.soft stands in. "
+                "If a process that wrote there was killed on another machine, delete it",
                 stacklevel=3,
             )
+            remove(path)  # it locks nothing here
+            path = path.with_name(path.name + ".soft")
             lock = SoftFileLock(path, **how)
             lock.acquire()
     except Timeout:

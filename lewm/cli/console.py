@@ -1,8 +1,8 @@
 """What a terminal shows: progress on stderr, results on stdout. Nothing here computes, and no other
 module draws text.
 
-Names come from files, and files from strangers: all text passes `legible`, so that none of it steers
-the terminal.
+Names come from files, and files from strangers: all text passes `legible`, so that none of it
+steers the terminal.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def table(
         console.print(Text(legible(title), style="bold"), soft_wrap=True)
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for place, name in enumerate(header):
-        grid.add_column(Text(legible(name, lines=False)), justify="right" if place >= numbers_from else "left")
+        grid.add_column(
+            Text(legible(name, lines=False)), justify="right" if place >= numbers_from else "left"
+        )
     for row in rows:
         grid.add_row(*(Text(legible(str(cell), lines=False)) for cell in row))
     console.print(grid)

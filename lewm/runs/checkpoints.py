@@ -91,7 +91,14 @@ def build_model(
         )
         return config.build(DataSpec(int(spec["image_size"]), int(spec["frameskip"]), statistics))
     # a file may hold anything, and a size be anything
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
         raise ValueError(
             f"{source} does not describe a model this version knows: {error!r}. Use the lewm "
             "version that wrote it, or train again."
@@ -194,6 +201,10 @@ def metrics(run: Path) -> list[dict[str, Any]]:
         return []
     cure = "Train the run again"
     *lines, last = read_text(path, "a JSON object per line", cure).split("\n")
+    with suppress(ValueError):
+        if last:  # all of a line but its end
+            parse_json(last, path, "", "")
+            lines.append(last)
     found = []
     for number, line in enumerate(lines, 1):
         source = f"{path}, line {number},"
@@ -210,9 +221,6 @@ def metrics(run: Path) -> list[dict[str, Any]]:
                 f"{cure}."
             )
         found.append(row)
-    with suppress(ValueError):
-        if last:  # all of a line but its end
-            found.append(parse_json(last, path, "", ""))
     return found
 
 
@@ -421,7 +429,9 @@ def check_weights(tensors: Mapping[str, Tensor], source: Path) -> None:
     Raises:
         ValueError: up to ten tensors are named, each with its flaw, and `source`.
     """
-    wrong = [f"{name} {flaw}" for name, tensor in tensors.items() if (flaw := flaw_of(name, tensor))]
+    wrong = [
+        f"{name} {flaw}" for name, tensor in tensors.items() if (flaw := flaw_of(name, tensor))
+    ]
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise ValueError(
@@ -512,9 +522,7 @@ def read_safetensors(
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ValueError(
-            f"{path} is damaged: expected safetensors, got {error}. {cure}."
-        ) from None
+        raise ValueError(f"{path} is damaged: expected safetensors, got {error}. {cure}.") from None
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

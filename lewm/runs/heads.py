@@ -87,7 +87,14 @@ def load_head(run: Path, name: str, model: WorldModel) -> Any:
             model.latent_dim, model.spec.block_dim
         )
     # a file may hold anything, and a size be anything
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
         raise ValueError(
             f"{source} describes no head this version knows: {error!r}. Run: lewm fit {run} {name}"
         ) from None

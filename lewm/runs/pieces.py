@@ -119,7 +119,8 @@ def join_pieces(folder: Path, out: Path) -> Path:
     }
     if not re.fullmatch("[0-9]{1,18}", first.get("update", "")):
         raise ValueError(
-            f"{source} is damaged: expected the number of an update in its header, got none. {cure}."
+            f"{source} is damaged: expected the number of an update in its header, got none. "
+            f"{cure}."
         )
     tensors = {
         name: tensor.float() if tensor.dtype == torch.half else tensor

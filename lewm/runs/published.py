@@ -167,7 +167,9 @@ def build(published: Published, action_mean: Iterable[float], action_std: Iterab
         )
     spec = DataSpec(image_size, frameskip, statistics)
     try:
-        with torch.device("meta"):  # of sizes that the tensors do not bear out, nothing is allocated
+        with torch.device(
+            "meta"
+        ):  # of sizes that the tensors do not bear out, nothing is allocated
             own = config.build(spec).state_dict()
     except (ValueError, RuntimeError, ArithmeticError) as error:
         raise _unfit(

@@ -21,7 +21,16 @@ import numpy as np
 
 from lewm.files import legible
 
-__all__ = ["Interval", "Result", "Table", "Tables", "defined", "interval", "legible_result", "plain"]
+__all__ = [
+    "Interval",
+    "Result",
+    "Table",
+    "Tables",
+    "defined",
+    "interval",
+    "legible_result",
+    "plain",
+]
 
 Interval = tuple[float, float]
 """Ends of a 95% interval, the lower one first."""
@@ -205,9 +214,7 @@ def _read(kind: Any, told: Any, place: str) -> Any:
             )
     elif origin is not None and issubclass(origin, Mapping) and isinstance(told, Mapping):
         return {name: _read(args[1], value, f"{place}{name}.") for name, value in told.items()}
-    elif kind is float and type(told) in (float, int):
-        return told
-    elif type(told) is kind:
+    elif (kind is float and type(told) in (float, int)) or type(told) is kind:
         return told
     expected = getattr(kind, "__name__", kind) if origin is None else kind
     raise ValueError(f"field '{place[:-1]}': expected {expected}, got {type(told).__name__}")

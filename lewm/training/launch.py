@@ -57,8 +57,8 @@ def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
         del os.environ[PRECISION]
     if anywhere(fabric, precision != fabric.broadcast(precision), asked=True):
         raise ValueError(
-            "expected all processes to measure that one precision is faster, got different answers. "
-            "Say which with --training.precision."
+            "expected all processes to find the same precision faster, got different answers. Say "
+            "which with --training.precision."
         )
     return fabric, precision
 
@@ -80,9 +80,9 @@ def _require_world_size(config: TrainingConfig) -> None:
     if started is not None and started.strip() != str(config.processes):
         raise ValueError(
             f"expected {config.processes} process(es), one for each of --training.devices "
-            f"{config.devices} on each of --training.nodes {config.nodes}, got WORLD_SIZE={started}. "
-            "Give the numbers that torchrun was given (--nproc-per-node, --nnodes), or start "
-            "`lewm train` without it."
+            f"{config.devices} on each of --training.nodes {config.nodes}, got WORLD_SIZE="
+            f"{started}. Give the numbers that torchrun was given (--nproc-per-node, --nnodes), or "
+            "start `lewm train` without it."
         )
 
 
