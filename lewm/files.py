@@ -326,6 +326,8 @@ def remove(path: Path) -> None:
         if stat.S_ISREG(mode):
             path.unlink()
         elif stat.S_ISDIR(mode):
+            if not TEMPORARY.fullmatch(path.name):  # half of a folder must not bear its name
+                path = path.rename(temporary(path))
             shutil.rmtree(path, ignore_errors=True)  # follows no link inside either
 
 
