@@ -282,11 +282,11 @@ class Trainer:
         )
         assert isinstance(norm, Tensor)
         self._judge(update, loss.detach(), norm)
-        if device.type == "cpu":
+        if self._is_cpu:
             self._require_finite()
         self.optimiser.step()
         self.optimiser.zero_grad()
-        if device.type == "cpu":
+        if self._is_cpu:
             self._judge(update, torch.nn.utils.get_total_norm(self.bare.parameters()))
             self._require_finite()
         return Step(rate, loss.detach(), norm, terms, latents)
@@ -411,6 +411,10 @@ class Trainer:
     def _eager(self) -> AbstractContextManager[None]:
         """What is done now and then, and otherwise than training, is not worth compiling."""
         return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
+
+    @property
+    def _is_cpu(self) -> bool:
+        return self.fabric.device.type == "cpu"
 
     def _judge(self, update: int, *numbers: Tensor) -> None:
         """Note on the device, without waiting for it, the first update with a number that is not
