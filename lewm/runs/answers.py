@@ -285,10 +285,12 @@ def load_result(folder: Path, kind: type[R]) -> tuple[R, dict[str, Any]] | None:
         result = legible_result(kind.from_json(values, arrays))
         if undefined := result.undefined():
             raise ValueError(f"NaN or infinity in field '{undefined[0]}'")
+        result.tables()  # of entries that do not belong together it cannot be made
         return result, about
-    except ValueError as error:
+    except (ValueError, LookupError, ArithmeticError) as error:
         run = shlex.quote(str(folder.parent.parent))
         raise Outdated(
-            f"{source}: {error}. It was written by another version of lewm. Ask again: lewm "
+            f"{source}: expected the fields of this version of lewm, got {error}. It was written "
+            "by another version of lewm. Ask again: lewm "
             f"analyse {run} {folder.name} --again"
         ) from None

@@ -418,8 +418,8 @@ def _require_fit(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) 
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise ValueError(
-            f"{source} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep "
-            "the two together."
+            f"{source} does not fit its model.json: expected its tensors, got "
+            f"{'; '.join(sorted(wrong)[:10])}{more}. Keep the two together."
         )
 
 

@@ -112,8 +112,8 @@ def legible_result(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{name: legible_result(item) for name, item in _items(value) or ()})
     if isinstance(value, Mapping):
-        return {legible(str(name)): legible_result(item) for name, item in value.items()}
-    return tuple(map(legible_result, value)) if isinstance(value, tuple) else value
+        return {legible_result(name): legible_result(item) for name, item in value.items()}
+    return type(value)(map(legible_result, value)) if type(value) in (tuple, list) else value
 
 
 def plain(value: Any) -> Any:
