@@ -100,8 +100,8 @@ def build_model(
         ArithmeticError,
     ) as error:
         raise ValueError(
-            f"{source} does not describe a model this version knows: {error!r}. Use the lewm "
-            "version that wrote it, or train again."
+            f"{source} does not describe a model this version knows: expected its name, config and "
+            f"spec, got {error!r}. Use the lewm version that wrote it, or train again."
         ) from None
 
 

@@ -79,8 +79,8 @@ def load_head(run: Path, name: str, model: WorldModel) -> Any:
     description = read_json(source)
     if description.get("head") != name:
         raise ValueError(
-            f"{source} describes another head, '{description.get('head')}'. Run: lewm fit {run} "
-            f"{name}"
+            f"{source} describes another head: expected '{name}', got '{description.get('head')}'. "
+            f"Run: lewm fit {run} {name}"
         )
     try:
         head = registry.load("heads", name)(**description["config"]).build(
@@ -96,7 +96,8 @@ def load_head(run: Path, name: str, model: WorldModel) -> Any:
         ArithmeticError,
     ) as error:
         raise ValueError(
-            f"{source} describes no head this version knows: {error!r}. Run: lewm fit {run} {name}"
+            f"{source} describes no head this version knows: expected its config, got {error!r}. "
+            f"Run: lewm fit {run} {name}"
         ) from None
     restore_weights(head, run / HEADS / name / WEIGHTS)
     return head.to(device_of(model)).eval().requires_grad_(False)
