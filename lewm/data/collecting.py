@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import lewm
-from lewm.contracts import Ending, World
+from lewm.contracts import Ending, Progress, Report, World, silent
 from lewm.data.episodes import Episodes, Provenance
 from lewm.data.workers import Acting, Recorder, policy_in, record
 from lewm.data.writing import EpisodeWriter
@@ -47,7 +47,7 @@ def collect(
     seed: int = 0,
     batch_size: int | None = None,
     image_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    report: Report = silent,
     compression: str | None = None,
     *,
     every: int = 1,
@@ -74,7 +74,7 @@ def collect(
         batch_size: environments stepped together in one process; None takes what fits in a moderate
             buffer and is soon done, and one where the world has no batched form.
         image_size: height and width of the pixels; None leaves it to the world.
-        progress: called with (episodes recorded, episodes).
+        report: called as episodes are recorded ("collect").
         compression: see `EpisodeWriter`.
         every: env steps from one row to the next, see `Provenance`; nothing is drawn in between.
             What remains of `max_steps` behind the last whole block is cut, with a warning.
@@ -158,8 +158,7 @@ def collect(
         with closing(record(recorder, tasks, processes)) as recorded:
             for episode in recorded:
                 writer.append(episode)
-                if progress:
-                    progress(len(writer), episodes)
+                report(Progress("collect", len(writer), episodes))
     return Episodes.open(path)
 
 
