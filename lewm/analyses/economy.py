@@ -573,7 +573,9 @@ def _parameters(model: nn.Module, heads: Mapping[str, nn.Module]) -> dict[str, i
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+    threads = torch.get_num_threads()
+    plural = "" if threads == 1 else "s"
+    return f"{platform.processor() or platform.machine()} CPU, {threads} thread{plural}"
 
 
 def _shown(value: float | None) -> str:

@@ -104,12 +104,13 @@ def collect(
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}.")
+    # open the world and refuse, before anything is written, what cannot be recorded
     if image_size is not None:
         options["image_size"] = image_size
     opened = open_world(world, 1, **options)
     if policy is None:
         policy = "expert" if "expert" in opened.policies else opened.policies[0]
-    policy_in(opened, policy, [0])  # an unknown one is refused before anything is written
+    policy_in(opened, policy, [0])
     spec = opened.spec
     if every > spec.max_steps:
         raise ValueError(
@@ -122,6 +123,8 @@ def collect(
             stacklevel=2,
         )
     _try_out(opened)
+
+    # say where the episodes come from
     provenance = Provenance(
         world=spec.name,
         version=spec.version,
@@ -135,7 +138,9 @@ def collect(
         requested_episodes=episodes,
         every=every,
     )
+
     with EpisodeWriter(path, provenance, compression) as writer:
+        # time a row of the world: so many processes and so many episodes at a time pay
         missing, rows = range(len(writer), episodes), spec.max_steps // every + 1
         episode_s = rows * _seconds_per_row(opened, policy, every) if missing else 0.0
         if processes is None:
@@ -150,6 +155,8 @@ def collect(
                 PATIENCE_S // max(episode_s, 1e-9),
             )
             batch_size = 1 if isinstance(opened, Looped | GymWorld) else max(1, int(together))
+
+        # record what is missing, in its order
         tasks = [
             missing[first : first + batch_size] for first in range(0, len(missing), batch_size)
         ]
