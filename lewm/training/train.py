@@ -279,6 +279,7 @@ class Trainer:
         self._require_finite()
         local = {"loss": seen.loss, **seen.terms, "gradient_norm": seen.norm}
         if seen.latents is not None:
+            local["copying"] = losses.copying(seen.latents)
             local["latent_std"], local["effective_rank"] = losses.spread(seen.latents)
         means: dict[str, Any] = {
             name: self.fabric.all_reduce(value, reduce_op="mean") for name, value in local.items()
