@@ -161,8 +161,16 @@ def main(say: Callable[[str], None]) -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--recipe", default="two-room-tiny")
+    parser.add_argument("--episodes", type=int, help="collected, instead of the recipe's number")
+    parser.add_argument("--updates", type=int, help="of training, likewise")
     arguments = parser.parse_args()
     experiment = recipes.load(arguments.recipe)
+    if arguments.episodes:
+        collection = dataclasses.replace(experiment.collection, episodes=arguments.episodes)
+        experiment = dataclasses.replace(experiment, collection=collection)
+    if arguments.updates:
+        training = dataclasses.replace(experiment.training, updates=arguments.updates)
+        experiment = dataclasses.replace(experiment, training=training)
     rows = []
     for seed in arguments.seeds:
         for variant in arguments.variants:

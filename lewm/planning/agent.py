@@ -9,6 +9,7 @@ blocks of the plan are executed before the next replan.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from lewm.contracts import Box, Engined, Plan, Proposing, WorldModel, WorldSpec
 from lewm.models.nn.frozen import device_of, encode, require_evaluation_mode
 from lewm.planning.config import PlanningConfig
+from lewm.planning.coverage import unseen
 from lewm.planning.cost import OutOfTime, PlanCost, Scorer, Situation
 from lewm.planning.trace import Effort, Replan
 
@@ -74,7 +76,9 @@ class Agent:
     Args:
         model: in evaluation mode.
         config: how to plan.
-        env_spec: gives the action box, which bounds the search, and the image size.
+        env_spec: gives the action box, which bounds the search, and the image size. A dimension
+            that never varied in the data is planned at its recorded value; where the data show less
+            than the box allows, a warning says so.
         seeds: one per environment; their number is B.
         trace: keep a `Replan` of every replan in `trace`. It costs memory, and one more rollout per
             replan that `effort` does not count.
@@ -117,14 +121,18 @@ class Agent:
         )
         self._device = device_of(model)
         steps = 1 if config.hold_actions else self.frameskip
+        # what never varied in the data is planned at its recorded value, the mean: normalised, 0
+        free = ~torch.tensor(spec.statistics.fixed_actions, device=self._device)
         self._box = Box(
             *(
                 spec.statistics.normalise_actions(
                     torch.from_numpy(x).to(self._device).repeat(steps)
-                )
+                ).where(free.repeat(steps), 0.0)
                 for x in (self._low, self._high)
             )
         )
+        if note := unseen(spec.statistics, env_spec.action_low, env_spec.action_high):
+            warnings.warn(note, stacklevel=2)
         self._tracing, self._clock = trace, clock
         self._scorer = _scorer(model, config)
         self.reset(seeds)
