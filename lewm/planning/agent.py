@@ -208,8 +208,8 @@ class Agent:
             (B, a) float32 actions in env units, within the action box.
 
         Raises:
-            ValueError: the model is in training mode, or the pictures are not uint8 (B, h, w, 3) of
-                the model's size.
+            ValueError: the model is in training mode, the pictures are not uint8 (B, h, w, 3) of
+                the model's size, or no plan that was tried has a finite cost.
 
         Cost: `solver.evaluations` x `horizon` predictor calls per active environment and replan; in
         low precision some more.
@@ -247,6 +247,13 @@ class Agent:
         # search
         cost = PlanCost(self._scorer, situation, self._held, self._tracing, deadline, self._clock)
         plan, cut_short = self._search(cost, self._start(rows, situation), chosen)
+        if hopeless := cost.hopeless:
+            raise ValueError(
+                "expected a model that predicts numbers for one plan at least, got NaN or infinity "
+                f"for all that were tried in environment {int(chosen[hopeless[0]])} at step "
+                f"{self._step}. No plan can be chosen: look at this model's training (`lewm "
+                "report RUN`), or plan in float32."
+            )
         # take the plan up
         mean = self._box.clamp(plan.mean)
         if self._previous is None:
