@@ -528,9 +528,7 @@ def _env_spec(model: WorldModel) -> WorldSpec:
     known = model.spec.statistics
     mean, reach = np.array(known.action_mean), np.array(known.action_std)
     low, high = known.action_low or mean - 3 * reach, known.action_high or mean + 3 * reach
-    return WorldSpec(
-        "recorded", "", model.spec.image_size, tuple(low), tuple(high), (), (), 0
-    )
+    return WorldSpec("recorded", "", model.spec.image_size, tuple(low), tuple(high), (), (), 0)
 
 
 def _named(planning: PlanningConfig) -> str:

@@ -99,7 +99,9 @@ def test_it_keeps_its_hands_off_the_model_and_the_inputs(precision, full):
         assert torch.equal(engine(*asked), answer), "an engine holds the weights it was built from"
 
 
-@pytest.mark.parametrize(("precision", "error"), [pytest.param("bfloat16", 0.03, marks=NO_BF16), ("int8", 0.12)])
+@pytest.mark.parametrize(
+    ("precision", "error"), [pytest.param("bfloat16", 0.03, marks=NO_BF16), ("int8", 0.12)]
+)
 def test_low_precision_ranks_nearly_the_same(precision, error):
     plain = model(3, full=True)
     engine = Engine(plain.state_dict(), plain.config.predictor_heads, precision)

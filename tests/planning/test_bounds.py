@@ -74,9 +74,7 @@ def test_each_dimension_goes_to_its_own_bound_and_no_further(goal):
     config = dataclasses.replace(SMALL, hold_actions=True, solver=CEM(200, 20, 12))
     agent = Agent(model_of(*USUAL), config, LOPSIDED, [0])
     _, actions = control(agent, [[0.5, 0.5]], [goal], steps=10)
-    corner = [
-        (LOPSIDED.action_high if g else LOPSIDED.action_low)[i] for i, g in enumerate(goal)
-    ]
+    corner = [(LOPSIDED.action_high if g else LOPSIDED.action_low)[i] for i, g in enumerate(goal)]
     np.testing.assert_allclose(actions[:, 0], np.tile(corner, (10, 1)), atol=0.02)
     assert (actions >= np.float32(LOPSIDED.action_low)).all()
     assert (actions <= np.float32(LOPSIDED.action_high)).all()
