@@ -20,8 +20,8 @@ from torch import Tensor
 from lewm.contracts import Box, Engined, Plan, Proposing, WorldModel, WorldSpec
 from lewm.models.nn.frozen import device_of, encode, require_evaluation_mode
 from lewm.planning.config import PlanningConfig
-from lewm.planning.coverage import unseen
 from lewm.planning.cost import OutOfTime, PlanCost, Scorer, Situation
+from lewm.planning.coverage import unseen
 from lewm.planning.trace import Effort, Replan
 
 __all__ = ["Agent", "History"]

@@ -92,7 +92,7 @@ def measured(model, episodes, **heads):
     return GEOMETRY.run(Run(model, episodes, (0,), HELD, heads=heads))
 
 
-# ------------------------------------------------------------------------------------ scale, borders
+# ----------------------------------------------------------------------------------- scale, borders
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(64.0, 0.0), (2.0**-10, 0.0), (1.0, 8.0)])
@@ -141,7 +141,7 @@ def test_paths_know_where_episodes_end():
         np.testing.assert_array_equal(paths.rows[first + by] - paths.rows[first], FRAMESKIP * by)
 
 
-# --------------------------------------------------------------------------------------------- steps
+# -------------------------------------------------------------------------------------------- steps
 
 
 def test_offsets_are_env_steps_however_many_of_them_a_row_stands_for():
@@ -171,7 +171,7 @@ def test_costs_are_asked_from_the_earlier_frame_to_the_later_one():
     assert measured(PointModel(), Marches(), temporal=backwards).ranks["temporal"]["75"].rho is None
 
 
-# ---------------------------------------------------------------------------------- shown, and paired
+# -------------------------------------------------------------------------------- shown, and paired
 
 
 class Sometimes(PointModel):
@@ -243,7 +243,7 @@ def test_intervals_over_episodes_hold_the_truth_as_often_as_they_say(seed):
     assert 0.89 < np.mean(held) < 0.98
 
 
-# -------------------------------------------------------------------------------------------- moments
+# ------------------------------------------------------------------------------------------ moments
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_moments_are_those_of_known_distributions(draw_sample, std, skewness, ku
     assert float(found["kurtosis"]) == pytest.approx(kurtosis, abs=0.05 + 0.1 * abs(kurtosis))
 
 
-# --------------------------------------------------------------------------------------------- clocks
+# ------------------------------------------------------------------------------------------- clocks
 
 
 class Clock:

@@ -13,7 +13,6 @@ from lewm.models.lewm import LeWM
 from lewm.models.nn.engine import ROWS_AT_LEAST, Engine
 from tests.support.models import model, question
 
-
 NO_BF16 = pytest.mark.skipif(
     not devices.multiplies_bf16("cpu"), reason="this CPU has no matrix products in bfloat16"
 )

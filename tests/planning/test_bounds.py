@@ -151,7 +151,7 @@ def test_a_dimension_in_which_box_and_data_allow_one_value_is_nothing_to_say():
     assert unseen(fixed, (-1.0, 0.3), (1.0, 0.3)) == ""
 
 
-# ------------------------------------------------------------------------------- where searches begin
+# ----------------------------------------------------------------------------- where searches begin
 
 
 @pytest.mark.parametrize("initial_std", [0.25, 1.0, 2.0])

@@ -62,11 +62,6 @@ def test_a_search_goes_where_the_goal_is_near_from_there():
     config = dataclasses.replace(SMALL, objective=Temporal(Uphill()))
     states, _ = control(Agent(PointModel(), config, SPEC, [0]), [[0.3, 0.5]], [[0.5, 0.5]], 25)
     assert states[-1, 0, 0] > 0.5 - 1e-3
-    states, actions = control(
-        Agent(PointModel(), config, SPEC, [0]), [[0.7, 0.5]], [[0.5, 0.5]], 25
-    )
-    np.testing.assert_allclose(actions, np.broadcast_to((0.1, -0.2), actions.shape), atol=1e-6)
-    assert states[-1, 0, 0] > 0.7  # the start of the search is as good as any
 
 
 def test_a_proposal_is_told_the_steps_from_now_to_the_goal():
