@@ -159,6 +159,10 @@ def test_hindsight_is_exact(files, every):
     """From `now`, the known blocks lead to `goal` in `steps` env steps; both count them."""
     model = LinearLeWM(1)
     walks = encode_episodes(model, files[every], range(12))
+    rows = 40 // every + 1
+    assert torch.equal(walks.following, torch.arange(rows).flip(0).repeat(12))
+    # a block whose last action is that of the last row, which is none, is not held
+    assert torch.equal(walks.whole, walks.following * every >= FRAMESKIP)
     pairs = walks.hindsight(4000, reach=30, horizon=4, generator=np.random.default_rng(0))
     assert torch.equal(pairs.goal[:, 2] - pairs.now[:, 2], pairs.steps)
     known = pairs.known.sum(dim=1)

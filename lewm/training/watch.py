@@ -11,8 +11,9 @@ FEWEST_DIRECTIONS = 1.0
 Ours: runs that plan end at 1.7 and above, those that collapsed at 0.9 and below, whatever the
 scale of their latents (docs/log/2026-11-27-nothing-wrong-in-silence.md)."""
 
-UNFOLDING = 0.25
-"""Share of a run in which latents may unfold before they are judged."""
+UNFOLDING = (100, 0.25)
+"""Updates, and share of a run, in which latents may unfold before they are judged. Ours: of runs of
+200 updates the healthy ones are above from the fiftieth to the eightieth on."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Progress:
 
 
 def alarm_of(metrics: Mapping[str, float], update: int, total: int) -> str:
-    """Say so when the latents have collapsed; not before they had a quarter of the run to unfold.
+    """Say so when the latents have collapsed; not before they had a quarter of the run, and 100
+    updates, to unfold.
 
     Two numbers are judged together, and neither knows the scale of the latents. The prediction's
     error as a share of that of copying the last frame tells a collapse to a point, where nothing is
@@ -48,7 +50,7 @@ def alarm_of(metrics: Mapping[str, float], update: int, total: int) -> str:
         metrics: a line of the log. Without a loss "prediction" and latents nothing is judged.
         update, total: done and planned updates.
     """
-    if update < UNFOLDING * total or not {"prediction", "copying"} <= metrics.keys():
+    if update < max(UNFOLDING[0], UNFOLDING[1] * total) or not {"prediction", "copying"} <= metrics.keys():
         return ""
     rank, copying = metrics["effective_rank"], metrics["copying"]
     share = metrics["prediction"] / copying if copying else math.inf

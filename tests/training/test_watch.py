@@ -54,20 +54,20 @@ def test_a_point_and_numbers_that_are_none_are_no_health():
     assert heard(0.01, 0.1, math.nan)
 
 
-def test_latents_have_a_quarter_of_the_run_to_unfold():
-    bad = COLLAPSED["lambda 0"]
-    assert [bool(heard(*bad, update=u, total=400)) for u in (1, 99, 100, 400)] == [
-        False,
-        False,
-        True,
-        True,
-    ]
+@pytest.mark.parametrize(
+    ("total", "from_"), [(4, None), (99, None), (100, 100), (200, 100), (400, 100), (4000, 1000)]
+)
+def test_latents_have_a_quarter_of_the_run_and_100_updates_to_unfold(total, from_):
+    """A run of a few updates has not collapsed: it has not been trained."""
+    rung = [u for u in range(1, total + 1) if heard(*COLLAPSED["lambda 0"], update=u, total=total)]
+    assert rung == ([] if from_ is None else list(range(from_, total + 1)))
 
 
 def test_a_model_without_such_a_loss_is_not_judged():
-    assert alarm_of({}, 5, 5) == ""
-    assert alarm_of({"loss": 1.0}, 5, 5) == ""
-    assert alarm_of({"reconstruction": 1.0, "copying": 0.1, "effective_rank": 1.0}, 5, 5) == ""
+    assert alarm_of({}, 500, 500) == ""
+    assert alarm_of({"loss": 1.0}, 500, 500) == ""
+    other = {"reconstruction": 1.0, "copying": 0.1, "effective_rank": 1.0}
+    assert alarm_of(other, 500, 500) == ""
 
 
 def test_copying_is_the_error_of_the_frame_before_in_time_and_of_nothing_else():
