@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 FEWEST_DIRECTIONS = 1.0
 """Directions of the latents that must be predicted better than by copying, or the alarm sounds.
-Ours: runs that plan end at 1.7 and above, those that collapsed at 0.9 and below, whatever the
+Ours: runs that plan ended at 1.3 and above, those that collapsed at 0.9 and below, whatever the
 scale of their latents (docs/log/2026-11-27-nothing-wrong-in-silence.md)."""
 
 UNFOLDING = (100, 0.25)
@@ -50,7 +50,10 @@ def alarm_of(metrics: Mapping[str, float], update: int, total: int) -> str:
         metrics: a line of the log. Without a loss "prediction" and latents nothing is judged.
         update, total: done and planned updates.
     """
-    if update < max(UNFOLDING[0], UNFOLDING[1] * total) or not {"prediction", "copying"} <= metrics.keys():
+    if (
+        update < max(UNFOLDING[0], UNFOLDING[1] * total)
+        or not {"prediction", "copying"} <= metrics.keys()
+    ):
         return ""
     rank, copying = metrics["effective_rank"], metrics["copying"]
     share = metrics["prediction"] / copying if copying else math.inf

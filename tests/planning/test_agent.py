@@ -181,6 +181,9 @@ def test_where_every_rollout_diverges_planning_is_refused_in_words():
     agent.reset()
     with pytest.raises(ValueError, match=r"got NaN or infinity for all .* environment 1 at step 0"):
         agent.act(draw(STARTS[:2]), draw(GOALS[:2]))  # the second begins at .8
+    agent.reset()
+    with pytest.raises(ValueError, match="environment 1 at step 0"):  # its own number, alone too
+        agent.act(draw(STARTS[:2]), draw(GOALS[:2]), ~active)
 
 
 def test_without_time_nothing_was_tried_and_nothing_is_refused():

@@ -245,8 +245,8 @@ def test_an_environment_without_one_finite_cost_is_named():
         Scorer(left_diverges, L2()), situation, lambda actions: actions, False, None, lambda: 0.0
     )
     assert cost.hopeless == []  # nothing was asked
-    cost(torch.ones(2, 3, 1, 1))
-    assert cost.hopeless == [1]
+    cost(torch.tensor([[1.0, torch.nan, 2.0]] * 2)[..., None, None])
+    assert cost.hopeless == [1]  # a NaN beside numbers is no reason
     situation.context[1] = 1.0  # one number in one round is enough
     cost(torch.ones(2, 1, 1, 1))
     assert cost.hopeless == []

@@ -76,7 +76,9 @@ def test_whoever_plans_says_so_once_and_plans_the_recorded_value(trained, capsys
     assert said.count("the data show less than the action box") == 1
     opened = open_run(trained, device="cpu")
     with pytest.warns(UserWarning, match="action 1 is always 0.3"):
-        agent = opened.agent(num_envs=2, solver="cem", objective="l2", candidates=8, elites=2, iterations=2)
+        agent = opened.agent(
+            num_envs=2, solver="cem", objective="l2", candidates=8, elites=2, iterations=2
+        )
     frames = opened.episodes.rows("pixels", np.arange(4))
     actions = np.stack([agent.act(frames[:2], frames[2:]) for _ in range(6)])
     assert (actions[..., 1] == np.float32(VALUE)).all()
