@@ -1,10 +1,11 @@
-"""What a running training says of itself: its progress, and an alarm where latents collapse."""
+"""What a running training says of itself: its numbers, and an alarm where latents collapse."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+NOT_ON_THE_BAR = {"update", "gradient_norm", "learning_rate", "seconds", "updates_per_second"}
 
 FEWEST_DIRECTIONS = 1.0
 """Directions of the latents that must be predicted better than by copying, or the alarm sounds.
@@ -16,25 +17,12 @@ UNFOLDING = (100, 0.25)
 200 updates the healthy ones are above from the fiftieth to the eightieth on."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """One report of a running training, for a progress bar.
-
-    Attributes:
-        update, total: done and planned updates; frames, while the stage is "read".
-        stage: "train", "read" while pixels are decoded into memory, or "time" while the updates of
-            a budget are timed.
-        metrics: the line of metrics.jsonl, on updates that log; empty on the others.
-        resumed: the update from which this process went on, 0 for a fresh run.
-        alarm: what is wrong with the latents, or "".
-    """
-
-    update: int
-    total: int
-    metrics: Mapping[str, float]
-    resumed: int = 0
-    alarm: str = ""
-    stage: str = "train"
+def note_of(metrics: Mapping[str, float]) -> str:
+    """A line of the log as a progress bar shows it: the loss, its terms, and how spread the latents
+    are."""
+    return "  ".join(
+        f"{name} {value:.3g}" for name, value in metrics.items() if name not in NOT_ON_THE_BAR
+    )
 
 
 def alarm_of(metrics: Mapping[str, float], update: int, total: int) -> str:
