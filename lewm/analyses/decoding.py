@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import WorldModel
+from lewm.contracts import WorldModel, check_numbers
 from lewm.data.episodes import Episodes
 from lewm.models.nn.decoder import Decoder, Patches
 from lewm.models.nn.frozen import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
@@ -315,6 +315,25 @@ class Decoding:
     name: ClassVar[str] = "decoding"
     question: ClassVar[str] = "What does a latent look like, and what does the model imagine?"
     result: ClassVar[type[Result]] = DecodingResult
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            self,
+            least=dict.fromkeys(
+                (
+                    "updates",
+                    "batch_size",
+                    "test_frames",
+                    "horizon",
+                    "windows",
+                    "pictures",
+                    "clips",
+                    "draws",
+                ),
+                1,
+            )
+            | {"frames": 2},
+        )
 
     def run(self, run: Run, progress: Progress = lambda *_: None) -> DecodingResult:
         """Learn to draw, and measure it on episodes that neither model nor decoder saw.

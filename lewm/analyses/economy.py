@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from lewm import registry
-from lewm.contracts import Engined, Refining, Rollout, WorldModel, WorldSpec
+from lewm.contracts import Engined, Refining, Rollout, WorldModel, WorldSpec, check_numbers
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
 from lewm.planning.agent import Agent
 from lewm.planning.config import PlanningConfig
@@ -351,6 +351,9 @@ class Economy:
         "What do a frame and a plan cost, in tokens, arithmetic, time and bytes?"
     )
     result: ClassVar[type[Result]] = EconomyResult
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"plans": 1})
 
     def run(self, run: Run, progress: Progress = lambda *_: None) -> EconomyResult:
         """Count on a copy of the model, on a CPU; measure on the model itself, where it is.

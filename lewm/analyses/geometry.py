@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lewm.analyses.probes.paths import Paths, encode_paths
-from lewm.contracts import WorldModel
+from lewm.contracts import WorldModel, check_numbers
 from lewm.data.episodes import Episodes
 from lewm.models.nn import losses
 from lewm.models.nn.frozen import device_of, encode
@@ -334,6 +334,24 @@ class Geometry:
         "What shape does the latent space have, and can planning follow its distances?"
     )
     result: ClassVar[type[Result]] = GeometryResult
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            self,
+            least=dict.fromkeys(
+                (
+                    "episodes",
+                    "sample",
+                    "slices",
+                    "gaussians",
+                    "pairs",
+                    "horizon",
+                    "rollouts",
+                    "draws",
+                ),
+                1,
+            ),
+        )
 
     def run(self, run: Run, progress: Progress = lambda *_: None) -> GeometryResult:
         """Measure straightness, isotropy, costs against steps-to-go, and open-loop error.

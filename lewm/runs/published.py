@@ -151,7 +151,7 @@ def build(published: Published, action_mean: Iterable[float], action_std: Iterab
             finite or of a shape that does not fit (up to ten are named); or the action blocks are
             no multiple of the statistics' actions.
     """
-    config, image_size, block_dim = _sizes(published)
+    sizes, image_size, block_dim = _sizes(published)
     statistics = Statistics(
         IMAGENET_MEAN, IMAGENET_STD, tuple(map(float, action_mean)), tuple(map(float, action_std))
     )
@@ -167,6 +167,7 @@ def build(published: Published, action_mean: Iterable[float], action_std: Iterab
             "Take those of the training data",
         )
     try:
+        config = registry.load("models", "lewm")(**sizes)
         model = config.build(DataSpec(image_size, frameskip, statistics))
     except ValueError as error:
         raise _unfit(
@@ -179,8 +180,8 @@ def build(published: Published, action_mean: Iterable[float], action_std: Iterab
     return model.eval()
 
 
-def _sizes(published: Published) -> tuple[Any, int, int]:
-    """Our config, the image size and A, from config.json and the tensors, which must agree where
+def _sizes(published: Published) -> tuple[dict[str, Any], int, int]:
+    """Settings of our config, the image size and A, from config.json and the tensors, which must agree where
     both speak."""
     path, tensors = published.path.with_name(CONFIG), published.tensors
     try:
@@ -222,7 +223,7 @@ def _sizes(published: Published) -> tuple[Any, int, int]:
             )
         return value
 
-    config = registry.load("models", "lewm")(
+    sizes = dict(
         patch_size=size("encoder.patch_size"),
         encoder_width=size("encoder.hidden_size"),
         encoder_depth=size("encoder.num_hidden_layers"),
@@ -238,7 +239,7 @@ def _sizes(published: Published) -> tuple[Any, int, int]:
         predictor_mlp_dim=size("predictor.mlp_dim"),
         dropout=float(known.get("predictor.dropout", 0.0)),
     )
-    return config, size("encoder.image_size"), size("action_encoder.input_dim")
+    return sizes, size("encoder.image_size"), size("action_encoder.input_dim")
 
 
 def _our_tensors(published: Published, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
