@@ -607,7 +607,7 @@ def _check_kind(name: str, number: Any, whole: bool, endless: bool) -> None:
         isinstance(number, bool)
         or not isinstance(number, Real)
         or not (math.isfinite(number) or (endless and number == math.inf))
-        or (whole and number != int(number))
+        or (whole and math.floor(number) != number)
     ):
         wanted = "a whole number" if whole else "a finite number"
         raise ValueError(f"{name} must be {wanted}, got {number!r}. Give {name} as one.")

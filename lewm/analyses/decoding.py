@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import numpy as np
@@ -317,23 +317,8 @@ class Decoding:
     result: ClassVar[type[Result]] = DecodingResult
 
     def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            least=dict.fromkeys(
-                (
-                    "updates",
-                    "batch_size",
-                    "test_frames",
-                    "horizon",
-                    "windows",
-                    "pictures",
-                    "clips",
-                    "draws",
-                ),
-                1,
-            )
-            | {"frames": 2},
-        )
+        least = {each.name: 1 for each in fields(self)}
+        check_numbers(self, least | {"frames": 2, "learning_rate": 0, "seed": 0})
 
     def run(self, run: Run, progress: Progress = lambda *_: None) -> DecodingResult:
         """Learn to draw, and measure it on episodes that neither model nor decoder saw.

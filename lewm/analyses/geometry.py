@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -336,22 +336,7 @@ class Geometry:
     result: ClassVar[type[Result]] = GeometryResult
 
     def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            least=dict.fromkeys(
-                (
-                    "episodes",
-                    "sample",
-                    "slices",
-                    "gaussians",
-                    "pairs",
-                    "horizon",
-                    "rollouts",
-                    "draws",
-                ),
-                1,
-            ),
-        )
+        check_numbers(self, least={each.name: 1 for each in fields(self)} | {"seed": 0})
 
     def run(self, run: Run, progress: Progress = lambda *_: None) -> GeometryResult:
         """Measure straightness, isotropy, costs against steps-to-go, and open-loop error.

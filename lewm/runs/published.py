@@ -181,8 +181,8 @@ def build(published: Published, action_mean: Iterable[float], action_std: Iterab
 
 
 def _sizes(published: Published) -> tuple[dict[str, Any], int, int]:
-    """Settings of our config, the image size and A, from config.json and the tensors, which must agree where
-    both speak."""
+    """Settings of our config, the image size and A, from config.json and the tensors, which must
+    agree where both speak."""
     path, tensors = published.path.with_name(CONFIG), published.tensors
     try:
         stated = stated_sizes(published.config)
@@ -223,22 +223,22 @@ def _sizes(published: Published) -> tuple[dict[str, Any], int, int]:
             )
         return value
 
-    sizes = dict(
-        patch_size=size("encoder.patch_size"),
-        encoder_width=size("encoder.hidden_size"),
-        encoder_depth=size("encoder.num_hidden_layers"),
-        encoder_heads=size("encoder.num_attention_heads"),
-        latent_dim=size("predictor.input_dim"),
-        projector_dim=size("projector.hidden_dim"),
-        context=size("predictor.num_frames"),
+    sizes = {
+        "patch_size": size("encoder.patch_size"),
+        "encoder_width": size("encoder.hidden_size"),
+        "encoder_depth": size("encoder.num_hidden_layers"),
+        "encoder_heads": size("encoder.num_attention_heads"),
+        "latent_dim": size("predictor.input_dim"),
+        "projector_dim": size("projector.hidden_dim"),
+        "context": size("predictor.num_frames"),
         # a published predictor of another width has maps that ours has not
-        predictor_width=size("predictor.input_dim"),
-        predictor_depth=size("predictor.depth"),
-        predictor_heads=size("predictor.heads"),
-        predictor_head_dim=size("predictor.dim_head"),
-        predictor_mlp_dim=size("predictor.mlp_dim"),
-        dropout=float(known.get("predictor.dropout", 0.0)),
-    )
+        "predictor_width": size("predictor.input_dim"),
+        "predictor_depth": size("predictor.depth"),
+        "predictor_heads": size("predictor.heads"),
+        "predictor_head_dim": size("predictor.dim_head"),
+        "predictor_mlp_dim": size("predictor.mlp_dim"),
+        "dropout": float(known.get("predictor.dropout", 0.0)),
+    }
     return sizes, size("encoder.image_size"), size("action_encoder.input_dim")
 
 

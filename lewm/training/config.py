@@ -78,6 +78,7 @@ class TrainingConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        choose("accelerator", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps", "tpu"))
         choose("precision", self.precision, ("auto", "32-true", "bf16-mixed"))
         choose("way to read batches", self.batches, ("auto", "resident", "streamed"))
         often = {"log_every": 1, "checkpoint_every": 1, "recalibration": 1}
