@@ -78,3 +78,147 @@ PLANNING = {
 def other(values, present):
     """The first of the values that is not there yet."""
     return next(value for value in values if value != present)
+
+
+FITTING = {
+    "updates": 5,
+    "batch_size": 7,
+    "learning_rate": 3e-3,
+    "warmup": 0.6,
+    "weight_decay": 0.9,
+    "clip": 0.01,
+    "reach": 30,
+    "max_frames": 40,
+    "seed": 4,
+}
+
+SOLVERS = {
+    "num_candidates": 20,
+    "num_elites": 7,
+    "num_iterations": 5,
+    "stop_spread": 0.6,
+    "noise_exponent": 0.0,
+    "keep_fraction": 0.0,
+    "momentum": 0.7,
+    "decay": 1.3,
+    "temperature": 9.0,
+    "learning_rate": 0.01,
+    "optimiser": "sgd",
+    "shrink": 0.3,
+}
+
+HEADS = {
+    "hidden_dim": 24,
+    "horizon": 3,
+    "metric_dim": 5,
+    "oneway_dim": 9,
+    "expectile": 0.6,
+    "apart": 0.5,
+}
+
+TASK = {"offset": 15, "budget": 20, "episodes": 9, "seed": 6, "across": True}
+
+COLLECTION = {
+    "episodes": 3,
+    "policy": "random",
+    "seed": 5,
+    "compression": "zstd",
+    "every": 5,
+    "max_steps": 20,
+}
+
+ANALYSES = {
+    "probing": {
+        "fit_frames": 90,
+        "test_frames": 50,
+        "mlp": True,
+        "controls": True,
+        "rollouts": 6,
+        "horizon": 3,
+        "draws": 60,
+        "seed": 3,
+    },
+    "surprise": {
+        "episodes": 21,
+        "before": 3,
+        "after": 3,
+        "turn": 0.25,
+        "draws": 60,
+        "seed": 3,
+    },
+    "geometry": {
+        "episodes": 10,
+        "sample": 9,
+        "slices": 12,
+        "gaussians": 25,
+        "offsets": (5, 20),
+        "pairs": 7,
+        "horizon": 3,
+        "rollouts": 3,
+        "draws": 60,
+        "seed": 3,
+        "controls": True,
+    },
+    "decoding": {
+        "frames": 90,
+        "updates": 7,
+        "batch_size": 20,
+        "learning_rate": 0.02,
+        "test_frames": 30,
+        "horizon": 3,
+        "windows": 8,
+        "pictures": 3,
+        "clips": 2,
+        "draws": 60,
+        "seed": 3,
+    },
+    "planning": {
+        "pairs": 8,
+        "offset": 15,
+        "clips": 3,
+        "fit_frames": 90,
+        "draws": 60,
+        "seed": 3,
+    },
+    "economy": {"plans": 3, "paper_plans": 2, "limit_s": 0.5, "seed": 3},
+}
+"""Analysis -> field -> another value than those of `ANALYSED`."""
+
+ANALYSED = {
+    "probing": {
+        "fit_frames": 120,
+        "test_frames": 60,
+        "mlp": False,
+        "controls": False,
+        "rollouts": 8,
+        "horizon": 2,
+        "draws": 50,
+    },
+    "surprise": {"episodes": 24, "before": 2, "after": 2, "draws": 50},
+    "geometry": {
+        "episodes": 12,
+        "sample": 11,
+        "slices": 8,
+        "gaussians": 20,
+        "offsets": (5, 10),
+        "pairs": 5,
+        "horizon": 2,
+        "rollouts": 2,
+        "draws": 50,
+        "controls": False,
+    },
+    "decoding": {
+        "frames": 100,
+        "updates": 4,
+        "batch_size": 16,
+        "test_frames": 40,
+        "horizon": 2,
+        "windows": 10,
+        "pictures": 2,
+        "clips": 1,
+        "draws": 50,
+    },
+    "planning": {"pairs": 6, "offset": 10, "clips": 2, "fit_frames": 120, "draws": 50},
+    "economy": {"plans": 2, "paper_plans": 1},
+}
+"""Small settings, in which every analysis takes a moment."""
