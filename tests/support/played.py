@@ -48,6 +48,9 @@ class Stage(PointWorld):
         drawn = [np.random.default_rng(seed).uniform(0.3, 0.7, 2) for seed in seeds]
         self.set_states(np.stack(drawn).astype(np.float32))
 
+    def step(self, actions):
+        super().step(np.clip(actions, -1, 1))
+
     def render(self, states=None):
         pixels = super().render(states)
         if self.spec.look != "published":
@@ -66,13 +69,15 @@ class Stage(PointWorld):
 
 @dataclass
 class Recorded(Walks):
-    """Its recordings, with what their file says of them."""
+    """Its recordings, with what their file says of them. The `poisoned` ones were made elsewhere: all
+    that they hold is another."""
 
     state_names = ("x", "y")
     provenance = Provenance(
         world="point", policy="random", seed=0, state_names=("x", "y"), state_units=("m", "m")
     )
     count: int = 44
+    poisoned: tuple = ()
 
     @property
     def steps(self):
@@ -88,14 +93,20 @@ class Recorded(Walks):
     def made(self, i):
         """Of no two episodes alike."""
         states = super().states(i)
+        if i in self.poisoned:
+            states = (0.9 - 0.7 * states[:, ::-1]).astype(np.float32)
         return states + np.float32(0.01) * np.random.default_rng(i).random(2, np.float32)
 
     def states(self, i):
         return self._kept[i]
 
 
-def played(heads=None, **changes):
-    """20 episodes that were trained on, and 24 others."""
+FIT, TEST = tuple(range(20)), tuple(range(20, 44))
+"""Episodes that the model was trained on, as far as it was, and others."""
+
+
+def played(heads=None, poisoned=(), **changes):
+    """The run, some of its episodes poisoned."""
     torch.manual_seed(3)
     model = MODEL.build(DataSpec(SIZE, FRAMESKIP, STATISTICS)).eval()
     with torch.no_grad():
@@ -103,12 +114,12 @@ def played(heads=None, **changes):
             parameter.add_(0.1 * torch.randn_like(parameter))
     made = Run(
         model,
-        Recorded(),
-        tuple(range(20)),
-        tuple(range(20, 44)),
+        Recorded(poisoned=tuple(poisoned)),
+        FIT,
+        TEST,
         lambda number, *look: Stage(number, *look),
         planning=PLANNING,
         heads=heads or {},
-        heldout=tuple(range(20, 44)),
+        heldout=TEST,
     )
     return replace(made, **changes)
