@@ -1,5 +1,5 @@
-"""What is held out is held out. The other side is poisoned, in pixels, actions and states alike: what
-was learnt of one side, and what is told of the other, must not move."""
+"""What is held out is held out. The other side is poisoned, in pixels, actions and states alike:
+what was learnt of one side, and what is told of the other, must not move."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from lewm.data.episodes import Episodes
 from lewm.data.split import split, statistics
 from lewm.evaluation import evaluate as evaluation
 from lewm.evaluation.tasks import Task
-from lewm.experiments import pipeline, quickstart, reproduce, steps
+from lewm.experiments import pipeline, quickstart, recipes, reproduce, steps
 from lewm.files import read_json
 from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
@@ -204,15 +204,21 @@ def test_experiments_evaluate_and_ask_about_held_out_episodes(what, drawn, monke
     watch("fit_heads", lambda given, named: (given[6].seed, tuple(given[3]), tuple(given[4])))
     watch("evaluate", lambda given, named: (given[5].seed, given[2], tuple(given[4])))
     monkeypatch.setattr(pipeline, "analyse", asked)
+    full = recipes.load("two-room-tiny")
+    model = dataclasses.replace(full.model, encoder_width=16, predictor_width=16, projector_dim=16)
+    fast = dataclasses.replace(full.training, recalibration=1, batch_size=4)
+    smaller = dataclasses.replace(full, image_size=16, model=model, training=fast)
+    monkeypatch.setitem(recipes.RECIPES, "two-room-tiny", lambda: smaller)
     small = {"EPISODES": 20, "UPDATES": 2, "PAIRS": 4, "FIT_UPDATES": 2}
     for module in (reproduce, quickstart):
         for name, value in small.items():
             monkeypatch.setattr(module, f"SHORT_{name}", value, raising=False)
+    carry_out = {
+        "reproduce": lambda: reproduce.reproduce("two-room-tiny", tmp_path, 3, short=True),
+        "quickstart": lambda: quickstart.run(tmp_path, 3, short=True),
+    }
     with pytest.raises(Enough):
-        if what == "reproduce":
-            reproduce.reproduce("two-room-tiny", tmp_path, 3, short=True)
-        else:
-            quickstart.run(tmp_path, 3, short=True)
+        carry_out[what]()
     known = read_json(tmp_path / "run" / checkpoints.EXPERIMENT)["split"]
     train, heldout = tuple(known["train"]), tuple(known["heldout"])
     assert not set(train) & set(heldout)
@@ -229,7 +235,18 @@ def test_experiments_evaluate_and_ask_about_held_out_episodes(what, drawn, monke
 
 def test_commands_evaluate_held_out_episodes(drawn, small_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    search = ["--solver", "cem", "--objective", "l2", "--candidates", "8", "--elites", "2", "--iterations", "1"]
+    search = [
+        "--solver",
+        "cem",
+        "--objective",
+        "l2",
+        "--candidates",
+        "8",
+        "--elites",
+        "2",
+        "--iterations",
+        "1",
+    ]
     assert main(["evaluate", str(small_run), "--episodes", "3", "--full", *search]) == 0
     assert main(["plan", str(small_run), "--realtime", "500", *search]) == 0
     heldout = read_json(small_run / checkpoints.EXPERIMENT)["split"]["heldout"]

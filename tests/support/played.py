@@ -69,8 +69,8 @@ class Stage(PointWorld):
 
 @dataclass
 class Recorded(Walks):
-    """Its recordings, with what their file says of them. The `poisoned` ones were made elsewhere: all
-    that they hold is another."""
+    """Its recordings, with what their file says of them. All that the `poisoned` ones hold is
+    another."""
 
     state_names = ("x", "y")
     provenance = Provenance(
