@@ -606,7 +606,7 @@ class Geometry:
         }
 
     def _interval(self, values: np.ndarray, groups: np.ndarray) -> Interval:
-        return bootstrap_mean(values, groups, seed=self.seed)
+        return bootstrap_mean(values, groups, self.draws, seed=self.seed)
 
 
 def _states(episodes: Episodes, paths: Paths) -> np.ndarray:

@@ -650,6 +650,26 @@ def test_every_setting_of_an_analysis_changes_its_answer(name, field, monkeypatc
     assert answered(name, **{field: knobs.ANALYSES[name][field]}) != unchanged(name)
 
 
+def intervals(value, place=()):
+    """Place -> ends, of all in a result that are called an interval and are not a point."""
+    if any("interval" in key or key == "gain" for key in place):
+        apart = isinstance(value, list) and not np.isclose(*value, rtol=1e-6, atol=0)
+        return {place: value} if apart else {}
+    inside = enumerate(value) if isinstance(value, list) else ()
+    if isinstance(value, dict):
+        inside = value.items()
+    return {k: v for key, of in inside for k, v in intervals(of, (*place, str(key))).items()}
+
+
+@pytest.mark.parametrize("name", [name for name, field in ASKED if field == "draws"])
+def test_every_interval_is_of_as_many_draws_as_were_asked_for(name, monkeypatch):
+    monkeypatch.setattr("lewm.analyses.probing.MLP", FittingConfig(updates=3))
+    before = intervals(json.loads(unchanged(name)[0]))
+    after = intervals(json.loads(answered(name, draws=knobs.ANALYSES[name]["draws"])[0]))
+    assert len(before) >= 3
+    assert [place for place, ends in before.items() if after.get(place) == ends] == []
+
+
 def test_every_setting_of_the_economy_is_seen_in_what_it_times(monkeypatch):
     timed = []
     known = inspect_plan(economy)

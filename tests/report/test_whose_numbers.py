@@ -86,7 +86,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def drawn(records):
-    """The panels and clips of every result, drawn once for the page and for what is looked for on it."""
+    """Panels and clips, made once for the page and for what is looked for on it."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("draw", "clips"):
             patch.setattr(sections, name, once(getattr(sections, name)))
