@@ -113,7 +113,7 @@ def test_a_training_that_was_killed_ends_as_its_twin(killed_after, data, tmp_pat
         pass
 
     def kill(progress):
-        if progress.stage == "train" and progress.update == killed_after:
+        if progress.stage == "train" and progress.done == killed_after:
             raise Killed
 
     config, run = dataclasses.replace(TRAINING, checkpoint_every=3), tmp_path / "run"
