@@ -77,7 +77,7 @@ VIDEOS = {
     ),
     "no number": (
         then(videos(), table("push-1.csv", lambda t: t.replace("\n3,", "\nthree,"))),
-        "expected numbers in 'step', got 'three' in line 5",
+        "expected numbers in column 'step', got 'three' in line 5, row 3 of the video",
     ),
     "gap": (
         then(videos(), table("push-1.csv", lambda t: t.replace("\n3,", "\n4,"))),
