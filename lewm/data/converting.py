@@ -14,7 +14,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -335,10 +335,18 @@ def _episode(
 ) -> Episode:
     """Episode i in the shape that `writing` takes, or a ValueError that names its files and a way
     out."""
-    try:
+    with _way_out(i):
         return _read(recordings, i, camera, selection, choices or {})
+
+
+@contextlib.contextmanager
+def _way_out(i: int) -> Iterator[None]:
+    """Let what is wrong with episode i say how to convert the others, unless it names a flag that
+    mends it."""
+    try:
+        yield
     except ValueError as error:
-        if "--" in str(error):  # it names one
+        if re.search("--(skip|image|crop|discrete)", str(error)):
             raise
         raise ValueError(f"{error} To convert the others: --skip-episodes {i}.") from None
 
@@ -374,7 +382,7 @@ def _read(
             f"{len(states)}",
             "Add the row of the last frame",
         )
-    frames = []
+    frames: list[np.ndarray] = []
     for picture in recordings.pictures(i, camera):
         if len(frames) == length:
             raise unfit(
@@ -397,7 +405,8 @@ def _read(
 
 def _numbers(recordings: Source, i: int, columns: Sequence[str]) -> np.ndarray:
     """(rows, width) float64 of some columns side by side."""
-    found = recordings.read(i, columns)
+    with _way_out(i):
+        found = recordings.read(i, columns)
     try:
         arrays = [_plain(found[name]) for name in columns]
         return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1)
@@ -467,8 +476,10 @@ def _choices(
         typed = bool(re.match(r"u?int|bool", recordings.columns[column]))
         values: set[float] = set()
         for i in chosen:
-            raw = recordings.read(i, [column])[column]
-            rows = _numbers(recordings, i, [column])
+            rows, raw = (
+                _numbers(recordings, i, [column]),
+                recordings.read(i, [column])[column],
+            )
             rows = rows[np.isfinite(rows).all(axis=1)]
             typed |= np.asarray(raw).dtype.kind in "iub"
             values |= {*np.unique(rows).tolist()}
@@ -483,12 +494,12 @@ def _choices(
                 continue
             if selection.discrete_actions is None:
                 shown = ", ".join(f"{value:g}" for value in sorted(values)[:5])
-                more = ", ..." if len(values) > 5 else ""
+                shown, most = shown + ", ..." * (len(values) > 5), int(max(values, default=0))
                 raise unfit(
                     recordings.path,
                     "actions that are amounts",
-                    f"whole numbers in '{column}' ({shown}{more}), which seem to be choices",
-                    f"--discrete-actions {int(max(values, default=0)) + 1} makes a column of each choice, "
+                    f"whole numbers in '{column}' ({shown}), which seem to be choices",
+                    f"--discrete-actions {most + 1} makes a column of each choice, "
                     "--discrete-actions 0 takes them as amounts, --action-columns names others",
                 )
             found[column] = selection.discrete_actions

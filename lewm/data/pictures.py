@@ -39,8 +39,9 @@ def rgb(content: bytes) -> np.ndarray:
                 raise ValueError(
                     f"one of {image.width} x {image.height} px, more than {MAX_PIXELS} in all"
                 )
-            if image.format != "JPEG" and getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"an animation of {image.n_frames} pictures")
+            number = getattr(image, "n_frames", 1)
+            if image.format != "JPEG" and number > 1:
+                raise ValueError(f"an animation of {number} pictures")
             return _upright(image)
     except Image.UnidentifiedImageError:
         raise ValueError(f"bytes that are none of {', '.join(FORMATS)}") from None

@@ -200,7 +200,7 @@ REFUSED = {
         {},
         "a Box of floats, got Box",
     ),
-    "not square": (Wide, {}, r"square pictures \(H, H, 3\), got \(24, 48, 3\).*crop=center"),
+    "not square": (Wide, {}, r"square pictures, got 48 x 24 .*crop=center.*--image-size"),
     "unknown crop": (Wide, {"crop": "centre"}, "unknown crop 'centre'.*Did you mean 'center'"),
     "no picture": (Dot, {"render_mode": None}, r"uint8 \(H, W, 3\).*got None.*'rgb_array'"),
     "no length": (Dot, {"max_steps": None}, "how many steps an episode has.*max_steps=100"),

@@ -54,7 +54,7 @@ PICTURE_BYTES = 1 << 28
 DESCRIPTION_BYTES, INDEX_BYTES = 1 << 24, 1 << 28
 """Of `info.json` and of `episodes.jsonl`, which are read whole. A million episodes take 100 MB."""
 
-CELLS_PER_BYTE = 1000
+CELLS_PER_BYTE = 100
 """More numbers than this for each byte of a table are a bomb; honest ones have about 1."""
 
 

@@ -183,7 +183,8 @@ class _Table:
             if self._commas and "." not in cell:
                 cell = cell.replace(",", ".", 1)
             if not NUMBER.fullmatch(cell):
-                others = [name for name in self.columns if name not in (*OWNERS, column)]
+                names = (name for name in self.columns if name not in OWNERS + COUNTERS)
+                others = [name for name in names if name != column]
                 raise ValueError(
                     f"{self.path}: expected numbers in column '{column}', got "
                     f"'{cells[place]:.40}' in line {line}, row {k} of the video. Write a number "
