@@ -100,7 +100,11 @@ def convert(
         provenance = _provenance(recordings, selection, world, chosen, choices)
         with EpisodeWriter(out, _noted(provenance, told), compression) as writer:
             while (done := len(writer)) < len(chosen):
-                writer.append(_episode(recordings, chosen[done], camera, selection, choices))
+                episode = _episode(recordings, chosen[done], camera, selection, choices)
+                try:
+                    writer.append(episode)
+                except ValueError as error:
+                    raise _other(recordings, chosen[done], str(error)) from None
                 if progress:
                     progress(done + 1, len(chosen))
     return Episodes.open(out)
@@ -181,11 +185,16 @@ def verify(
         square = replace(selection, crop=selection.crop or "center")
         several = len(recordings.cameras) > 1 and not selection.camera
         cameras = recordings.cameras if several else [choose_camera(recordings, selection.camera)]
+        shapes: dict[str, tuple[Any, ...]] = {}
         # the colour of each frame that has but one, None for any other
         colours: dict[str, Counter[bytes | None]] = {camera: Counter() for camera in cameras}
         for i in range(total):
             for camera in cameras:
                 episode = _episode(recordings, i, camera, square)
+                width = None if episode.states is None else episode.states.shape[1]
+                shape = (episode.pixels.shape[1:], episode.actions.shape[1], width)
+                if shapes.setdefault(camera, shape) != shape:
+                    raise _other(recordings, i, f"{shape} and not {shapes[camera]}")
                 flat = episode.pixels.reshape(len(episode), -1, 3)
                 blank = (flat == flat[:, :1]).all(axis=(1, 2))
                 colours[camera].update(
@@ -206,6 +215,15 @@ def verify(
             "blank_frames": sum(seen.total() - seen[None] for seen in colours.values()),
             "nonfinite_states": nonfinite,
         }
+
+
+def _other(recordings: Source, i: int, what: str) -> ValueError:
+    return unfit(
+        recordings.origin(i),
+        "episodes that are all alike",
+        f"another one ({what})",
+        f"--image-size scales pictures to one size; to convert the others: --skip-episodes {i}",
+    )
 
 
 def _refuse_one_colour(recordings: Source, colours: Collection[object], camera: str) -> None:

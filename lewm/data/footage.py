@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from lewm.data.pictures import MAX_PIXELS, on_black
 
@@ -35,7 +36,8 @@ def frames(path: Path, start: float = 0.0) -> Iterator[tuple[float, np.ndarray]]
     Raises:
         ValueError: the video is named, with what does not decode.
     """
-    number = 0
+    # one for all frames: each has threads of its own
+    number, converter = 0, VideoReformatter()
     with _opened(path) as (video, stream):
         with _explained(path, number):
             stream.thread_type = "AUTO"
@@ -48,7 +50,7 @@ def frames(path: Path, start: float = 0.0) -> Iterator[tuple[float, np.ndarray]]
                 frame = next(decoded, None)
                 if frame is None:
                     return
-                picture, time, corrupt = _rgb(frame), frame.time, frame.is_corrupt
+                picture, time, corrupt = _rgb(frame, converter), frame.time, frame.is_corrupt
             matrix = _matrix(frame)
             if picture is None or time is None or corrupt or not _is_turn(matrix):
                 got = (
@@ -105,13 +107,13 @@ def _explained(path: Path, number: int) -> Iterator[None]:
         ) from None
 
 
-def _rgb(frame: Any) -> np.ndarray | None:
+def _rgb(frame: Any, converter: VideoReformatter) -> np.ndarray | None:
     """(H, W, 3) uint8; FFmpeg scales what is deeper. None for one that is too large."""
     if frame.width * frame.height > MAX_PIXELS:
         return None
     if any(component.is_alpha for component in frame.format.components):
-        return on_black(frame.to_ndarray(format="rgba"))
-    return frame.to_ndarray(format="rgb24")
+        return on_black(converter.reformat(frame, format="rgba").to_ndarray())
+    return converter.reformat(frame, format="rgb24").to_ndarray()
 
 
 def _matrix(frame: Any) -> np.ndarray:

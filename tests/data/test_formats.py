@@ -53,6 +53,10 @@ VIDEOS = {
         then(videos(), lambda p: (p / "push-1.csv").unlink()),
         "push-1.mp4: expected its actions in push-1.csv beside it",
     ),
+    "a table alone": (
+        then(videos(), lambda p: (p / "push-1.mp4").unlink()),
+        "push-1.csv: expected its video beside it, such as push-1.mp4, got none",
+    ),
     "no rows": (
         then(videos(shared=True), table("actions.csv", cut(6))),
         "push-2.mp4: expected its actions in .*actions.csv, got no row",
@@ -201,7 +205,7 @@ def test_a_cell_that_only_resembles_a_number_is_refused(cell, tmp_path):
     rewritten(folder / "push-1.csv", lambda text: re.sub("\n3,[^,]*,", f"\n3,{quoted},", text))
     words = (
         rf"push-1.csv: expected numbers in column 'dx', got '{re.escape(cell)}' in line 5, row 3 "
-        r"of the video.*--action-columns dy,x,angle.*--skip-episodes 1"
+        r"of the video.*--action-columns dy,x,y.*--skip-episodes 1"
     )
     with pytest.raises(ValueError, match=words):
         convert(folder, tmp_path / "out.h5")

@@ -111,6 +111,21 @@ LEROBOT = {
         then(lerobot(), lambda p: retabled(p / DATA2, lambda t: t.drop_columns(["action"]))),
         f"{DATA2}: expected the columns action, .*got no action",
     ),
+    "a column twice": (
+        then(
+            lerobot(),
+            lambda p: retabled(p / DATA2, lambda t: t.append_column("action", t.column("gain"))),
+        ),
+        f"{DATA2}: expected the columns action, .*got two of action",
+    ),
+    "another width": (
+        lerobot(made=with_(1, actions=lambda rows: rows[:, :1])),
+        f"{DATA2}, episode 1: expected episodes that are all alike.*--skip-episodes 1",
+    ),
+    "another size": (
+        lerobot(made=with_(1, pixels=lambda rows: rows[:, 8:40, 8:40]), encode=encoded),
+        f"{DATA2}, episode 1: expected episodes that are all alike.*--image-size scales",
+    ),
     "fewer rows": (
         then(lerobot(), lambda p: retabled(p / DATA2, lambda t: t[:-2])),
         f"{DATA2}, episode 1: expected 9 rows .*got 7",

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -527,10 +528,12 @@ def _table(
             schema, rows = file.schema_arrow, file.metadata.num_rows
     except Exception as error:  # beside Arrow's own errors, whatever damaged numbers lead to
         raise _unreadable(path, error) from None
-    if missing := {*columns} - {*schema.names}:
+    held = Counter(schema.names)
+    if wrong := {name for name in columns if held[name] != 1}:
+        twice = "two of " if wrong & {*schema.names} else "no "
         raise ValueError(
-            f"{path}: expected the columns {', '.join(columns)}, got no "
-            f"{', '.join(sorted(missing))}. Fetch the folder again."
+            f"{path}: expected the columns {', '.join(columns)}, got {twice}"
+            f"{', '.join(sorted(wrong))}. Fetch the folder again."
         )
     width = sum(_width(schema.field(name).type) for name in columns)
     if not 0 <= rows * width <= CELLS_PER_BYTE * path.stat().st_size:

@@ -69,6 +69,7 @@ class Videos:
         else:
             owned = [video for video in videos if not _is_preview(video, videos)]
             self._tables = {video: _own(video) for video in owned}
+            _refuse_widows(path, self._tables)
         if stray := [video.name for video in videos if video not in self._tables]:
             warnings.warn(
                 f"{path}: left out {', '.join(stray[:5])}, which no row of actions belongs to",
@@ -225,6 +226,24 @@ def _own(video: Path) -> _Table:
             "the video is no episode, move it elsewhere."
         )
     return _Table(path, *_parsed(path))
+
+
+def _refuse_widows(folder: Path, tables: Mapping[Path, _Table]) -> None:
+    """Refuse a CSV of the videos' own columns that lies beside no video: an episode is lost."""
+    known = {tuple(table.columns) for table in tables.values()}
+    owned = {table.path for table in tables.values()}
+    for path in sorted(folder.rglob("*.csv")):
+        if path in owned or _is_hidden(path, folder) or not path.is_file():
+            continue
+        try:
+            alike = tuple(_parsed(path)[0]) in known
+        except ValueError:  # another table, which nobody asked for
+            continue
+        if alike:
+            raise ValueError(
+                f"{path}: expected its video beside it, such as {path.stem}.mp4, got none. Fetch "
+                "the video, or move the table elsewhere."
+            )
 
 
 def _by_video(path: Path, videos: Sequence[Path]) -> dict[Path, _Table]:
