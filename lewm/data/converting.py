@@ -14,7 +14,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 import lewm
+from lewm.contracts import Progress, Report, silent
 from lewm.data import pictures
 from lewm.data.episodes import Episode, Episodes
 from lewm.data.provenance import Provenance
@@ -56,7 +57,7 @@ def convert(
     world: str | None = None,
     episodes: int | str | None = None,
     compression: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    report: Report = silent,
     skip_episodes: str = "",
 ) -> Episodes:
     """Write recordings of any known format as an episode file; go on where an interrupted call with
@@ -74,7 +75,7 @@ def convert(
         episodes: convert the first so many; or ranges of their numbers, such as "0-9,12"; None
             converts all.
         compression: see `EpisodeWriter`.
-        progress: called with (episodes converted, episodes).
+        report: called as episodes are converted ("convert").
         skip_episodes: ranges of those to leave out.
 
     Returns:
@@ -105,8 +106,7 @@ def convert(
                     writer.append(episode)
                 except ValueError as error:
                     raise _other(recordings, chosen[done], str(error)) from None
-                if progress:
-                    progress(done + 1, len(chosen))
+                report(Progress("convert", done + 1, len(chosen)))
     return Episodes.open(out)
 
 
@@ -164,14 +164,14 @@ def describe(source: Path | str, selection: Selection = Selection()) -> dict[str
 def verify(
     source: Path | str,
     selection: Selection = Selection(),
-    progress: Callable[[int, int], None] | None = None,
+    report: Report = silent,
 ) -> dict[str, int]:
     """Read everything, as `Episodes.verify` does; a ValueError names what is missing, does not
     decode or does not fit."""
     with open_source(source, selection) as (_, recordings):
         if not recordings.unfit:
             with Episodes.open(recordings.path) as episodes:
-                found = episodes.verify(progress)
+                found = episodes.verify(report)
                 if found["blank_frames"] == episodes.steps:
                     first = episodes.pixels_at([0])[0, 0, 0]
                     same = (
@@ -205,8 +205,7 @@ def verify(
                     if episode.states is None
                     else int((~np.isfinite(episode.states)).any(axis=1).sum())
                 )
-            if progress:
-                progress(i + 1, total)
+            report(Progress("verify", i + 1, total))
         for camera, seen in colours.items():
             _refuse_one_colour(recordings, seen, camera)
         return {

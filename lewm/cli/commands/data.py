@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from json import loads
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import tyro
 from tyro.conf import Positional
 
 from lewm.cli import console
+from lewm.contracts import Progress
 from lewm.data import converting
 from lewm.data.archives import MAX_EXPANSION
 from lewm.data.episodes import Episodes
@@ -55,10 +57,10 @@ def run(
                     found[file] = converting.describe(file)
                 else:
 
-                    def report(done: int, total: int, stage: str = Path(file).name) -> None:
-                        bars.update(stage, done, total)
+                    def report(progress: Progress, stage: str = Path(file).name) -> None:
+                        bars.update(replace(progress, stage=stage))
 
-                    found[file] = {**converting.verify(file, progress=report), "sound": True}
+                    found[file] = {**converting.verify(file, report=report), "sound": True}
         except ValueError as error:
             found[file] = {"error": str(error)}
         else:
@@ -127,10 +129,10 @@ def convert(
     )
     converted = False
 
-    def report(done: int, total: int) -> None:
+    def report(progress: Progress) -> None:
         nonlocal converted
         converted = True
-        bars.update("convert", done, total)
+        bars.update(progress)
 
     try:
         with console.Bars() as bars, _sigterm_as_ctrl_c():
