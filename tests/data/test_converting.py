@@ -566,6 +566,25 @@ def test_from_a_folder_of_videos_to_a_trained_model(tmp_path, capsys):
     assert (tmp_path / "run").is_dir()
 
 
+@pytest.mark.parametrize("layout", ["hdf5", "lance", "lerobot 3.0", "archive"])
+def test_what_systems_leave_beside_recordings_is_not_read(layout, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if layout == "archive":
+        content = recordings.hdf5(tmp_path / "a.h5", MADE).read_bytes()
+        notes = [("._a.h5", b"x"), (".DS_Store", b"x"), ("__MACOSX/._a.h5", b"x")]
+        (folder / "a.tar").write_bytes(tar([*notes, ("data/a.h5", content), ("._data", b"x")]))
+        source = folder
+    else:
+        source = LAYOUTS[layout][0](folder)
+        source = source if source.is_dir() else folder
+    names = ["._a.h5", "._t.lance", ".DS_Store", "._a.tar", "meta/episodes/chunk-000/._a.parquet"]
+    for name in names:
+        if (source / name).parent.is_dir():
+            (source / name).write_text("x")
+    assert verify(source)["episodes"] == 3
+
+
 def test_a_format_whose_package_is_missing_is_named_when_it_might_have_helped(
     tmp_path, monkeypatch
 ):
