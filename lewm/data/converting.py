@@ -247,6 +247,13 @@ def _provenance(
 ) -> Provenance:
     """What the recordings say of their origin, and what is said of them now."""
     known, (actions, states) = recordings.provenance, choose_columns(recordings, selection)
+    if known.every < 1:
+        raise unfit(
+            recordings.path,
+            "an attribute 'every' that counts the env steps of a row",
+            "another value",
+            "Correct it, or remove it where a row is one step",
+        )
     if world and known.world not in (None, world):
         raise unfit(
             recordings.path,
@@ -335,7 +342,7 @@ def _noted(provenance: Provenance, more: dict[str, Any]) -> Provenance:
     """With more options than it has; those of another project may be no JSON, and give way."""
     try:
         options = dict(json.loads(provenance.options or "{}"))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         options = {}
     return replace(provenance, options=json.dumps({**options, **more}, sort_keys=True))
 

@@ -500,6 +500,28 @@ def test_pictures_of_one_colour_are_not_sound(kind, tmp_path):
         assert verify(source(f"{name}.h5", pixels))["blank_frames"] >= 14
 
 
+@pytest.mark.parametrize("every", [0, -1, 2.5, "1", True, np.arange(3), 2**40, h5py.Empty("i8")])
+@pytest.mark.parametrize("name", ["pixels", "camera"])
+def test_rows_of_unknown_meaning_are_refused(name, every, tmp_path):
+    """A row of 2.5 steps must not be read as one of 1."""
+    source = recordings.hdf5(tmp_path / "a.h5", MADE, pixels=name)
+    with h5py.File(source, "r+") as file:
+        file.attrs["every"] = every
+    with pytest.raises(ValueError, match=r"a.h5: expected .*every"):
+        convert(source, tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize("options", ["[" * 50_000, "{", "[1]", "1", "null", "\0a", '{"taken": 1}'])
+def test_options_of_another_project_give_way(options, tmp_path):
+    source = recordings.hdf5(tmp_path / "a.h5", MADE)
+    with h5py.File(source, "r+") as file:
+        file.attrs["options"] = np.array(options.encode(), f"S{len(options)}")
+        file.attrs["policy"] = np.array(b"a\0b\xff", "S4")
+    with convert(source, tmp_path / "out.h5") as converted:
+        assert json.loads(converted.provenance.options)["taken"]["state"][0] == "state 0"
+        assert converted.provenance.policy == "ab\ufffd"
+
+
 # -------------------------------------------------------------------------- going on, the whole way
 
 
