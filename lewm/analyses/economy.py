@@ -26,12 +26,22 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from lewm import registry
-from lewm.contracts import Engined, Refining, Rollout, WorldModel, WorldSpec
+from lewm.contracts import (
+    Engined,
+    Progress,
+    Refining,
+    Report,
+    Rollout,
+    WorldModel,
+    WorldSpec,
+    check_numbers,
+    silent,
+)
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
 from lewm.planning.agent import Agent
 from lewm.planning.config import PlanningConfig
 from lewm.runs.results import Interval, Result, Table, Tables
-from lewm.runs.run import Progress, Run, Unsupported
+from lewm.runs.run import Run, Unsupported
 
 __all__ = [
     "Economy",
@@ -352,7 +362,10 @@ class Economy:
     )
     result: ClassVar[type[Result]] = EconomyResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> EconomyResult:
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"plans": 1})
+
+    def run(self, run: Run, report: Report = silent) -> EconomyResult:
         """Count on a copy of the model, on a CPU; measure on the model itself, where it is.
 
         Raises:
@@ -375,10 +388,10 @@ class Economy:
         flops, scaling = _arithmetic(model)
         plans: dict[str, Plan] = {}
         for name, (planning, count) in planners.items():
-            progress(len(plans), len(planners), name)
+            report(Progress(self.name, len(plans), len(planners), name))
             looks = _observations(run, count, self.seed)
             plans[name] = _plan(run, planning, looks, flops.predict, self.limit_s)
-        progress(len(planners), len(planners), "")
+        report(Progress(self.name, len(planners), len(planners)))
         picture = f"raw picture, {model.spec.image_size} px"
         tensors = [*cast(nn.Module, model).parameters(), *cast(nn.Module, model).buffers()]
         return EconomyResult(
@@ -523,21 +536,12 @@ def _observations(run: Run, count: int, seed: int) -> list[Look]:
 
 
 def _env_spec(model: WorldModel) -> WorldSpec:
-    """A world as wide as six standard deviations of the recorded actions: the true one needs its
-    simulator, and bounds cost no time."""
-    mean, reach = (
-        np.array(x) for x in (model.spec.statistics.action_mean, model.spec.statistics.action_std)
-    )
-    return WorldSpec(
-        "recorded",
-        "",
-        model.spec.image_size,
-        tuple(mean - 3 * reach),
-        tuple(mean + 3 * reach),
-        (),
-        (),
-        0,
-    )
+    """A world as wide as the recorded actions, or six standard deviations of them where nobody
+    knows: the true one needs its simulator, and bounds cost no time."""
+    known = model.spec.statistics
+    mean, reach = np.array(known.action_mean), np.array(known.action_std)
+    low, high = known.action_low or mean - 3 * reach, known.action_high or mean + 3 * reach
+    return WorldSpec("recorded", "", model.spec.image_size, tuple(low), tuple(high), (), (), 0)
 
 
 def _named(planning: PlanningConfig) -> str:
@@ -564,7 +568,9 @@ def _parameters(model: nn.Module, heads: Mapping[str, nn.Module]) -> dict[str, i
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+    threads = torch.get_num_threads()
+    plural = "" if threads == 1 else "s"
+    return f"{platform.processor() or platform.machine()} CPU, {threads} thread{plural}"
 
 
 def _shown(value: float | None) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lewm.analyses.probes.paths import Paths, encode_paths
-from lewm.contracts import WorldModel
+from lewm.contracts import Report, WorldModel, check_numbers, silent
 from lewm.data.episodes import Episodes
 from lewm.models.nn import losses
 from lewm.models.nn.frozen import device_of, encode
@@ -27,7 +27,7 @@ from lewm.models.nn.layers import recalibrating
 from lewm.models.nn.sigreg import draw_directions, sigreg_per_slice
 from lewm.runs import checkpoints
 from lewm.runs.results import Interval, Result, Tables, interval
-from lewm.runs.run import Progress, Run, Unsupported
+from lewm.runs.run import Run, Unsupported
 from lewm.stats import FEWEST_GROUPS, bootstrap, bootstrap_mean, rank_correlation
 from lewm.training.hindsight import rows_of_block
 
@@ -335,7 +335,10 @@ class Geometry:
     )
     result: ClassVar[type[Result]] = GeometryResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> GeometryResult:
+    def __post_init__(self) -> None:
+        check_numbers(self, least={each.name: 1 for each in fields(self)} | {"seed": 0})
+
+    def run(self, run: Run, report: Report = silent) -> GeometryResult:
         """Measure straightness, isotropy, costs against steps-to-go, and open-loop error.
 
         Raises:
@@ -354,10 +357,7 @@ class Geometry:
         encoders = (
             [model, _with_random_weights(model, sample, self.seed)] if self.controls else [model]
         )
-        paths, *random = (
-            encode_paths(encoder, episodes, ids, lambda _, *done: progress(*done))
-            for encoder in encoders
-        )
+        paths, *random = (encode_paths(encoder, episodes, ids, report) for encoder in encoders)
         states = _states(episodes, paths) if episodes.has_states else None
         mixed = generator.permutation(len(paths))
         strangers = np.stack([np.arange(len(paths)), mixed])[
@@ -603,7 +603,7 @@ class Geometry:
         }
 
     def _interval(self, values: np.ndarray, groups: np.ndarray) -> Interval:
-        return bootstrap_mean(values, groups, seed=self.seed)
+        return bootstrap_mean(values, groups, self.draws, seed=self.seed)
 
 
 def _states(episodes: Episodes, paths: Paths) -> np.ndarray:

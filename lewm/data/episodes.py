@@ -20,7 +20,7 @@ such a file is a sound one of a world with wider actions; `step_idx` counts rows
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import h5py
 import hdf5plugin  # noqa: F401  importing it is what lets HDF5 open compressed files
 import numpy as np
 
+from lewm.contracts import Progress, Report, silent
 from lewm.data.provenance import Provenance
 
 __all__ = ["Episode", "Episodes", "Provenance", "check_fits"]
@@ -243,8 +244,8 @@ class Episodes:
             },
         }
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
-        """Read everything, calling `progress(done, total)` per episode; count frames of one colour
+    def verify(self, report: Report = silent) -> dict[str, int]:
+        """Read everything, reporting each episode ("verify"); count frames of one colour
         and states with a NaN.
 
         Rows that are missing or cannot be decoded, or an index that contradicts the episodes, raise
@@ -261,8 +262,7 @@ class Episodes:
                 if episode.states is None
                 else int((~np.isfinite(episode.states)).any(axis=1).sum())
             )
-            if progress:
-                progress(i + 1, len(self))
+            report(Progress("verify", i + 1, len(self)))
         return {
             "episodes": len(self),
             "steps": self.steps,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lewm.contracts import World
+from lewm.contracts import World, check_numbers
 from lewm.data.episodes import Episodes, check_fits
 from lewm.worlds.kit.gym import GymWorld
 
@@ -57,9 +57,7 @@ class Task:
     across: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("offset", "budget", "episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_numbers(self, least={"offset": 1, "budget": 1, "episodes": 1})
 
     @classmethod
     def along(cls, offset: int = 25, episodes: int = 200, seed: int = 0) -> Task:
@@ -289,13 +287,13 @@ def attempt(
     budget: int,
     act: Actor,
     criteria: Sequence[str],
-    report: Callable[[int], None] | None = None,
+    tick: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Play at most `num_envs` pairs in one batch, each until it met all C criteria once, or the
     budget is used up.
 
     Args:
-        report: called with the number of steps played, after each.
+        tick: called with the number of steps played, after each.
 
     Returns:
         (C, n) env step at which each criterion was first met: 0 at the start, -1 for never.
@@ -309,8 +307,8 @@ def attempt(
             break
         world.step(act(active))
         first[(first < 0) & met(world, criteria)] = step
-        if report is not None:
-            report(step)
+        if tick is not None:
+            tick(step)
     return first[:, : len(pairs)]
 
 

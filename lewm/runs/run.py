@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
 
 import numpy as np
-import torch
 from torch import nn
 
 from lewm import registry
-from lewm.contracts import World, WorldModel, WorldSpec
+from lewm.contracts import Report, World, WorldModel, WorldSpec
 from lewm.data.episodes import Episodes, check_fits
+from lewm.devices import device_named
 from lewm.files import parse_json, read_json
 from lewm.planning.agent import Agent
 from lewm.planning.changes import PlanningChanges
@@ -25,7 +25,7 @@ from lewm.runs.results import Result
 from lewm.worlds.kit.gym import Env
 from lewm.worlds.kit.opening import can_open, open_world
 
-__all__ = ["Analysis", "Missing", "Progress", "Run", "Unsupported", "open_run"]
+__all__ = ["Analysis", "Missing", "Run", "Unsupported", "open_run"]
 
 
 Progress = Callable[[int, int, str], None]
@@ -231,13 +231,11 @@ def open_run(
     Raises:
         ValueError: not a run, damaged, or episodes that do not fit the model; the file is named.
     """
-    path = Path(path)
+    path, where = Path(path), device_named(device)
     source = path / checkpoints.EXPERIMENT
     experiment = checkpoints.experiment(path)
     training = _training_of(experiment, source)
-    model = checkpoints.load(
-        path, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    )
+    model = checkpoints.load(path, where)
     heads = {name: load_head(path, name, model) for name in head_names(path)}
     file = data or training.path
     episodes: Any
@@ -450,7 +448,7 @@ class Analysis(Protocol):
     question: ClassVar[str]
     result: ClassVar[type[Result]]
 
-    def run(self, run: Run, progress: Progress = ...) -> Result:
+    def run(self, run: Run, report: Report = ...) -> Result:
         """Answer; same run and settings, same numbers.
 
         Raises:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from lewm.contracts import Batch, DataSpec, ModelConfig, Statistics, WorldModel, require
+from lewm.contracts import (
+    Batch,
+    DataSpec,
+    ModelConfig,
+    Progress,
+    Report,
+    Statistics,
+    WorldModel,
+    require,
+    silent,
+)
 from lewm.data.episodes import Episodes
 from lewm.data.readers import Batches, open_windows
 from lewm.data.split import Split, split, statistics
@@ -31,10 +42,12 @@ from lewm.devices import deterministic, synchronise
 from lewm.files import scratch
 from lewm.models.nn import losses
 from lewm.models.nn.layers import recalibrating
+from lewm.planning.coverage import unseen
 from lewm.runs import checkpoints
 from lewm.training.config import CONDUCT, LATER, TrainingConfig
 from lewm.training.launch import anywhere, graceful_stop, is_first, launch
-from lewm.training.watch import Progress, alarm_of
+from lewm.training.watch import alarm_of, note_of
+from lewm.worlds.kit.opening import open_world
 
 LOOKS = 10
 """How often a training looks at how straight a few held-out paths are: less than 1% of the time of
@@ -62,7 +75,7 @@ def train(
     run: Path | str,
     *,
     experiment: Mapping[str, Any] | None = None,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Report = silent,
 ) -> Path:
     """Train a model on an episode file and leave a run folder; start again where a killed run left
     off.
@@ -73,7 +86,8 @@ def train(
         run: folder; if it holds a run with the same experiment it is continued, finished runs
             return at once.
         experiment: what else to record, JSON-ready (recipe, versions).
-        report: called after each update, and while pixels are read, on the first process.
+        report: called after each update ("train"), while pixels are decoded into memory ("read")
+            and while the updates of a budget are timed ("time"), on the first process.
 
     Returns:
         `run`.
@@ -97,7 +111,7 @@ def _train(
     data: Path | str,
     run: Path,
     experiment: Mapping[str, Any] | None,
-    report: Callable[[Progress], None],
+    report: Report,
     began: float,
 ) -> Path:
     episodes = Episodes.open(data)
@@ -106,6 +120,9 @@ def _train(
     chosen = split(len(episodes.lengths), config.holdout, drawn)
     stats = statistics(episodes, chosen.train, seed=config.seed)
     fabric, precision = launch(config, run)
+    if fabric.is_global_zero:
+        _say_what_is_unseen(stats, episodes, (experiment or {}).get("world"))
+    report = report if fabric.is_global_zero else silent
     batches = _open_batches(fabric, config, episodes, chosen, stats, report)
     paths = beginnings(episodes, chosen.heldout, config.frameskip, seed=config.seed)
 
@@ -128,6 +145,8 @@ def _train(
         fabric.barrier()  # nobody writes before all have read
         if first < total:
             before = float(progress.get("seconds", 0.0))
+            if first:
+                report(Progress("train", first, total, f"going on from update {first}"))
             _Session(trainer, run, first, total, before, report).carry_out()
     return run
 
@@ -146,7 +165,7 @@ class _Session:
     first: int
     total: int
     before: float
-    report: Callable[[Progress], None]
+    report: Report
 
     def carry_out(self) -> None:
         """Train from the first to the last update.
@@ -174,8 +193,7 @@ class _Session:
                     fabric.log_dict(metrics, step=done)
                 if due or stopping:
                     self._save(done, alarm)
-                if fabric.is_global_zero:
-                    self.report(Progress(done, self.total, metrics, self.first, alarm))
+                self.report(Progress("train", done, self.total, note_of(metrics), alarm, metrics))
                 if stopping and not last:
                     raise KeyboardInterrupt
 
@@ -208,7 +226,7 @@ class Step:
         rate: learning rate.
         loss, norm: the total, and the norm of its gradient before it was clipped.
         terms: of the loss, not weighted.
-        latents: of the batch, detached; None of a model that has none to show.
+        latents: of the batch, (B, T, D), detached; None of a model that has none to show.
     """
 
     rate: float
@@ -300,6 +318,7 @@ class Trainer:
         self._require_finite()
         local = {"loss": seen.loss, **seen.terms, "gradient_norm": seen.norm}
         if seen.latents is not None:
+            local["copying"] = losses.copying(seen.latents)
             local["latent_std"], local["effective_rank"] = losses.spread(seen.latents)
         means: dict[str, Any] = {
             name: self.fabric.all_reduce(value, reduce_op="mean") for name, value in local.items()
@@ -333,9 +352,7 @@ class Trainer:
                 self.bare, self.batches.first(self.config.recalibration), self.fabric.device
             )
 
-    def budget(
-        self, began: float, run: Path, report: Callable[[Progress], None]
-    ) -> dict[str, float]:
+    def budget(self, began: float, run: Path, report: Report) -> dict[str, float]:
         """Decide how many updates fit into `config.minutes`; the model is as before when this
         returns.
 
@@ -364,8 +381,7 @@ class Trainer:
             start = time.monotonic()
             for update, batch in zip(range(first, first + count), batches, strict=False):
                 seen = self.step(update, whole, batch)
-                if fabric.is_global_zero:
-                    report(Progress(update + 1, first + count, {}, stage="time"))
+                report(Progress("time", update + 1, first + count))
             synchronise(fabric.device)
             return (time.monotonic() - start) / count, seen
 
@@ -472,20 +488,25 @@ class _Loss(nn.Module):
         )
 
 
+def _say_what_is_unseen(stats: Statistics, episodes: Episodes, world: str | None) -> None:
+    """Warn where the data show less than the action box of their world allows, if that is known and
+    can be opened here."""
+    with suppress(ImportError, ValueError):
+        name = world or episodes.provenance.world or ""
+        spec = open_world(name, image_size=episodes.image_size).spec
+        if note := unseen(stats, spec.action_low, spec.action_high):
+            warnings.warn(note, stacklevel=4)
+
+
 def _open_batches(
     fabric: Fabric,
     config: TrainingConfig,
     episodes: Episodes,
     chosen: Split,
     stats: Statistics,
-    report: Callable[[Progress], None],
+    report: Report,
 ) -> Batches:
     """This process's share of the training windows."""
-
-    def read(done: int, total: int) -> None:
-        if fabric.is_global_zero:
-            report(Progress(done, total, {}, stage="read"))
-
     return open_windows(
         episodes,
         chosen.train,
@@ -499,7 +520,7 @@ def _open_batches(
         workers=config.workers,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
-        progress=read,
+        report=report,
     )
 
 
@@ -509,7 +530,7 @@ def _claimed(
     description: Mapping[str, Any],
     extra: Mapping[str, Any],
     began: float,
-    report: Callable[[Progress], None],
+    report: Report,
 ) -> int:
     """Make the folder this experiment's, or check that it is; the planned updates."""
     config, fabric = trainer.config, trainer.fabric

@@ -22,6 +22,7 @@ from lewm.cli.commands import collect as collect_command
 from lewm.cli.commands import doctor
 from lewm.cli.flags import described
 from lewm.cli.main import COMMANDS, main
+from lewm.contracts import Progress
 from lewm.experiments import quickstart, recipes
 from lewm.files import read_json
 from lewm.runs import checkpoints
@@ -268,7 +269,7 @@ def test_train_reports_and_has_nothing_to_do_twice(small_data, small_run, tmp_pa
 def test_a_collapse_is_said_at_the_end(small_data, tmp_path, capsys):
     words = [
         "--model.sigreg-weight=0",
-        "--training.updates=60",
+        "--training.updates=100",
         "--training.learning-rate=0.003",
         "--json",
         str(tmp_path / "t"),
@@ -460,7 +461,7 @@ def test_quickstart_shows_the_result(monkeypatch, tmp_path, capsys):
     }
 
     def run(out, seed, short, report):
-        report("train", 1, 2, "loss 1", "")
+        report(Progress("train", 1, 2, "loss 1"))
         return {**result, "seed": seed, "short": short}
 
     monkeypatch.setattr(quickstart, "run", run)
