@@ -34,6 +34,7 @@ from lewm.contracts import (
     Rollout,
     WorldModel,
     WorldSpec,
+    check_numbers,
     silent,
 )
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
@@ -360,6 +361,9 @@ class Economy:
         "What do a frame and a plan cost, in tokens, arithmetic, time and bytes?"
     )
     result: ClassVar[type[Result]] = EconomyResult
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"plans": 1})
 
     def run(self, run: Run, report: Report = silent) -> EconomyResult:
         """Count on a copy of the model, on a CPU; measure on the model itself, where it is.

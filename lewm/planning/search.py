@@ -7,13 +7,14 @@ solver adds is how it samples and how it refits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from lewm.contracts import Box, Cost, Plan
+from lewm.contracts import Box, Cost, Plan, check_numbers
 
 
 @dataclass(frozen=True)
@@ -194,27 +195,23 @@ def coloured(white: Tensor, exponent: float) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(white, dim=-2) * gain, n=length, dim=-2)
 
 
-def check_sizes(
-    num_candidates: int, num_iterations: int, stop_spread: float, num_elites: int | None = None
-) -> None:
+def check_sizes(solver: Any, **bounds: Mapping[str, float]) -> None:
     """Refuse sizes that make no search, with a ValueError.
 
     Args:
-        num_elites: for solvers that estimate a spread from them, which takes two.
+        solver: of it `num_candidates`, `num_iterations` and, where it estimates a spread from them,
+            `num_elites`.
+        bounds: of its other settings, as for `contracts.check_numbers`.
     """
-    if num_candidates < 1:
-        raise ValueError(f"num_candidates must be at least 1, got {num_candidates}.")
-    if num_iterations < 1:
-        raise ValueError(f"num_iterations must be at least 1, got {num_iterations}.")
-    if num_elites is not None and not 2 <= num_elites <= num_candidates:
+    sizes = {"num_candidates": 1, "num_iterations": 1, "num_elites": 2}
+    largest = {"num_candidates": 10**7, "num_iterations": 10**6}
+    least = sizes | dict(bounds.pop("least", {}))
+    check_numbers(solver, least, largest | dict(bounds.pop("most", {})), **bounds)
+    elites = getattr(solver, "num_elites", 0)
+    if elites > solver.num_candidates:
         raise ValueError(
-            f"num_elites must lie between 2 and num_candidates={num_candidates}, got {num_elites}. "
-            "A tenth of the candidates is usual."
-        )
-    if not stop_spread >= 0:
-        raise ValueError(
-            f"stop_spread is a standard deviation and must not be negative, got {stop_spread}. 0 "
-            "never stops early."
+            f"num_elites must lie between 2 and num_candidates={solver.num_candidates}, got "
+            f"{elites}. A tenth of the candidates is usual."
         )
 
 

@@ -303,7 +303,7 @@ def test_mppi_moves_to_the_weighted_mean():
 
 
 def test_mppi_refuses_temperature_0():
-    with pytest.raises(ValueError, match="temperature must be positive"):
+    with pytest.raises(ValueError, match="temperature must be above 0"):
         MPPI(temperature=0.0)
 
 
@@ -380,7 +380,7 @@ def test_gradient_wants_a_differentiable_cost():
 
 @pytest.mark.parametrize("setting", [{"learning_rate": 0.0}, {"optimiser": "newton"}])
 def test_gradient_refuses_settings_without_meaning(setting):
-    with pytest.raises(ValueError, match=f"{next(iter(setting))} must"):
+    with pytest.raises(ValueError, match=next(iter(setting))):
         Gradient(**setting)
 
 
