@@ -7,7 +7,6 @@ import io
 import os
 import re
 import shutil
-import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -86,10 +85,7 @@ def _remove_orphans(parent: Path) -> None:
     for folder in parent.iterdir():
         if not re.fullmatch(re.escape(COPY) + r"[a-z0-9_]{8}", folder.name):
             continue
-        status = folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or (
-            hasattr(os, "getuid") and status.st_uid != os.getuid()
-        ):
+        if hasattr(os, "getuid") and folder.lstat().st_uid != os.getuid():
             continue
         lock = _locked(folder)
         if lock is not None:
@@ -98,8 +94,8 @@ def _remove_orphans(parent: Path) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """The descriptor of a folder that is now locked; None if it is held, or where nothing can
-    be."""
+    """The descriptor of a folder that is now locked; None if it is held, is a link or no folder, or
+    where nothing can be locked."""
     if fcntl is None:
         return None
     try:
