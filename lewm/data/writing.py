@@ -19,6 +19,7 @@ import hdf5plugin
 import numpy as np
 
 from lewm.data.episodes import EPISODE_COLUMNS, Episode, Episodes, Provenance
+from lewm.data.soundness import open_hdf5
 from lewm.files import sync
 from lewm.registry import choose
 
@@ -159,7 +160,7 @@ class EpisodeWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             os.replace(self.path, self.partial)
-            self._file = file = h5py.File(self.partial, "r+")
+            self._file = file = open_hdf5(self.partial, "r+")
             self._open = dict(file.items())
             return file
         self.partial.touch()
@@ -234,20 +235,19 @@ class EpisodeWriter:
             # there.
             size = self.partial.stat().st_size
             os.truncate(self.partial, size + HOLE_BYTES)
-            with h5py.File(self.partial, "r+") as file:
-                lengths = file["ep_len"][: len(file["ep_offset"])]
-                if lengths.sum() > len(file["pixels"]):
+            with open_hdf5(self.partial, "r+", torn=True) as file:
+                lengths = file["ep_len"][: len(file["ep_offset"])].tolist()
+                if sum(lengths) > len(file["pixels"]):
                     raise ValueError(
-                        f"its index names {lengths.sum()} rows of {len(file['pixels'])}"
+                        f"its index names {sum(lengths)} rows of {len(file['pixels'])}"
                     )
-                _trim(file, len(lengths), int(lengths.sum()))
+                _trim(file, len(lengths), sum(lengths))
                 ends: list[int] = []
                 for column in file.values():
                     column.id.chunk_iter(lambda chunk: ends.append(chunk.byte_offset + chunk.size))
                 if max(ends, default=0) > size:
                     raise ValueError("its last rows are cut off")
-            with Episodes.open(self.partial) as episodes:
-                episodes.verify_index()
+            Episodes.open(self.partial).close()
         except Exception as error:  # whatever HDF5 makes of a torn file
             warnings.warn(
                 f"discarding {self.partial}, which a killed process left in no usable state: "
