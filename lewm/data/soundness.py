@@ -40,6 +40,11 @@ FILTERS = {
 }
 """By HDF5's registered numbers. For any other it would look for a library to load."""
 
+FLETCHER = 3
+
+HEAP, HEAPS_BYTES = b"GCOL\1\0\0\0", 8 << 20
+"""How a heap of texts begins, and how much of either end of a file is searched for them."""
+
 FETCH = "Fetch or collect it again"
 
 LOCAL = "Copy what it points at into the file itself (h5repack, or `h5py`'s `copy`)"
@@ -111,6 +116,7 @@ def open_hdf5(path: Path, mode: str = "r", torn: bool = False) -> h5py.File:
 
 def _prove(path: Path, file: h5py.File, torn: bool) -> None:
     size, seen = path.stat().st_size, set()
+    _prove_heaps(path, size)
     attributes = h5a.get_num_attrs(file.id)
     if attributes > MAX_OBJECTS:
         raise unfit(path, f"at most {MAX_OBJECTS} attributes", str(attributes), FETCH)
@@ -133,6 +139,25 @@ def _prove(path: Path, file: h5py.File, torn: bool) -> None:
                 groups.append((place, h5g.open(group, name)))
             elif info.type == h5o.TYPE_DATASET:
                 _prove_column(path, place, h5d.open(group, name), size, torn)
+
+
+def _prove_heaps(path: Path, size: int) -> None:
+    """Texts of attributes lie in heaps, and HDF5 never returns from one with a gap of no size.
+
+    Looked for at both ends of the file, where writers put them."""
+    with path.open("rb") as raw:
+        for start in {0, max(0, size - HEAPS_BYTES)}:
+            raw.seek(start)
+            part = raw.read(HEAPS_BYTES)
+            at = -1
+            while (at := part.find(HEAP, at + 1)) >= 0:
+                end, entry = at + int.from_bytes(part[at + 8 : at + 16], "little"), at + 16
+                while entry + 16 <= min(end, len(part)):
+                    number = int.from_bytes(part[entry : entry + 2], "little")
+                    length = int.from_bytes(part[entry + 8 : entry + 16], "little")
+                    if not number and not length:
+                        raise unfit(path, "a whole HDF5 file", "a damaged heap of texts", FETCH)
+                    entry += 16 + -(-length // 8) * 8 if number else length
 
 
 def _links(path: Path, folder: str, group: h5g.GroupID) -> list[tuple[bytes, str]]:
@@ -162,8 +187,9 @@ def _prove_column(path: Path, name: str, column: h5d.DatasetID, size: int, torn:
     if plan.get_external_count():
         got = f"{name!r}, which is stored in {plan.get_external(0)[0].decode(errors='replace')!r}"
         raise unfit(path, local, got, LOCAL)
-    for number in range(plan.get_nfilters()):
-        if (code := plan.get_filter(number)[0]) not in FILTERS:
+    filters, sizes = [plan.get_filter(k)[0] for k in range(plan.get_nfilters())], []
+    for code in filters:
+        if code not in FILTERS:
             expected = f"columns stored plainly or by {', '.join(FILTERS.values())}"
             cure = "Store it with h5repack -f NONE"
             raise unfit(path, expected, f"{name!r}, stored by HDF5's filter {code}", cure)
@@ -191,6 +217,10 @@ def _prove_column(path: Path, name: str, column: h5d.DatasetID, size: int, torn:
         raise unfit(path, f"chunks of {name!r} of {MAX_CHUNK_BYTES} bytes at most", got, cure)
     if torn:
         return
+    if FLETCHER in filters:  # HDF5 subtracts the sum's four bytes without a look, and crashes
+        column.chunk_iter(lambda stored: sizes.append(stored.size))
+        if min(sizes, default=4) < 4:
+            raise unfit(path, f"chunks of {name!r} with a checksum", "shorter ones", FETCH)
     if column.get_num_chunks() != math.prod(-(-n // c) for n, c in zip(shape, chunk)):
         raise unfit(
             path,
