@@ -251,14 +251,17 @@ def prove_written(path: Path, column: h5py.Dataset, rows: np.ndarray, values: np
         rows: (n,) their numbers in the file.
         values: (n, ...) what was read.
     """
-    if not values.size or (chunk := column.chunks) is None:
+    if not values.size:
         return
-    flat, fill = values.reshape(len(values), -1), column.fillvalue
-    made_up = np.flatnonzero((flat[:, :64] == fill).all(axis=1))
-    made_up = made_up[(flat[made_up] == fill).all(axis=1)]
-    for number in np.unique(np.asarray(rows)[made_up] // chunk[0]):
-        try:
-            column.id.read_direct_chunk((int(number) * chunk[0], *[0] * (len(chunk) - 1)))
-        except (RuntimeError, OSError, ValueError):
-            name, got = column.name.lstrip("/"), f"none at row {number * chunk[0]}"
-            raise unfit(path, f"all rows of {name!r} on disk", got, _TORN) from None
+    with reading(path):
+        if (chunk := column.chunks) is None:
+            return
+        flat, fill = values.reshape(len(values), -1), column.fillvalue
+        made_up = np.flatnonzero((flat[:, :64] == fill).all(axis=1))
+        made_up = made_up[(flat[made_up] == fill).all(axis=1)]
+        for number in np.unique(np.asarray(rows)[made_up] // chunk[0]):
+            try:
+                column.id.read_direct_chunk((int(number) * chunk[0], *[0] * (len(chunk) - 1)))
+            except (RuntimeError, OSError, ValueError):
+                name, got = column.name.lstrip("/"), f"none at row {number * chunk[0]}"
+                raise unfit(path, f"all rows of {name!r} on disk", got, _TORN) from None
