@@ -86,7 +86,11 @@ def on_bytes(change: Callable[[bytearray, np.random.Generator], bytes | bytearra
 def _one_file(path: Path, rng: np.random.Generator) -> Path:
     if path.is_file():
         return path
-    files = sorted(p for p in path.rglob("*") if p.is_file())
+    # names may be drawn by a library; their sizes are the same every time
+    files = sorted(
+        (p for p in path.rglob("*") if p.is_file()),
+        key=lambda p: (p.relative_to(path).parts[:-1], p.stat().st_size, p.name),
+    )
     return files[rng.integers(len(files))]
 
 

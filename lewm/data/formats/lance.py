@@ -62,7 +62,8 @@ class Lance:
             )
         with self._whole():
             self._prove()
-        episode, step = (self._whole_numbers(name) for name in INDEX)
+        index = [self._whole_numbers(name) for name in INDEX] if self._count else [np.arange(0)] * 2
+        episode, step = index
         self._offsets = np.flatnonzero(np.diff(episode, prepend=episode[:1] - 1))
         self.lengths = np.diff(self._offsets, append=len(episode))
         if not len(episode) or len(np.unique(episode)) < len(self.lengths):
@@ -84,6 +85,7 @@ class Lance:
     def _prove(self) -> None:
         """All rows lie in this folder, and are no more than its bytes can hold."""
         folder = self.path.resolve()
+        self._count = rows = self._table.count_rows()
         for fragment in self._table.get_fragments():
             for file in fragment.data_files():
                 inside = (folder / "data" / file.path).resolve()
@@ -93,7 +95,7 @@ class Lance:
                         "another place. Copy the table as a whole."
                     )
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        rows, most = self._table.count_rows(), max(SMALL_BYTES, MAX_EXPANSION * size)
+        most = max(SMALL_BYTES, MAX_EXPANSION * size)
         for name, kind in self._fields.items():
             if rows * _least_bytes(kind) > most:
                 raise ValueError(
@@ -157,11 +159,11 @@ class Lance:
                 camera
             ].to_pylist()
 
-    def _rows(
-        self, columns: Sequence[str], start: int | None = None, count: int | None = None
-    ) -> pa.Table:
+    def _rows(self, columns: Sequence[str], start: int = 0, count: int | None = None) -> pa.Table:
+        rows = range(start, start + (self._count if count is None else count))
         with self._whole():
-            return self._table.to_table(columns=list(columns), offset=start, limit=count)
+            # not `to_table`, which streams: there an error with a null in its text ends the process
+            return self._table.take(rows, columns=list(columns))
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
