@@ -45,4 +45,5 @@ def sound(tmp_path):
 
 
 def test_tables_are_refused_or_hold_all_rows(sound, tmp_path):
-    fuzz(contents, [sound], tmp_path, same=rows_hold)
+    # the library asks for room it never touches, and ends the process where that is refused
+    fuzz(contents, [sound], tmp_path, same=rows_hold, memory=64 << 30)
