@@ -137,9 +137,10 @@ def test_objects_are_bounded(path, monkeypatch):
     with h5py.File(path, "r+") as file:
         for number in range(40):
             file.create_group(f"g{number % 4}/g{number}")
-    for most in (30, 9):  # in all, and in one group
+    for most, got in ((30, "more"), (9, "11 in '/'")):  # in all, and in one group
         monkeypatch.setattr(soundness, "MAX_OBJECTS", most)
-        with pytest.raises(ValueError, match=f"a.h5: expected at most {most} columns and groups"):
+        message = f"a.h5: expected at most {most} columns and groups, got {got}"
+        with pytest.raises(ValueError, match=message):
             open_hdf5(path)
 
 
@@ -165,7 +166,10 @@ def test_what_expands_without_bound_is_refused(path, monkeypatch):
     Episodes.open(path).close()
     monkeypatch.setattr(soundness, "SMALL_BYTES", 1 << 20)
     monkeypatch.setattr(soundness, "MAX_EXPANSION", 100)
-    refused_by_everybody(path, "expected no more in 'state' than")
+    refused_by_everybody(path, "expected no more in 'state' than .* 4000000 bytes. Fetch")
+    with h5py.File(path, "r+") as file:  # the file is large enough, the column's part of it is not
+        file["other"] = np.random.default_rng(0).random(1 << 15)
+    refused_by_everybody(path, r"expected no more in 'state' than .* 4000000 bytes in \d+\. Fetch")
     monkeypatch.setattr(soundness, "MAX_CHUNK_BYTES", 1 << 20)
     monkeypatch.setattr(soundness, "MAX_EXPANSION", 1e9)
     refused_by_everybody(path, "expected chunks of 'state' of 1048576 bytes at most")
