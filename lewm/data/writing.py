@@ -280,12 +280,18 @@ def _columns(episode: Episode, number: int, every: int) -> dict[str, np.ndarray]
                 f"episode {number}: expected {name} ({length}, width), got {rows.shape}. Pass one "
                 "per frame."
             )
+        if rows is not None and rows.dtype.kind not in "fiub":
+            raise ValueError(
+                f"episode {number}: expected {name} of numbers, got {rows.dtype}. Pass float32."
+            )
     if actions.shape[1] % every:
         got = f"rows of {actions.shape[1]} numbers"
         raise ValueError(
             f"episode {number}: expected the actions of {every} env steps per row, got {got}. "
             "Pass whole blocks."
         )
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
+        actions = actions.astype(np.float32)
     if not np.isfinite(actions[:-1]).all() or not np.isnan(actions[-1]).all():
         raise ValueError(
             f"episode {number}: expected finite actions and a last row of NaN, got others. "
@@ -293,7 +299,7 @@ def _columns(episode: Episode, number: int, every: int) -> dict[str, np.ndarray]
         )
     columns = {
         "pixels": pixels,
-        "action": actions.astype(np.float32),
+        "action": actions,
         "step_idx": np.arange(length, dtype=np.int64),
         "ep_idx": np.full(length, number, np.int64),
     }
