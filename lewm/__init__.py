@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lewm.analyses.surprise import Surprise as Surprise
     from lewm.contracts import Batch as Batch
     from lewm.contracts import DataSpec as DataSpec
+    from lewm.contracts import Progress as Progress
     from lewm.contracts import Statistics as Statistics
     from lewm.contracts import WorldSpec as WorldSpec
     from lewm.data.collecting import collect as collect
@@ -78,6 +79,7 @@ _HOME = {
     "PlanningConfig": "lewm.planning.config",
     "PredictiveSampling": "lewm.planning.solvers.predictive_sampling",
     "Probing": "lewm.analyses.probing",
+    "Progress": "lewm.contracts",
     "Run": "lewm.runs.run",
     "Statistics": "lewm.contracts",
     "Surprise": "lewm.analyses.surprise",

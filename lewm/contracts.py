@@ -165,6 +165,34 @@ class Hindsight:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a piece of work is. Whatever takes long reports so, and a bar shows it.
+
+    Attributes:
+        stage: what is being done, such as "collect" or the name of an analysis.
+        done, total: how much of it, in whatever it counts.
+        note: a line of numbers; "" leaves the one before.
+        alarm: what is wrong, beside a note.
+        metrics: the numbers themselves, where it has some; of a training the line of the log.
+    """
+
+    stage: str
+    done: int
+    total: int
+    note: str = ""
+    alarm: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+Report = Callable[[Progress], None]
+"""What a caller gives to hear how far the work is."""
+
+
+def silent(progress: Progress) -> None:
+    """The `Report` of a caller who does not ask."""
+
+
+@dataclass(frozen=True)
 class Losses:
     """Named terms of one training objective, each a scalar tensor, their weights, and what is worth
     watching.

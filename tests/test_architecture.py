@@ -189,3 +189,18 @@ def test_no_test_file_imports_another():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests"):
                 shared = node.module.startswith(("tests.support", "tests.fuzz.harness"))
                 assert shared, f"{path} imports {node.module}"
+
+
+@each_file
+def test_there_is_one_progress_signal(path):
+    """Whoever takes long takes a `report` and gives it a `Progress`; there is no second shape."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+            kind = ast.unparse(argument.annotation) if argument.annotation else None
+            if argument.arg == "report":
+                assert kind == "Report", f"{path}: report: {kind}"
+            elif argument.arg == "progress":
+                assert "Callable" not in (kind or ""), f"{path}: progress: {kind}"
+            assert not (kind or "").startswith("Callable[[Progress]"), f"{path}: {argument.arg}"

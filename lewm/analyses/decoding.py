@@ -12,19 +12,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import WorldModel
+from lewm.contracts import Progress, Report, WorldModel, silent
 from lewm.data.episodes import Episodes
 from lewm.models.nn.decoder import Decoder, Patches
 from lewm.models.nn.frozen import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
 from lewm.runs.results import Interval, Result, Tables
-from lewm.runs.run import Progress, Run, Unsupported
+from lewm.runs.run import Run, Unsupported
 from lewm.stats import FEWEST_GROUPS, bootstrap, bootstrap_mean
 from lewm.training.fit import FittingConfig, descend
 
@@ -57,7 +57,7 @@ def fit_decoder(
     pixels: np.ndarray,
     config: FittingConfig,
     device: torch.device | str = "cpu",
-    progress: Progress = lambda *_: None,
+    report: Report = silent,
 ) -> Decoder:
     """Learn to draw frames from their latents, by the squared error of patches.
 
@@ -86,7 +86,7 @@ def fit_decoder(
         drawn = decoder(known[frames].to(device), torch.from_numpy(places).to(device))
         return (drawn - torch.from_numpy(shown).to(device)).square().mean()
 
-    descend(decoder, loss, config, progress)
+    descend(decoder, loss, config, report)
     return decoder
 
 
@@ -316,7 +316,7 @@ class Decoding:
     question: ClassVar[str] = "What does a latent look like, and what does the model imagine?"
     result: ClassVar[type[Result]] = DecodingResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> DecodingResult:
+    def run(self, run: Run, report: Report = silent) -> DecodingResult:
         """Learn to draw, and measure it on episodes that neither model nor decoder saw.
 
         Raises:
@@ -334,7 +334,9 @@ class Decoding:
         rows, _ = _sample(episodes, run.fit_ids, frames, generator)
         test_rows, groups = _sample(episodes, run.test_ids, self.test_frames, generator)
         steps = -(-len(rows) // FRAMES_AT_ONCE) + self.updates
-        pixels, bank = _seen(model, episodes, rows, lambda done: progress(done, steps, "encode"))
+        pixels, bank = _seen(
+            model, episodes, rows, lambda done: report(Progress(self.name, done, steps, "encode"))
+        )
         config = FittingConfig(
             self.updates, self.batch_size, self.learning_rate, weight_decay=1e-4, seed=self.seed
         )
@@ -344,7 +346,7 @@ class Decoding:
             pixels,
             config,
             device_of(model),
-            lambda done, of, line: progress(steps - of + done, steps, line),
+            lambda p: report(replace(p, done=steps - p.total + p.done, total=steps)),
         )
         fitted = time.perf_counter()
         mean = decoder.mean_picture
@@ -533,7 +535,7 @@ def _seen(
     model: WorldModel,
     episodes: Episodes,
     rows: np.ndarray,
-    progress: Callable[[int], None] = lambda _: None,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(...) rows -> (..., h, h, 3) uint8 pixels and (..., D) float32 latents."""
     pixels = episodes.rows("pixels", rows.ravel())
@@ -541,7 +543,7 @@ def _seen(
     for number, first in enumerate(range(0, len(pixels), FRAMES_AT_ONCE), 1):
         part = torch.from_numpy(pixels[first : first + FRAMES_AT_ONCE]).permute(0, 3, 1, 2)[:, None]
         latents.append(encode(model, part)[:, 0].float().cpu().numpy())
-        progress(number)
+        tick(number)
     return pixels.reshape(*rows.shape, *pixels.shape[1:]), np.concatenate(latents).reshape(
         *rows.shape, -1
     )

@@ -26,12 +26,21 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from lewm import registry
-from lewm.contracts import Engined, Refining, Rollout, WorldModel, WorldSpec
+from lewm.contracts import (
+    Engined,
+    Progress,
+    Refining,
+    Report,
+    Rollout,
+    WorldModel,
+    WorldSpec,
+    silent,
+)
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
 from lewm.planning.agent import Agent
 from lewm.planning.config import PlanningConfig
 from lewm.runs.results import Interval, Result, Table, Tables
-from lewm.runs.run import Progress, Run, Unsupported
+from lewm.runs.run import Run, Unsupported
 
 __all__ = [
     "Economy",
@@ -352,7 +361,7 @@ class Economy:
     )
     result: ClassVar[type[Result]] = EconomyResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> EconomyResult:
+    def run(self, run: Run, report: Report = silent) -> EconomyResult:
         """Count on a copy of the model, on a CPU; measure on the model itself, where it is.
 
         Raises:
@@ -375,10 +384,10 @@ class Economy:
         flops, scaling = _arithmetic(model)
         plans: dict[str, Plan] = {}
         for name, (planning, count) in planners.items():
-            progress(len(plans), len(planners), name)
+            report(Progress(self.name, len(plans), len(planners), name))
             looks = _observations(run, count, self.seed)
             plans[name] = _plan(run, planning, looks, flops.predict, self.limit_s)
-        progress(len(planners), len(planners), "")
+        report(Progress(self.name, len(planners), len(planners)))
         picture = f"raw picture, {model.spec.image_size} px"
         tensors = [*cast(nn.Module, model).parameters(), *cast(nn.Module, model).buffers()]
         return EconomyResult(
@@ -564,7 +573,9 @@ def _parameters(model: nn.Module, heads: Mapping[str, nn.Module]) -> dict[str, i
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+    threads = torch.get_num_threads()
+    plural = "" if threads == 1 else "s"
+    return f"{platform.processor() or platform.machine()} CPU, {threads} thread{plural}"
 
 
 def _shown(value: float | None) -> str:

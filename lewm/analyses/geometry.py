@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lewm.analyses.probes.paths import Paths, encode_paths
-from lewm.contracts import WorldModel
+from lewm.contracts import Report, WorldModel, silent
 from lewm.data.episodes import Episodes
 from lewm.models.nn import losses
 from lewm.models.nn.frozen import device_of, encode
@@ -27,7 +27,7 @@ from lewm.models.nn.layers import recalibrating
 from lewm.models.nn.sigreg import draw_directions, sigreg_per_slice
 from lewm.runs import checkpoints
 from lewm.runs.results import Interval, Result, Tables, interval
-from lewm.runs.run import Progress, Run, Unsupported
+from lewm.runs.run import Run, Unsupported
 from lewm.stats import FEWEST_GROUPS, bootstrap, bootstrap_mean, rank_correlation
 from lewm.training.hindsight import rows_of_block
 
@@ -335,7 +335,7 @@ class Geometry:
     )
     result: ClassVar[type[Result]] = GeometryResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> GeometryResult:
+    def run(self, run: Run, report: Report = silent) -> GeometryResult:
         """Measure straightness, isotropy, costs against steps-to-go, and open-loop error.
 
         Raises:
@@ -354,10 +354,7 @@ class Geometry:
         encoders = (
             [model, _with_random_weights(model, sample, self.seed)] if self.controls else [model]
         )
-        paths, *random = (
-            encode_paths(encoder, episodes, ids, lambda _, *done: progress(*done))
-            for encoder in encoders
-        )
+        paths, *random = (encode_paths(encoder, episodes, ids, report) for encoder in encoders)
         states = _states(episodes, paths) if episodes.has_states else None
         mixed = generator.permutation(len(paths))
         strangers = np.stack([np.arange(len(paths)), mixed])[

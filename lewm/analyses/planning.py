@@ -19,7 +19,7 @@ import torch
 from lewm.analyses.probes.attempts import in_places
 from lewm.analyses.probes.ridge import steady_probe
 from lewm.analyses.probes.targets import readings_of
-from lewm.contracts import Objective, Solver, World, WorldModel
+from lewm.contracts import Objective, Progress, Report, Solver, World, WorldModel, silent
 from lewm.data.episodes import Episodes
 from lewm.evaluation.recordings import Recording, record_episodes
 from lewm.evaluation.tasks import Pairs, Task, Unavailable, draw_pairs, padded, place
@@ -27,7 +27,7 @@ from lewm.models.nn.frozen import encode
 from lewm.planning.agent import Agent
 from lewm.planning.config import PlanningConfig
 from lewm.runs.results import Interval, Result, Tables
-from lewm.runs.run import Progress, Run, Unsupported
+from lewm.runs.run import Run, Unsupported
 from lewm.stats import bootstrap
 
 __all__ = ["Planning", "PlanningResult"]  # the analysis first
@@ -181,7 +181,7 @@ class Planning:
     question: ClassVar[str] = "Does what the model imagines of its plans come true?"
     result: ClassVar[type[Result]] = PlanningResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> PlanningResult:
+    def run(self, run: Run, report: Report = silent) -> PlanningResult:
         """Make plans, carry them out, and compare.
 
         Raises:
@@ -210,7 +210,7 @@ class Planning:
             ended.append(
                 _carried_out(run.model, run.planning, world, run.episodes, part, self.seed)
             )
-            progress(len(ended), -(-len(pairs) // world.num_envs) + 1, "")
+            report(Progress(self.name, len(ended), -(-len(pairs) // world.num_envs) + 1))
         plans = _Carried(
             *map(np.concatenate, zip(*(dataclasses.astuple(each) for each in ended), strict=True))
         )

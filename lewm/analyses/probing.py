@@ -32,11 +32,11 @@ from lewm.analyses.probes.targets import (
     standardised,
     state_targets,
 )
-from lewm.contracts import Described, WorldModel
+from lewm.contracts import Described, Progress, Report, WorldModel, silent
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
 from lewm.runs import checkpoints
 from lewm.runs.results import Interval, Result, Tables, interval
-from lewm.runs.run import Progress, Run
+from lewm.runs.run import Run
 from lewm.stats import bootstrap_mean
 from lewm.training.fit import FittingConfig, descend
 
@@ -252,7 +252,7 @@ class Probing:
     )
     result: ClassVar[type[Result]] = ProbingResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> ProbingResult:
+    def run(self, run: Run, report: Report = silent) -> ProbingResult:
         """Probe every state variable.
 
         Args:
@@ -279,9 +279,13 @@ class Probing:
             **(self._rivals(model) if self.controls else {}),
         }
         done, stages = count(1), 1 + len(encoders) * (1 + self.mlp) + (self.rollouts > 0)
+
+        def report_stage(note: str) -> None:
+            report(Progress(self.name, next(done), stages, note))
+
         readings = readings_of(episodes)
         fit, test = _sides(run, readings, encoders, (self.fit_frames, self.test_frames), self.seed)
-        progress(next(done), stages, f"{len(fit.states)} and {len(test.states)} frames encoded")
+        report_stage(f"{len(fit.states)} and {len(test.states)} frames encoded")
 
         scored: dict[str, list[Rival]] = {}  # what is read from -> one per reading
         read: dict[str, Matrix] = {}  # by what -> the latents of the test frames
@@ -293,11 +297,11 @@ class Probing:
             ridge = probes[source].predict(features)
             of_mlp: Sequence[Score | None] = [None] * len(readings)
             of_ridge = self._scores(ridge, test)
-            progress(next(done), stages, f"ridge on {source}")
+            report_stage(f"ridge on {source}")
             if self.mlp:
                 mlp = self._fit_mlp(fit.features[source], fit.states)(features)
                 of_mlp = self._scores(mlp, test)
-                progress(next(done), stages, f"MLP on {source}")
+                report_stage(f"MLP on {source}")
             scored[source] = _rivalling(of_ridge, of_mlp)
             if source == "latents":
                 read = {"angles": ridge} | ({"mlp_angles": mlp} if self.mlp else {})
@@ -320,7 +324,7 @@ class Probing:
                 if (r2 := variables[reading.name].r2) is None or r2 < READABLE
             }
             rollout = self._rollout(run, readings, fit, unread)
-            progress(next(done), stages, "predictions read")
+            report_stage("predictions read")
         latents, probe = test.features["latents"], probes["latents"]
         plane, share = _principal_plane(latents)
         angles, angles_interval = self._angles(readings, read["angles"], test)

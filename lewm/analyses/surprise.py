@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import World, WorldModel, WorldSpec
+from lewm.contracts import Progress, Report, World, WorldModel, WorldSpec, silent
 from lewm.data.episodes import check_fits
 from lewm.models.nn.frozen import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
 from lewm.runs.results import Interval, Result, Tables, defined, interval
-from lewm.runs.run import Progress, Run, Unsupported
+from lewm.runs.run import Run, Unsupported
 from lewm.stats import bootstrap_mean, p_value, rank_correlation
 
 __all__ = ["Surprise", "SurpriseResult", "compare", "score", "tell"]  # the analysis first
@@ -224,7 +224,7 @@ class Surprise:
     question: ClassVar[str] = "Is the model surprised by what cannot happen?"
     result: ClassVar[type[Result]] = SurpriseResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> SurpriseResult:
+    def run(self, run: Run, report: Report = silent) -> SurpriseResult:
         """Measure the surprise of frames around edits: the squared error of the predicted latent,
         mean over D.
 
@@ -278,7 +278,7 @@ class Surprise:
         changes: list[float] = []
         by_size: list[float | None] = []
         for edit in edits:
-            progress(len(ways), len(edits), edit.name)
+            report(Progress(self.name, len(ways), len(edits), edit.name))
             if edit.kind == "colour":
                 drawn_by, way = (
                     _opened(run, 1, painter.recoloured(edit.things[0], self.turn)),
@@ -301,7 +301,7 @@ class Surprise:
             if edit.kind == "teleport":
                 moved = np.sqrt(np.square(_apart(spec, start, way[:, 0])).sum(axis=1))
                 by_size[-1] = defined(rank_correlation(moved, surprise[-1][:, self.before]))
-        progress(len(edits), len(edits), "")
+        report(Progress(self.name, len(edits), len(edits)))
 
         result = tell(np.stack(surprise), edits, self.before, self.draws, self.seed)
         told = zip(result.edits.items(), changes[1:], by_size[1:], strict=True)

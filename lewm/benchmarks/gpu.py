@@ -43,7 +43,7 @@ from torch import Tensor, nn
 import lewm
 from lewm.analyses.economy import count_flops
 from lewm.analyses.probing import Probing
-from lewm.contracts import Batch, DataSpec, Plan, Statistics, WorldSpec
+from lewm.contracts import Batch, DataSpec, Plan, Progress, Report, Statistics, WorldSpec, silent
 from lewm.data.collecting import cores
 from lewm.data.episodes import Episodes
 from lewm.data.readers import Resident, Streamed
@@ -54,7 +54,7 @@ from lewm.evaluation.tables import COLUMNS, markdown_table
 from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
 from lewm.experiments.experiment import CollectionConfig, Experiment
-from lewm.experiments.pipeline import Report, collect_episodes, facts, train_model
+from lewm.experiments.pipeline import collect_episodes, facts, train_model
 from lewm.files import read_json, write_atomically, write_json
 from lewm.models.lewm import LeWM
 from lewm.models.nn import losses
@@ -287,7 +287,7 @@ def measure(
     seed: int = 0,
     only: Sequence[str] = (),
     emit: Callable[[Row], None] = lambda row: None,
-    report: Report = lambda *_: None,
+    report: Report = silent,
 ) -> dict[str, Any]:
     """Carry out all stages, or some, within a time; the same call continues what was collected and
     trained.
@@ -361,7 +361,7 @@ def _carry_out(bench: Bench, stage: Callable[[Bench], None]) -> None:
     ):  # a second, and without it the others were for nothing
         bench.add("the stage", remark="skipped: its time is used up")
         return
-    bench.report(bench.stage, 0, 1, "", "")
+    bench.report(Progress(bench.stage, 0, 1))
     began = time.monotonic()
     try:
         stage(bench)
@@ -380,7 +380,7 @@ def _carry_out(bench: Bench, stage: Callable[[Bench], None]) -> None:
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
     bench.told.setdefault("stages", {})[bench.stage] = round(time.monotonic() - began, 1)
-    bench.report(bench.stage, 1, 1, "", "")
+    bench.report(Progress(bench.stage, 1, 1))
 
 
 # --------------------------------------------------------------------------------------- the device
@@ -1002,9 +1002,9 @@ def _spec(model: LeWM) -> WorldSpec:
 
 
 def _collected(bench: Bench, path: Path, collection: CollectionConfig) -> Episodes:
-    def report(stage: str, done: int, total: int, note: str, alarm: str) -> None:
-        bench.report(f"{bench.stage}: episodes", done, total, note, alarm)
-        if bench.left() < 0 and done < total:
+    def report(progress: Progress) -> None:
+        bench.report(replace(progress, stage=f"{bench.stage}: episodes"))
+        if bench.left() < 0 and progress.done < progress.total:
             raise OutOfTime("the time was used up")  # what is complete stays
 
     collection = replace(collection, seed=bench.seed)
@@ -1139,8 +1139,8 @@ def _evaluate(bench: Bench) -> None:
         **experiment.options,
     )
 
-    def progress(policy: str, done: int, total: int) -> None:
-        bench.report("evaluate", done, total, policy, "")
+    def report(progress: Progress) -> None:
+        bench.report(replace(progress, stage="evaluate", note=progress.stage))
         if bench.left() < 0:
             raise OutOfTime(
                 "the time was used up before all pairs were played; `--only evaluate` plays them"
@@ -1155,7 +1155,7 @@ def _evaluate(bench: Bench) -> None:
             episodes,
             trained["split"]["heldout"],
             protocol,
-            progress=progress,
+            report=report,
         )
         bench.told["facts"] = facts(experiment, model, episodes, trained)
     bench.told["evaluation"] = found.to_json()

@@ -20,7 +20,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,17 @@ import torch
 
 from lewm.analyses.economy import count_plan
 from lewm.benchmarks.engine import machine_limit
-from lewm.contracts import DataSpec, Objective, Solver, Statistics, WorldModel, WorldSpec
+from lewm.contracts import (
+    DataSpec,
+    Objective,
+    Progress,
+    Report,
+    Solver,
+    Statistics,
+    WorldModel,
+    WorldSpec,
+    silent,
+)
 from lewm.evaluation.evaluate import evaluate
 from lewm.evaluation.outcome import AGENT, Evaluation
 from lewm.evaluation.tasks import Task, Unavailable, draw_pairs
@@ -140,7 +150,7 @@ def run(
     out: Path | None = None,
     offsets: Sequence[int] = (25, 75),
     seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    report: Report = silent,
 ) -> dict[str, Any]:
     """Compare all planners on each run.
 
@@ -153,7 +163,7 @@ def run(
         offsets: env steps to the goals, a task each; where the world has rooms, goals in the other
             one are a task more.
         seed: of pairs and searches.
-        progress: called with what is played, and how far it is.
+        report: called as it is played.
 
     Returns:
         `columns` and `rows` of text, and `results` with every number.
@@ -184,7 +194,7 @@ def run(
             protocols.append(Task.to_other_room(pairs, seed))
         found: list[dict[str, Any]] = []
         results.append({"run": str(path), "world": opened.world_name, "rows": found})
-        for row in _compare(opened, chosen, protocols, progress):
+        for row in _compare(opened, chosen, protocols, report):
             found.append(row)
             rows.append(
                 [
@@ -266,7 +276,7 @@ def _compare(
     opened: Run,
     chosen: Sequence[Planner],
     protocols: Sequence[Task],
-    progress: Callable[[str, int, int], None],
+    report: Report,
 ) -> Iterator[dict[str, Any]]:
     """Play every task with every planner, the paper's search first, and tell of each as soon as it
     has played."""
@@ -280,8 +290,9 @@ def _compare(
             continue
         for planner in chosen:
 
-            def report(what: str, done: int, total: int, name: str = planner.name) -> None:
-                progress(f"{what.partition(',')[0]}: {name}", done, total)
+            def named(progress: Progress, name: str = planner.name) -> None:
+                task, _, _ = progress.stage.partition(",")
+                report(replace(progress, stage=f"{task}: {name}"))
 
             played = (
                 opened.model,
@@ -291,7 +302,7 @@ def _compare(
                 opened.heldout,
                 protocol,
                 (),
-                report,
+                named,
             )
             mine = evaluate(*played, like=paper)
             paper = paper or mine

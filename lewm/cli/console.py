@@ -9,14 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich import progress as bars
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -24,6 +24,9 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:  # it imports torch, and `lewm --help` answers at once
+    from lewm.contracts import Progress
 
 __all__ = ["Bars", "alarm", "facts", "number", "say", "table"]
 
@@ -47,7 +50,7 @@ class Bars:
 
     def __init__(self) -> None:
         self._console = _console(stderr=True)
-        self._progress = Progress(
+        self._progress = bars.Progress(
             TextColumn("{task.description}", markup=False),  # a file name may hold square brackets
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -79,17 +82,18 @@ class Bars:
             signal.signal(signal.SIGINT, self._handler)
             sys.unraisablehook = self._hook
 
-    def update(self, stage: str, done: int, total: int, note: str = "", alarm: str = "") -> None:
+    def update(self, progress: Progress) -> None:
         """Show how far a stage is; its first call is where its clock starts. A call without a note
         leaves note and alarm."""
         if self._interrupted:
             raise KeyboardInterrupt
+        stage, done, total = progress.stage, progress.done, progress.total
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, completed=done)
             self._note = self._alarm = ""
         self._progress.update(self._tasks[stage], completed=done, total=total)
-        if note:
-            self._note, self._alarm = note, alarm
+        if progress.note:
+            self._note, self._alarm = progress.note, progress.alarm
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._said > PLAIN_SECONDS or done == total):
             self._said = now

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import lewm
-from lewm.contracts import Ending, World
+from lewm.contracts import Ending, Progress, Report, World, silent
 from lewm.data.episodes import Episodes, Provenance
 from lewm.data.workers import Acting, Recorder, policy_in, record
 from lewm.data.writing import EpisodeWriter
@@ -47,7 +47,7 @@ def collect(
     seed: int = 0,
     batch_size: int | None = None,
     image_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    report: Report = silent,
     compression: str | None = None,
     *,
     every: int = 1,
@@ -74,7 +74,7 @@ def collect(
         batch_size: environments stepped together in one process; None takes what fits in a moderate
             buffer and is soon done, and one where the world has no batched form.
         image_size: height and width of the pixels; None leaves it to the world.
-        progress: called with (episodes recorded, episodes).
+        report: called as episodes are recorded ("collect").
         compression: see `EpisodeWriter`.
         every: env steps from one row to the next, see `Provenance`; nothing is drawn in between.
             What remains of `max_steps` behind the last whole block is cut, with a warning.
@@ -104,12 +104,13 @@ def collect(
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}.")
+    # open the world and refuse, before anything is written, what cannot be recorded
     if image_size is not None:
         options["image_size"] = image_size
     opened = open_world(world, 1, **options)
     if policy is None:
         policy = "expert" if "expert" in opened.policies else opened.policies[0]
-    policy_in(opened, policy, [0])  # an unknown one is refused before anything is written
+    policy_in(opened, policy, [0])
     spec = opened.spec
     if every > spec.max_steps:
         raise ValueError(
@@ -122,6 +123,8 @@ def collect(
             stacklevel=2,
         )
     _try_out(opened)
+
+    # say where the episodes come from
     provenance = Provenance(
         world=spec.name,
         version=spec.version,
@@ -135,7 +138,9 @@ def collect(
         requested_episodes=episodes,
         every=every,
     )
+
     with EpisodeWriter(path, provenance, compression) as writer:
+        # time a row of the world: so many processes and so many episodes at a time pay
         missing, rows = range(len(writer), episodes), spec.max_steps // every + 1
         episode_s = rows * _seconds_per_row(opened, policy, every) if missing else 0.0
         if processes is None:
@@ -150,6 +155,8 @@ def collect(
                 PATIENCE_S // max(episode_s, 1e-9),
             )
             batch_size = 1 if isinstance(opened, Looped | GymWorld) else max(1, int(together))
+
+        # record what is missing, in its order
         tasks = [
             missing[first : first + batch_size] for first in range(0, len(missing), batch_size)
         ]
@@ -158,8 +165,7 @@ def collect(
         with closing(record(recorder, tasks, processes)) as recorded:
             for episode in recorded:
                 writer.append(episode)
-                if progress:
-                    progress(len(writer), episodes)
+                report(Progress("collect", len(writer), episodes))
     return Episodes.open(path)
 
 

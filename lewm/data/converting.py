@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 import lewm
+from lewm.contracts import Progress, Report, silent
 from lewm.data.episodes import Episode, Episodes
 from lewm.data.provenance import Provenance
 from lewm.data.sources import Selection, Source, choose_camera, choose_columns, open_source, unfit
@@ -35,7 +36,7 @@ def convert(
     world: str | None = None,
     episodes: int | None = None,
     compression: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    report: Report = silent,
 ) -> Episodes:
     """Write recordings of any known format as an episode file; go on where an interrupted call with
     the same arguments ended.
@@ -50,7 +51,7 @@ def convert(
             say.
         episodes: convert the first so many; None converts all.
         compression: see `EpisodeWriter`.
-        progress: called with (episodes converted, episodes).
+        report: called as episodes are converted ("convert").
 
     Returns:
         The opened and verified file.
@@ -72,8 +73,7 @@ def convert(
         with EpisodeWriter(out, provenance, compression) as writer:
             while (i := len(writer)) < total:
                 writer.append(_episode(recordings, i, camera, selection))
-                if progress:
-                    progress(i + 1, total)
+                report(Progress("convert", i + 1, total))
     return Episodes.open(out)
 
 
@@ -131,14 +131,14 @@ def describe(source: Path | str, selection: Selection = Selection()) -> dict[str
 def verify(
     source: Path | str,
     selection: Selection = Selection(),
-    progress: Callable[[int, int], None] | None = None,
+    report: Report = silent,
 ) -> dict[str, int]:
     """Read everything, as `Episodes.verify` does; a ValueError names what is missing, does not
     decode or does not fit."""
     with open_source(source, selection) as (_, recordings):
         if not recordings.unfit:
             with Episodes.open(recordings.path) as episodes:
-                return episodes.verify(progress)
+                return episodes.verify(report)
         blank, nonfinite, total = 0, 0, len(recordings.lengths)
         # a picture that is not is sound all the same
         square = replace(selection, crop=selection.crop or "center")
@@ -155,8 +155,7 @@ def verify(
                 if episode.states is None
                 else int((~np.isfinite(episode.states)).any(axis=1).sum())
             )
-            if progress:
-                progress(i + 1, total)
+            report(Progress("verify", i + 1, total))
         return {
             "episodes": total,
             "steps": int(recordings.lengths.sum()),

@@ -20,7 +20,7 @@ such a file is a sound one of a world with wider actions; `step_idx` counts rows
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from lewm.contracts import Progress, Report, silent
 from lewm.data.provenance import Provenance
 from lewm.data.soundness import FETCH, OtherLayout, open_hdf5, prove_written, reading, unfit
 
@@ -253,8 +254,8 @@ class Episodes:
             },
         }
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
-        """Read everything, calling `progress(done, total)` per episode; count frames of one colour
+    def verify(self, report: Report = silent) -> dict[str, int]:
+        """Read everything, reporting each episode ("verify"); count frames of one colour
         and states with a NaN.
 
         Rows that are missing or cannot be decoded, or pictures that are all of one colour, raise
@@ -270,8 +271,7 @@ class Episodes:
                 if episode.states is None
                 else int((~np.isfinite(episode.states)).any(axis=1).sum())
             )
-            if progress:
-                progress(i + 1, len(self))
+            report(Progress("verify", i + 1, len(self)))
         refuse_blank(self.path, blank, self.steps)
         return {
             "episodes": len(self),

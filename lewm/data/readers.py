@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lewm.contracts import Batch, Statistics, sent
+from lewm.contracts import Batch, Progress, Report, Statistics, sent, silent
 from lewm.data.windows import Source, Windows
 from lewm.registry import choose
 
@@ -127,10 +127,10 @@ class Resident(Batches):
     the CPU.
 
     Args:
-        progress: called with (rows decoded, rows) while the file is read.
+        report: called while the file is read ("read", in rows).
     """
 
-    progress: Callable[[int, int], None] | None = None
+    report: Report = silent
 
     mode = "resident"
 
@@ -147,8 +147,7 @@ class Resident(Batches):
         for begin in range(0, total, rows):
             pixels = torch.from_numpy(source.rows("pixels", file_rows[begin : begin + rows]))
             store[begin : begin + rows] = pixels.to(store.device).permute(0, 3, 1, 2)
-            if self.progress:
-                self.progress(min(begin + rows, total), total)
+            self.report(Progress("read", min(begin + rows, total), total))
         return store
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
@@ -223,7 +222,7 @@ def open_windows(
     workers: int = 2,
     rank: int = 0,
     world_size: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    report: Report = silent,
 ) -> Batches:
     """Open the training windows of some episodes for reading.
 
@@ -245,9 +244,7 @@ def open_windows(
         mode = "resident" if _pixel_bytes(windows) <= room else "streamed"
     order = (windows, batch_size, seed, device, rank, world_size)
     return (
-        Resident(*order, progress=progress)
-        if mode == "resident"
-        else Streamed(*order, workers=workers)
+        Resident(*order, report=report) if mode == "resident" else Streamed(*order, workers=workers)
     )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lewm.contracts import World, WorldModel
+from lewm.contracts import Report, World, WorldModel, silent
 from lewm.data.episodes import Episodes
-from lewm.evaluation.evaluate import FLOORS, Progress, evaluate
+from lewm.evaluation.evaluate import FLOORS, evaluate
 from lewm.evaluation.outcome import AGENT, Evaluation
 from lewm.evaluation.tables import COLUMNS, markdown_table
 from lewm.evaluation.tasks import Task, Unavailable, standard_tasks
@@ -68,7 +68,7 @@ def evaluate_suite(
     held_out: Sequence[int],
     protocols: Sequence[Task] = standard_tasks(),
     floors: Sequence[str] = FLOORS,
-    progress: Progress | None = None,
+    report: Report = silent,
     seeds: int = 1,
     like: Suite | None = None,
 ) -> Suite:
@@ -93,7 +93,7 @@ def evaluate_suite(
         try:
             for number, other in enumerate(earlier):
                 seeded = replace(protocol, seed=protocol.seed + number)
-                told = progress if seeds == 1 else _prefixed(progress, f"seed {seeded.seed}, ")
+                told = report if seeds == 1 else _prefixed(report, f"seed {seeded.seed}, ")
                 parts.append(
                     evaluate(model, config, world, episodes, held_out, seeded, floors, told, other)
                 )
@@ -104,10 +104,8 @@ def evaluate_suite(
     return Suite(tuple(evaluations), omitted)
 
 
-def _prefixed(progress: Progress | None, prefix: str) -> Progress | None:
-    return (
-        None if progress is None else lambda what, done, total: progress(prefix + what, done, total)
-    )
+def _prefixed(report: Report, prefix: str) -> Report:
+    return lambda progress: report(replace(progress, stage=prefix + progress.stage))
 
 
 # ----------------------------------------------------------------------- two agents, the same pairs

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from lewm.contracts import World, WorldModel
+from lewm.contracts import Progress, Report, World, WorldModel, silent
 from lewm.data.episodes import Episodes
 from lewm.evaluation.outcome import AGENT, Evaluation
 from lewm.evaluation.tasks import (
@@ -31,9 +31,6 @@ FLOORS = (DO_NOTHING, "random", "straight-line")
 """Shown beside every success rate. "straight-line" walks straight to the goal and knows the state;
 not every world has it."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with the task and policy being played, the env steps played and the most there can be."""
-
 
 # ----------------------------------------------------------------------------------------- attempts
 
@@ -46,7 +43,7 @@ def evaluate(
     held_out: Sequence[int],
     protocol: Task = Task(),  # noqa: B008  frozen
     floors: Sequence[str] = FLOORS,
-    progress: Progress | None = None,
+    report: Report = silent,
     like: Evaluation | None = None,
 ) -> Evaluation:
     """Play one task with the agent and with the floors, on the same pairs.
@@ -56,6 +53,7 @@ def evaluate(
             number.
         episodes, held_out: starts and goals come from these episodes; the agent is shown the goal
             as its recorded picture.
+        report: called as each policy plays ("offset 25, agent"), in env steps of all there can be.
         like: the task as another agent played it: its pairs and its floors are taken over, and
             neither drawn nor played again.
 
@@ -79,7 +77,7 @@ def evaluate(
     def floor(name: str, part: Pairs) -> Actor:
         return follow(name, world, part.seeds(world.num_envs, protocol.seed))
 
-    played = {AGENT: _play(world, pairs, protocol, planning, AGENT, progress)}
+    played = {AGENT: _play(world, pairs, protocol, planning, AGENT, report)}
     agent_seconds = time.perf_counter() - began
     omitted: dict[str, str] = {}
     if like is not None:
@@ -92,7 +90,7 @@ def evaluate(
         floors = ()
     for name in floors:
         try:
-            played[name] = _play(world, pairs, protocol, partial(floor, name), name, progress)
+            played[name] = _play(world, pairs, protocol, partial(floor, name), name, report)
         except Unavailable as error:
             omitted[name] = str(error)
     main, *others = world.spec.criteria
@@ -118,20 +116,18 @@ def _play(
     protocol: Task,
     actor: Callable[[Pairs], Actor],
     policy: str,
-    progress: Progress | None,
+    report: Report,
 ) -> np.ndarray:
     """Play all pairs, `num_envs` at a time -> (C, n) as `tasks.attempt`."""
     parts = list(pairs.portions(world.num_envs))
     steps = []
     for number, part in enumerate(parts):
 
-        def report(step: int, before: int = number * protocol.budget) -> None:
-            if progress is not None:
-                progress(f"{protocol.name}, {policy}", before + step, len(parts) * protocol.budget)
+        def tick(step: int, before: int = number * protocol.budget) -> None:
+            done, total = before + step, len(parts) * protocol.budget
+            report(Progress(f"{protocol.name}, {policy}", done, total))
 
-        steps.append(
-            attempt(world, part, protocol.budget, actor(part), world.spec.criteria, report)
-        )
+        steps.append(attempt(world, part, protocol.budget, actor(part), world.spec.criteria, tick))
     return np.concatenate(steps, axis=1)
 
 

@@ -289,13 +289,13 @@ def attempt(
     budget: int,
     act: Actor,
     criteria: Sequence[str],
-    report: Callable[[int], None] | None = None,
+    tick: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Play at most `num_envs` pairs in one batch, each until it met all C criteria once, or the
     budget is used up.
 
     Args:
-        report: called with the number of steps played, after each.
+        tick: called with the number of steps played, after each.
 
     Returns:
         (C, n) env step at which each criterion was first met: 0 at the start, -1 for never.
@@ -309,8 +309,8 @@ def attempt(
             break
         world.step(act(active))
         first[(first < 0) & met(world, criteria)] = step
-        if report is not None:
-            report(step)
+        if tick is not None:
+            tick(step)
     return first[:, : len(pairs)]
 
 

@@ -25,7 +25,7 @@ import torch
 
 import lewm
 from lewm.analyses.probing import ProbingResult
-from lewm.contracts import World, WorldModel, WorldSpec
+from lewm.contracts import Progress, Report, World, WorldModel, WorldSpec
 from lewm.data.collecting import collect
 from lewm.data.episodes import Episodes
 from lewm.evaluation.evaluate import evaluate
@@ -37,19 +37,17 @@ from lewm.files import read_json
 from lewm.models.nn.frozen import device_of
 from lewm.planning.config import PlanningConfig, attach, describe_planning, heads_of
 from lewm.runs import checkpoints
-from lewm.runs.answers import Report, analyse
+from lewm.runs.answers import analyse
 from lewm.runs.heads import head_names, load_head
 from lewm.runs.results import Result
 from lewm.runs.run import Run, Unsupported
 from lewm.stats import bootstrap
 from lewm.training.fit import fit_heads
 from lewm.training.train import train
-from lewm.training.watch import Progress
 from lewm.worlds.kit.opening import open_world
 
 __all__ = [
     "Outcome",
-    "Report",
     "Scope",
     "carry_out",
     "collect_episodes",
@@ -218,21 +216,13 @@ def collect_episodes(experiment: Experiment, path: Path, report: Report) -> Epis
         compression=settings.compression,
         every=settings.every,
         processes=None,
-        progress=lambda done, total: report("collect", done, total, "", ""),
+        report=report,
         **options,
     )
 
 
 def train_model(experiment: Experiment, data: Path, folder: Path, report: Report) -> Path:
     """Train a recipe's model, or go on with it; returns the run folder."""
-
-    def progress(p: Progress) -> None:
-        shown = ("prediction", "sigreg", "latent_std", "effective_rank")
-        note = ", ".join(
-            f"{name.replace('_', ' ')} {p.metrics[name]:.3g}" for name in shown if name in p.metrics
-        )
-        report(p.stage, p.update, p.total, note, p.alarm)
-
     origin = {
         "recipe": experiment.recipe,
         "world": experiment.world,
@@ -240,7 +230,7 @@ def train_model(experiment: Experiment, data: Path, folder: Path, report: Report
         "planning": describe_planning(experiment.planning),
     }
     return train(
-        experiment.model, experiment.training, data, folder, experiment=origin, report=progress
+        experiment.model, experiment.training, data, folder, experiment=origin, report=report
     )
 
 
@@ -256,10 +246,6 @@ def fit_planning(
     stored there."""
     wanted = heads_of(experiment.planning)
     if missing := sorted(wanted - set(head_names(folder))):
-
-        def progress(stage: str, done: int, total: int, note: str) -> None:
-            report(f"fit {stage}" if stage in missing else stage, done, total, note, "")
-
         fit_heads(
             folder,
             model,
@@ -268,7 +254,7 @@ def fit_planning(
             split["heldout"],
             missing,
             experiment.fitting,
-            progress,
+            report,
         )
     return attach(experiment.planning, {name: load_head(folder, name, model) for name in wanted})
 
@@ -312,14 +298,13 @@ def _opened(
 def _evaluate(run: Run, world: World, task: Task, report: Report) -> Evaluation:
     stages = ("other room", "its floors") if task.across else ("evaluate", "floors")
 
-    def progress(attempt: str, done: int, total: int) -> None:
-        planning = attempt.endswith(AGENT)  # floors plan nothing: one clock cannot foretell both
-        report(stages[0 if planning else 1], done, total, attempt, "")
+    def staged(progress: Progress) -> None:
+        # floors plan nothing: one clock cannot foretell both
+        stage = stages[0 if progress.stage.endswith(AGENT) else 1]
+        report(dataclasses.replace(progress, stage=stage, note=progress.stage))
 
     assert run.planning is not None
-    return evaluate(
-        run.model, run.planning, world, run.episodes, run.test_ids, task, progress=progress
-    )
+    return evaluate(run.model, run.planning, world, run.episodes, run.test_ids, task, report=staged)
 
 
 # ------------------------------------------------------------------------------------------- result

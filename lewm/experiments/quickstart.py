@@ -12,15 +12,16 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from lewm.contracts import Progress, Report, silent
 from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
 from lewm.experiments.book import Book
-from lewm.experiments.pipeline import Report, Scope, carry_out, result_of, seeded, shortened
+from lewm.experiments.pipeline import Scope, carry_out, result_of, seeded, shortened
 from lewm.files import read_json, write_atomically, write_json
 from lewm.report.page import render
 from lewm.report.record import record_of
 
-__all__ = ["Report", "run"]
+__all__ = ["run"]
 
 RECIPE, PUBLISHED = "two-room-tiny", "two-room-paper"
 PAIRS, OTHER_ROOM_PAIRS = 200, 100
@@ -38,7 +39,7 @@ full, and the decoder too."""
 
 
 def run(
-    out: Path | str, seed: int = 0, short: bool = False, report: Report = lambda *_: None
+    out: Path | str, seed: int = 0, short: bool = False, report: Report = silent
 ) -> dict[str, Any]:
     """Do everything that is not done yet in `out`, and return what `result.json` then holds.
 
@@ -56,7 +57,7 @@ def run(
     out = Path(out)
     book = Book.open(out / "quickstart.json", {"recipe": RECIPE, "seed": seed, "short": short})
     if (out / "result.json").exists() and (out / "report.html").exists():
-        report("report", 1, 1, "finished before", "")
+        report(Progress("report", 1, 1, "finished before"))
         return read_json(out / "result.json")
     experiment = seeded(recipes.load(RECIPE), seed)
     tasks = [Task.along(episodes=SHORT_PAIRS if short else PAIRS, seed=seed)]
@@ -67,14 +68,14 @@ def run(
     outcome = carry_out(experiment, Scope(tuple(tasks), ANALYSES), out, book, seed, report)
     command = f"lewm quickstart --out {shlex.quote(str(out))} --seed {seed}"
     with outcome.run.episodes, book.timed("report"):
-        report("report", 0, 1, "", "")
+        report(Progress("report", 0, 1))
         result = result_of(outcome, book, seed, short, command + (" --short" if short else ""))
         result["published"] = _published()
         page = render([record_of(out / "run", result)], result["command"])
     result["seconds"] = book.seconds  # now with those of drawing the page
     write_atomically(out / "report.html", page.encode())
     write_json(out / "result.json", result)
-    report("report", 1, 1, "", "")
+    report(Progress("report", 1, 1))
     return result
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lewm.analyses.probing import ProbingResult, Variable
+from lewm.contracts import Progress, Report, silent
 from lewm.evaluation.outcome import Evaluation
 from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
 from lewm.experiments.book import Book
-from lewm.experiments.pipeline import Report, Scope, carry_out, result_of, seeded, shortened
+from lewm.experiments.pipeline import Scope, carry_out, result_of, seeded, shortened
 from lewm.files import read_json, write_atomically, write_json
 from lewm.runs import checkpoints
 
@@ -34,7 +35,7 @@ def reproduce(
     seed: int = 0,
     pairs: int = 200,
     short: bool = False,
-    report: Report = lambda *_: None,
+    report: Report = silent,
     minutes: float | None = None,
 ) -> dict[str, Any]:
     """Do everything of a recipe that is not done yet in `out`, and return what `result.json` then
@@ -68,7 +69,7 @@ def reproduce(
     claim = {"recipe": name, "seed": seed, "pairs": pairs, "short": short, "minutes": minutes}
     book = Book.open(out / "reproduction.json", claim)
     if (out / "result.json").exists():
-        report("analyse", 1, 1, "finished before", "")
+        report(Progress("analyse", 1, 1, "finished before"))
         return read_json(out / "result.json")
     scope = Scope((Task.along(episodes=pairs, seed=seed),), {"probing": {}})
     outcome = carry_out(experiment, scope, out, book, seed, report)

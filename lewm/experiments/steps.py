@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, overload
 
 import lewm
 from lewm import registry
+from lewm.contracts import Report, silent
 from lewm.data.episodes import Episodes, check_fits
 from lewm.evaluation.evaluate import FLOORS
-from lewm.evaluation.evaluate import Progress as PlayProgress
 from lewm.evaluation.evaluate import evaluate as play
 from lewm.evaluation.outcome import Evaluation
 from lewm.evaluation.tasks import Task
@@ -23,10 +23,8 @@ from lewm.planning.config import describe_planning
 from lewm.runs.run import Run, open_run
 from lewm.training.config import TrainingConfig
 from lewm.training.fit import FittingConfig
-from lewm.training.fit import Progress as FitProgress
 from lewm.training.fit import fit_heads as fit
 from lewm.training.train import train as descend
-from lewm.training.watch import Progress
 from lewm.worlds.kit.gym import PREFIX
 from lewm.worlds.kit.opening import open_world
 
@@ -47,7 +45,7 @@ def train(
     *,
     world: str | None = None,
     experiment: Mapping[str, Any] | None = None,
-    report: Callable[[Progress], None] = ...,
+    report: Report = ...,
     **changes: Any,
 ) -> Path: ...
 @overload
@@ -59,7 +57,7 @@ def train(
     *,
     world: str | None = None,
     experiment: Mapping[str, Any] | None = None,
-    report: Callable[[Progress], None] = ...,
+    report: Report = ...,
     **changes: Any,
 ) -> Path: ...
 def train(
@@ -67,7 +65,7 @@ def train(
     *where: Any,
     world: str | None = None,
     experiment: Mapping[str, Any] | None = None,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Report = silent,
     **changes: Any,
 ) -> Path:
     """Train a model on an episode file and leave a run folder.
@@ -124,7 +122,7 @@ def fit_heads(
     run: Run | Path | str,
     names: Sequence[str] | None = None,
     data: Path | str | None = None,
-    progress: FitProgress = lambda *_: None,
+    report: Report = silent,
     **changes: Any,
 ) -> dict[str, dict[str, float]]:
     """Fit heads to a run's world model and store them in it, see `training.fit.fit_heads`.
@@ -143,7 +141,7 @@ def fit_heads(
         registry.choose("setting", name, [field.name for field in fields(FittingConfig)])
     assert opened.path is not None, "heads are stored in the run's folder"
     told = (opened.model, opened.episodes, opened.fit_ids, opened.test_ids)
-    return fit(opened.path, *told, names, FittingConfig(**changes), progress)
+    return fit(opened.path, *told, names, FittingConfig(**changes), report)
 
 
 def evaluate(
@@ -152,7 +150,7 @@ def evaluate(
     data: Path | str | None = None,
     together: int = 16,
     floors: Sequence[str] = FLOORS,
-    progress: PlayProgress | None = None,
+    report: Report = silent,
     **changes: Any,
 ) -> Evaluation:
     """Play one task with a run's agent, and with the floors, on episodes that it never saw.
@@ -173,9 +171,7 @@ def evaluate(
     config = opened.changed(PlanningChanges.named(**changes))
     opened.require_episodes(0, 1, "a task")
     world = opened.world(min(together, task.episodes))
-    return play(
-        opened.model, config, world, opened.episodes, opened.heldout, task, floors, progress
-    )
+    return play(opened.model, config, world, opened.episodes, opened.heldout, task, floors, report)
 
 
 def world_of(

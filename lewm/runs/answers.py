@@ -25,6 +25,7 @@ from safetensors.numpy import save as packed
 
 import lewm
 from lewm import registry
+from lewm.contracts import Progress, Report, silent
 from lewm.files import write_atomically, write_json
 from lewm.runs import checkpoints
 from lewm.runs.heads import digest_of_head
@@ -36,16 +37,11 @@ __all__ = [
     "REFUSAL",
     "Draw",
     "Outdated",
-    "Report",
     "analyse",
     "analyses",
     "load_result",
     "save_result",
 ]
-
-Report = Callable[[str, int, int, str, str], None]
-"""Called with the stage (of an experiment) or the analysis, how much is done, how much there is, a
-line of numbers (or ""), and what is alarming (or "")."""
 
 Draw = Callable[[Result, Path], None]
 """Called with a result and the folder that its figures go into."""
@@ -92,7 +88,7 @@ def analyses(
 def analyse(
     run: Run,
     names: Sequence[str] | None = None,
-    report: Report = lambda *_: None,
+    report: Report = silent,
     again: bool = False,
     seed: int = 0,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
@@ -127,7 +123,7 @@ def analyse(
             answers[analysis.name] = kept
             if draw is not None and not any(folder.glob("*.svg")):
                 draw(kept, folder)
-            report(analysis.name, 1, 1, f"{analysis.name}: kept", "")
+            report(Progress(analysis.name, 1, 1, f"{analysis.name}: kept"))
         else:
             answers[analysis.name] = _ask(analysis, run, folder, about, report, draw)
     return answers
@@ -141,14 +137,15 @@ def _ask(
     report: Report,
     draw: Draw | None,
 ) -> Result | Unsupported:
-    def progress(done: int, total: int, note: str) -> None:
+    def named(progress: Progress) -> None:
         # it is not done before it is drawn and stored
-        report(analysis.name, min(done, total - 1), total, note, "")
+        done = min(progress.done, progress.total - 1)
+        report(dataclasses.replace(progress, stage=analysis.name, done=done))
 
-    report(analysis.name, 0, 1, "", "")
+    report(Progress(analysis.name, 0, 1))
     began = time.perf_counter()
     try:
-        result = analysis.run(run, progress)
+        result = analysis.run(run, named)
     except (Unsupported, ImportError) as error:
         refusal = error if isinstance(error, Unsupported) else Unsupported(str(error))
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +153,7 @@ def _ask(
         write_json(
             folder / REFUSAL, {"name": analysis.name, "about": dict(about), "why": str(refusal)}
         )
-        report(analysis.name, 1, 1, f"{analysis.name}: not possible", "")
+        report(Progress(analysis.name, 1, 1, f"{analysis.name}: not possible"))
         return refusal
     about = {**about, "seconds": round(time.perf_counter() - began, 2)}
     for old in (*folder.glob("*.svg"), *folder.glob("*.webp")):
@@ -165,7 +162,7 @@ def _ask(
         draw(result, folder)
     save_result(folder, result, about)
     (folder / REFUSAL).unlink(missing_ok=True)
-    report(analysis.name, 1, 1, "", "")
+    report(Progress(analysis.name, 1, 1))
     return result
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lewm import registry
-from lewm.contracts import World, WorldModel, WorldSpec
+from lewm.contracts import Report, World, WorldModel, WorldSpec
 from lewm.data.episodes import Episodes, check_fits
 from lewm.files import read_json
 from lewm.planning.agent import Agent
@@ -26,7 +26,7 @@ from lewm.runs.results import Result
 from lewm.worlds.kit.gym import Env
 from lewm.worlds.kit.opening import can_open, open_world
 
-__all__ = ["Analysis", "Missing", "Progress", "Run", "Unsupported", "open_run"]
+__all__ = ["Analysis", "Missing", "Run", "Unsupported", "open_run"]
 
 
 Progress = Callable[[int, int, str], None]
@@ -447,7 +447,7 @@ class Analysis(Protocol):
     question: ClassVar[str]
     result: ClassVar[type[Result]]
 
-    def run(self, run: Run, progress: Progress = ...) -> Result:
+    def run(self, run: Run, report: Report = ...) -> Result:
         """Answer; same run and settings, same numbers.
 
         Raises:

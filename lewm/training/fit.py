@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from lewm import registry
-from lewm.contracts import Distance, Head, Hindsight, WorldModel, require
+from lewm.contracts import Distance, Head, Hindsight, Progress, Report, WorldModel, require, silent
 from lewm.data.episodes import Episodes
 from lewm.devices import deterministic
 from lewm.models.nn.frozen import device_of
 from lewm.runs.heads import save_head
 from lewm.stats import rank_correlation
-from lewm.training.hindsight import MAX_FRAMES, Latents, Progress, encode_episodes
+from lewm.training.hindsight import MAX_FRAMES, Latents, encode_episodes
 
 __all__ = ["FittingConfig", "descend", "fit", "fit_heads"]
 
@@ -86,7 +86,7 @@ def descend(
     network: nn.Module,
     loss: Callable[[int], Tensor],
     config: FittingConfig,
-    progress: Callable[[int, int, str], None] = lambda *_: None,
+    report: Report = silent,
 ) -> Tensor:
     """Minimise a loss: AdamW, a short warm-up, then a cosine to nearly 0; the network ends in
     evaluation mode.
@@ -94,7 +94,7 @@ def descend(
     Args:
         loss: update, counted from 0 -> the scalar loss of its batch.
         config: updates, learning rate, warm-up, weight decay and clip are taken from it.
-        progress: called after each update with (updates done, updates, numbers).
+        report: called after each update ("fit").
 
     Returns:
         (updates,) losses.
@@ -118,11 +118,8 @@ def descend(
             optimiser.step()
             schedule.step()
             losses.append(value.detach())
-            progress(
-                update + 1,
-                config.updates,
-                f"loss {float(losses[-1]):.3g}" if update % 10 == 9 else "",
-            )
+            note = f"loss {float(losses[-1]):.3g}" if update % 10 == 9 else ""
+            report(Progress("fit", update + 1, config.updates, note))
     network.eval()
     return torch.stack(losses)
 
@@ -132,7 +129,7 @@ def fit(
     latents: Latents,
     heldout: Latents,
     config: FittingConfig = FittingConfig(),
-    progress: Callable[[int, int, str], None] = lambda *_: None,
+    report: Report = silent,
 ) -> dict[str, float]:
     """Minimise a head's loss on hindsight batches; it ends in evaluation mode.
 
@@ -141,7 +138,7 @@ def fit(
             batches hold as many blocks as its `horizon` says.
         latents: to fit to.
         heldout: of other episodes, to measure on.
-        progress: called after each update with (updates done, updates, numbers).
+        report: called after each update ("fit").
 
     Returns:
         `loss`, the mean over the last tenth of the updates; `heldout_loss`, and the same of what
@@ -154,7 +151,7 @@ def fit(
     began = time.perf_counter()
     batches = _batches(latents, config, head.horizon, TRAINING, config.updates)
     losses = descend(
-        cast(nn.Module, head), lambda _: head.loss(next(batches)).total, config, progress
+        cast(nn.Module, head), lambda _: head.loss(next(batches)).total, config, report
     )
     with torch.no_grad():
         measured = [
@@ -185,7 +182,7 @@ def fit_heads(
     heldout_ids: Sequence[int],
     names: Sequence[str] | None = None,
     config: FittingConfig = FittingConfig(),
-    progress: Progress = lambda *_: None,
+    report: Report = silent,
 ) -> dict[str, dict[str, float]]:
     """Fit heads to a run's world model, each from its own defaults, and store them in the run.
 
@@ -195,6 +192,7 @@ def fit_heads(
         fit_ids: episodes to fit to; those that the model was trained on.
         heldout_ids: other episodes, to measure on.
         names: of the heads; None takes all there are.
+        report: called as frames are encoded ("encode") and heads are fitted ("fit temporal").
 
     Returns:
         Per head what `fit` says of it, with `frames` and `episodes` that it was fitted to; and for
@@ -216,7 +214,7 @@ def fit_heads(
             f"{episodes.path}: expected at least 2 episodes to fit heads to and 1 to measure on, "
             f"got {len(fit_ids)} and {len(heldout_ids)}. Collect more episodes, or hold fewer out."
         )
-    latents = encode_episodes(model, episodes, fit_ids, config.max_frames, config.seed, progress)
+    latents = encode_episodes(model, episodes, fit_ids, config.max_frames, config.seed, report)
     heldout = encode_episodes(
         model, episodes, heldout_ids, max(2, int(HELD_OUT_SHARE * config.max_frames)), config.seed
     )
@@ -235,9 +233,11 @@ def fit_heads(
             torch.manual_seed(config.seed)
             head = head_config.build(model.latent_dim, model.spec.block_dim)
         head.to(device_of(model))
-        metrics = fit(
-            head, latents, heldout, config, lambda *done, name=name: progress(name, *done)
-        )
+
+        def named(progress: Progress, stage: str = f"fit {name}") -> None:
+            report(replace(progress, stage=stage))
+
+        metrics = fit(head, latents, heldout, config, named)
         metrics |= {"frames": len(latents), "episodes": len(fit_ids)}
         if isinstance(head, Distance):
             metrics |= _agreement(head, _batches(heldout, config, 0, MEASURING, HELD_OUT_BATCHES))

@@ -7,14 +7,14 @@ way took and what was done on it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import Hindsight, WorldModel
+from lewm.contracts import Hindsight, Progress, Report, WorldModel, silent
 from lewm.data.episodes import Episodes, check_fits
 from lewm.models.nn.frozen import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
 
@@ -22,10 +22,6 @@ __all__ = ["MAX_FRAMES", "Latents", "encode_episodes", "rows_of_block"]
 
 MAX_FRAMES = 50_000
 """Encoded at most where nothing else is asked for; it bounds time and memory."""
-
-Progress = Callable[[str, int, int, str], None]
-"""Called with the stage ("encode" or a head's name), how much of it is done, how much there is, and
-a line of numbers."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def encode_episodes(
     ids: Sequence[int],
     max_frames: int = MAX_FRAMES,
     seed: int = 0,
-    progress: Progress = lambda *_: None,
+    report: Report = silent,
 ) -> Latents:
     """Encode frames of some episodes with a frozen model, once and for all.
 
@@ -140,7 +136,7 @@ def encode_episodes(
     for part in np.split(rows, range(FRAMES_AT_ONCE, len(rows), FRAMES_AT_ONCE)):
         pixels = torch.from_numpy(episodes.rows("pixels", part)).permute(0, 3, 1, 2)[:, None]
         latents.append(encode(model, pixels)[:, 0].float())
-        progress("encode", sum(map(len, latents)), len(rows), "")
+        report(Progress("encode", sum(map(len, latents)), len(rows)))
     return Latents(
         latents=torch.cat(latents),
         # NaN becomes 0

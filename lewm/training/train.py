@@ -23,7 +23,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from lewm.contracts import Batch, DataSpec, ModelConfig, Statistics, WorldModel, require
+from lewm.contracts import (
+    Batch,
+    DataSpec,
+    ModelConfig,
+    Progress,
+    Report,
+    Statistics,
+    WorldModel,
+    require,
+    silent,
+)
 from lewm.data.episodes import Episodes
 from lewm.data.readers import Batches, open_windows
 from lewm.data.split import Split, split, statistics
@@ -34,7 +44,7 @@ from lewm.models.nn.layers import recalibrating
 from lewm.runs import checkpoints
 from lewm.training.config import CONDUCT, LATER, TrainingConfig
 from lewm.training.launch import anywhere, graceful_stop, launch
-from lewm.training.watch import Progress, alarm_of
+from lewm.training.watch import alarm_of, note_of
 
 LOOKS = 10
 """How often a training looks at how straight a few held-out paths are: less than 1% of the time of
@@ -62,7 +72,7 @@ def train(
     run: Path | str,
     *,
     experiment: Mapping[str, Any] | None = None,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Report = silent,
 ) -> Path:
     """Train a model on an episode file and leave a run folder; start again where a killed run left
     off.
@@ -73,7 +83,8 @@ def train(
         run: folder; if it holds a run with the same experiment it is continued, finished runs
             return at once.
         experiment: what else to record, JSON-ready (recipe, versions).
-        report: called after each update, and while pixels are read, on the first process.
+        report: called after each update ("train"), while pixels are decoded into memory ("read")
+            and while the updates of a budget are timed ("time"), on the first process.
 
     Returns:
         `run`.
@@ -90,6 +101,7 @@ def train(
     chosen = split(len(episodes.lengths), config.holdout, drawn)
     stats = statistics(episodes, chosen.train, seed=config.seed)
     fabric, precision = launch(config, run)
+    report = report if fabric.is_global_zero else silent
     batches = _open_batches(fabric, config, episodes, chosen, stats, report)
     paths = beginnings(episodes, chosen.heldout, config.frameskip, seed=config.seed)
 
@@ -112,6 +124,8 @@ def train(
         fabric.barrier()  # nobody writes before all have read
         if first < total:
             before = float(progress.get("seconds", 0.0))
+            if first:
+                report(Progress("train", first, total, f"going on from update {first}"))
             _Session(trainer, run, first, total, before, report).carry_out()
     return run
 
@@ -130,7 +144,7 @@ class _Session:
     first: int
     total: int
     before: float
-    report: Callable[[Progress], None]
+    report: Report
 
     def carry_out(self) -> None:
         """Train from the first to the last update.
@@ -158,8 +172,7 @@ class _Session:
                     fabric.log_dict(metrics, step=done)
                 if due or stopping:
                     self._save(done, alarm)
-                if fabric.is_global_zero:
-                    self.report(Progress(done, self.total, metrics, self.first, alarm))
+                self.report(Progress("train", done, self.total, note_of(metrics), alarm, metrics))
                 if stopping and not last:
                     raise KeyboardInterrupt
 
@@ -313,9 +326,7 @@ class Trainer:
                 self.bare, self.batches.first(self.config.recalibration), self.fabric.device
             )
 
-    def budget(
-        self, began: float, run: Path, report: Callable[[Progress], None]
-    ) -> dict[str, float]:
+    def budget(self, began: float, run: Path, report: Report) -> dict[str, float]:
         """Decide how many updates fit into `config.minutes`; the model is as before when this
         returns.
 
@@ -344,8 +355,7 @@ class Trainer:
             start = time.monotonic()
             for update, batch in zip(range(first, first + count), batches, strict=False):
                 seen = self.step(update, whole, batch)
-                if fabric.is_global_zero:
-                    report(Progress(update + 1, first + count, {}, stage="time"))
+                report(Progress("time", update + 1, first + count))
             synchronise(fabric.device)
             return (time.monotonic() - start) / count, seen
 
@@ -448,14 +458,9 @@ def _open_batches(
     episodes: Episodes,
     chosen: Split,
     stats: Statistics,
-    report: Callable[[Progress], None],
+    report: Report,
 ) -> Batches:
     """This process's share of the training windows."""
-
-    def read(done: int, total: int) -> None:
-        if fabric.is_global_zero:
-            report(Progress(done, total, {}, stage="read"))
-
     return open_windows(
         episodes,
         chosen.train,
@@ -469,7 +474,7 @@ def _open_batches(
         workers=config.workers,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
-        progress=read,
+        report=report,
     )
 
 
@@ -479,7 +484,7 @@ def _claimed(
     description: Mapping[str, Any],
     extra: Mapping[str, Any],
     began: float,
-    report: Callable[[Progress], None],
+    report: Report,
 ) -> int:
     """Make the folder this experiment's, or check that it is; the planned updates."""
     config, fabric = trainer.config, trainer.fabric

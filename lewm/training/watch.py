@@ -1,9 +1,10 @@
-"""What a running training says of itself: its progress, and an alarm where latents collapse."""
+"""What a running training says of itself: its numbers, and an alarm where latents collapse."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+NOT_ON_THE_BAR = {"update", "gradient_norm", "learning_rate", "seconds", "updates_per_second"}
 
 COLLAPSED_STD = 0.2
 """Mean latent standard deviation under which the alarm sounds. Ours: SIGReg holds it at 0.8 to 1;
@@ -14,25 +15,12 @@ COLLAPSED_RANK = 2.0
 """Effective rank of the latents under which the alarm sounds: nearly all of them on one line."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """One report of a running training, for a progress bar.
-
-    Attributes:
-        update, total: done and planned updates; frames, while the stage is "read".
-        stage: "train", "read" while pixels are decoded into memory, or "time" while the updates of
-            a budget are timed.
-        metrics: the line of metrics.jsonl, on updates that log; empty on the others.
-        resumed: the update from which this process went on, 0 for a fresh run.
-        alarm: what is wrong with the latents, or "".
-    """
-
-    update: int
-    total: int
-    metrics: Mapping[str, float]
-    resumed: int = 0
-    alarm: str = ""
-    stage: str = "train"
+def note_of(metrics: Mapping[str, float]) -> str:
+    """A line of the log as a progress bar shows it: the loss, its terms, and how spread the latents
+    are."""
+    return "  ".join(
+        f"{name} {value:.3g}" for name, value in metrics.items() if name not in NOT_ON_THE_BAR
+    )
 
 
 def alarm_of(metrics: Mapping[str, float], update: int, total: int) -> str:

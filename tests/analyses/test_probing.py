@@ -303,10 +303,10 @@ def test_the_whole_is_told_and_stored_and_leaves_the_model_alone(tmp_path, monke
     said = []
     probing = Probing(fit_frames=200, test_frames=100, draws=20, horizon=2)
     opened = Run(model, walks(), range(FEWEST_FIT), range(FEWEST_FIT, FEWEST_FIT + FEWEST_TEST))
-    result = probing.run(opened, lambda *words: said.append(words))
+    result = probing.run(opened, said.append)
     assert all((model.state_dict()[name] == value).all() for name, value in before.items())
     assert not any(module.training for module in model.modules())
-    assert [done for done, _, _ in said] == list(range(1, said[-1][1] + 1))
+    assert [progress.done for progress in said] == list(range(1, said[-1].total + 1))
     for row in result.variables.values():
         assert list(row.controls) == ["random encoder", "pixels", "other variables"]
         assert all(row.controls[rival].mlp for rival in ("random encoder", "pixels"))

@@ -302,15 +302,14 @@ def test_a_trained_model_stays_as_it_is_and_its_result_is_stored(small_run, tmp_
     given = open_run(small_run, device="cpu")
     before = {name: value.clone() for name, value in given.model.state_dict().items()}
     heard = []
-    found = Surprise(episodes=24, before=2, after=1, draws=50).run(
-        given, lambda *words: heard.append(words)
-    )
+    found = Surprise(episodes=24, before=2, after=1, draws=50).run(given, heard.append)
     assert all(torch.equal(value, before[name]) for name, value in given.model.state_dict().items())
     assert not given.model.training
     assert all(parameter.grad is None for parameter in given.model.parameters())
     assert found.recorded + found.played == 24
     assert found.replay.exact == 1
-    assert [words[:2] for words in heard] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert [progress.done for progress in heard] == [0, 1, 2, 3]
+    assert {progress.total for progress in heard} == {3}
     save_result(tmp_path, found, {})
     loaded, _ = load_result(tmp_path, SurpriseResult)
     assert loaded.to_json() == found.to_json()

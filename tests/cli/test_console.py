@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from lewm.cli import console
+from lewm.contracts import Progress
 
 
 def test_only_the_first_process_speaks(monkeypatch, capsys):
@@ -18,7 +19,7 @@ def test_only_the_first_process_speaks(monkeypatch, capsys):
     console.table(("a",), [("b",)])
     console.alarm("red")
     with console.Bars() as bars:
-        bars.update("stage", 1, 1)
+        bars.update(Progress("stage", 1, 1))
     assert capsys.readouterr() == ("", "")
 
 
@@ -38,9 +39,9 @@ def test_facts_join_nested_names(capsys):
 
 def test_bars_keep_note_and_alarm_until_the_next_ones(capsys):
     with console.Bars() as bars:
-        bars.update("train", 1, 3, "loss 2", "collapsed")
-        bars.update("train", 3, 3)
-        bars.update("evaluate", 5, 5)
+        bars.update(Progress("train", 1, 3, "loss 2", "collapsed"))
+        bars.update(Progress("train", 3, 3))
+        bars.update(Progress("evaluate", 5, 5))
     assert capsys.readouterr().err.splitlines() == ["train: 3/3 loss 2 collapsed", "evaluate: 5/5"]
 
 
@@ -57,10 +58,10 @@ def test_a_swallowed_ctrl_c_is_raised_again(request):
 
     before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
     with console.Bars() as bars:
-        bars.update("collect", 1, 2)
+        bars.update(Progress("collect", 1, 2))
         Swallows()
         with pytest.raises(KeyboardInterrupt):
-            bars.update("collect", 2, 2)
+            bars.update(Progress("collect", 2, 2))
     assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == (before, hook)
 
 
@@ -93,6 +94,6 @@ def test_square_brackets_are_no_markup(monkeypatch, capsys):
     terminal = Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None)
     monkeypatch.setattr(console, "_console", lambda stderr=False: terminal)
     with console.Bars() as bars:
-        bars.update(NAME, 1, 2, NAME, NAME)
+        bars.update(Progress(NAME, 1, 2, NAME, NAME))
     assert terminal.file.getvalue().count(NAME) % 3 == 0
     assert terminal.file.getvalue().count(NAME) >= 3

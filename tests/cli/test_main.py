@@ -22,6 +22,7 @@ from lewm.cli.commands import collect as collect_command
 from lewm.cli.commands import doctor
 from lewm.cli.flags import described
 from lewm.cli.main import COMMANDS, main
+from lewm.contracts import Progress
 from lewm.experiments import quickstart, recipes
 from lewm.files import read_json
 from lewm.runs import checkpoints
@@ -460,7 +461,7 @@ def test_quickstart_shows_the_result(monkeypatch, tmp_path, capsys):
     }
 
     def run(out, seed, short, report):
-        report("train", 1, 2, "loss 1", "")
+        report(Progress("train", 1, 2, "loss 1"))
         return {**result, "seed": seed, "short": short}
 
     monkeypatch.setattr(quickstart, "run", run)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 import numpy as np
 from lewm.runs.results import Result, Tables
-from lewm.runs.run import Progress, Run
+from lewm.contracts import Report, silent
+from lewm.runs.run import Run
 
 __all__ = ["Lengths", "LengthsResult"]
 
@@ -38,7 +39,7 @@ class Lengths:
     question: ClassVar[str] = "How long are held-out episodes?"
     result: ClassVar[type[Result]] = LengthsResult
 
-    def run(self, run: Run, progress: Progress = lambda *_: None) -> LengthsResult:
+    def run(self, run: Run, report: Report = silent) -> LengthsResult:
         lengths = run.episodes.lengths[list(run.test_ids)]
         return LengthsResult(int(lengths.max()), lengths)
 '''

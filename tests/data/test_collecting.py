@@ -11,7 +11,7 @@ import pytest
 from lewm import registry
 from lewm.cli.commands import collect as command
 from lewm.cli.main import main
-from lewm.contracts import WorldSpec
+from lewm.contracts import Progress, WorldSpec
 from lewm.data.collecting import collect
 from lewm.data.episodes import Episodes
 from lewm.data.readers import open_windows
@@ -116,12 +116,12 @@ def test_rows_tell_what_happened(tmp_path, name):
         3,
         seed=4,
         image_size=16,
-        progress=lambda *counts: told.append(counts),
+        report=told.append,
         **options,
     ) as data:
         world = open_world(name, 1, image_size=16, **options)
         spec = world.spec
-        assert told == [(1, 3), (2, 3), (3, 3)]
+        assert told == [Progress("collect", number, 3) for number in (1, 2, 3)]
         assert data.lengths.tolist() == [spec.max_steps + 1] * 3
         assert data.state_names == spec.state_names
         for i in range(3):
@@ -176,12 +176,12 @@ def test_an_interrupted_collection_goes_on_to_the_same_file(tmp_path, name):
     arguments = {"episodes": 7, "seed": 2, "image_size": 16}
     collect(name, tmp_path / "reference.h5", **arguments).close()
 
-    def interrupt(done, total):
-        if done == 4:
+    def interrupt(progress):
+        if progress.done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(name, tmp_path / "a.h5", **arguments, progress=interrupt, batch_size=3)
+        collect(name, tmp_path / "a.h5", **arguments, report=interrupt, batch_size=3)
     with Episodes.open(tmp_path / "a.h5") as kept:
         assert (len(kept), kept.complete) == (4, False)
     told = []
@@ -189,10 +189,10 @@ def test_an_interrupted_collection_goes_on_to_the_same_file(tmp_path, name):
         name,
         tmp_path / "a.h5",
         **arguments,
-        progress=lambda *counts: told.append(counts),
+        report=told.append,
         batch_size=2,
     ).close()
-    assert told == [(5, 7), (6, 7), (7, 7)]
+    assert told == [Progress("collect", number, 7) for number in (5, 6, 7)]
     assert_same(tmp_path / "a.h5", tmp_path / "reference.h5")
     before = (tmp_path / "a.h5").stat()
     collect(name, tmp_path / "a.h5", **arguments).close()  # complete: not touched

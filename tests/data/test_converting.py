@@ -12,6 +12,7 @@ import pytest
 
 from lewm import registry
 from lewm.cli.main import main
+from lewm.contracts import Progress
 from lewm.data import converting
 from lewm.data.converting import convert, describe, verify
 from lewm.data.episodes import Episodes
@@ -90,9 +91,9 @@ def test_every_layout_gives_the_same_episodes(layout, tmp_path):
         source,
         tmp_path / "out.h5",
         Selection(**selected),
-        progress=lambda *call: calls.append(call),
+        report=calls.append,
     ) as converted:
-        assert calls == [(1, 3), (2, 3), (3, 3)]
+        assert calls == [Progress("convert", number, 3) for number in (1, 2, 3)]
         assert converted.complete
         assert converted.lengths.tolist() == list(recordings.LENGTHS)
         assert converted.state_names == names
@@ -132,9 +133,9 @@ def test_every_layout_is_described_and_verified(layout, tmp_path):
     assert ("training" in told["missing"]) != as_it_is
     assert any("world" in lack for lack in told["missing"]["evaluation"])
     seen = []
-    found = verify(source, Selection(**selected), progress=lambda *call: seen.append(call))
+    found = verify(source, Selection(**selected), report=seen.append)
     assert found == {"episodes": 3, "steps": 20, "blank_frames": 0, "nonfinite_states": 0}
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [Progress("verify", number, 3) for number in (1, 2, 3)]
 
 
 def test_what_holds_no_actions_by_their_name_is_described_all_the_same(tmp_path):
@@ -288,12 +289,12 @@ def test_a_converted_file_keeps_what_was_known_of_it(small_data, tmp_path):
 def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch):
     source = recordings.lerobot(tmp_path / "lr", MADE, "v3.0")
 
-    def stop(done, total):
-        if done == 2:
+    def stop(progress):
+        if progress.done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(source, tmp_path / "out.h5", progress=stop)
+        convert(source, tmp_path / "out.h5", report=stop)
     with Episodes.open(tmp_path / "out.h5") as part:
         assert (len(part), part.complete) == (2, False)
     read = []

@@ -9,6 +9,7 @@ import hdf5plugin
 import numpy as np
 import pytest
 
+from lewm.contracts import Progress
 from lewm.data.episodes import Episodes, Provenance, check_fits
 from lewm.data.split import split, statistics
 
@@ -263,9 +264,9 @@ def test_verify_finds_what_opening_does_not(tmp_path):
     state[4], pixels[6], pixels[7] = np.nan, 0, 255
     done = []
     with Episodes.open(publish(tmp_path / "a.h5", state=state, pixels=pixels)) as episodes:
-        found = episodes.verify(progress=lambda *counts: done.append(counts))
+        found = episodes.verify(report=done.append)
     assert found == {"episodes": 4, "steps": 22, "blank_frames": 2, "nonfinite_states": 1}
-    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert done == [Progress("verify", number, 4) for number in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("colours", [0, 255, range(22)])

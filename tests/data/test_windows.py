@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lewm.contracts import Statistics
+from lewm.contracts import Progress, Statistics
 from lewm.data import readers as module
 from lewm.data.episodes import Episode, Episodes, Provenance
 from lewm.data.readers import Resident, Streamed, _free_device_bytes, _free_ram_bytes, open_windows
@@ -322,6 +322,6 @@ def test_resident_tells_its_progress(episodes, monkeypatch):
     Resident(
         Windows(episodes, (0, 2), T, FRAMESKIP, IDENTITY),
         2,
-        progress=lambda *counts: told.append(counts),
+        report=told.append,
     ).batch(0)
-    assert told == [(16, 36), (32, 36), (36, 36)]
+    assert told == [Progress("read", done, 36) for done in (16, 32, 36)]

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from lewm import registry
+from lewm.contracts import Progress
 from lewm.data import collecting
 from lewm.data.collecting import collect
 from lewm.data.episodes import Episodes
@@ -26,10 +27,10 @@ def test_neither_processes_nor_their_death_change_the_data(tmp_path):
     collect("two-room", tmp_path / "reference.h5", **arguments).close()
     environment = dict(os.environ)
 
-    def kill_one(done, total):
+    def kill_one(progress):
         assert len(multiprocessing.active_children()) == 2
         assert dict(os.environ) == environment
-        if done == 4:  # the next is the turn of the first process, the older one
+        if progress.done == 4:  # the next is the turn of the first process, the older one
             min(multiprocessing.active_children(), key=lambda process: process.pid).kill()
 
     with pytest.raises(
@@ -37,18 +38,18 @@ def test_neither_processes_nor_their_death_change_the_data(tmp_path):
         match=r"before its episode did \(exit code -9\)\. The complete episodes are kept",
     ):
         collect(
-            "two-room", tmp_path / "a.h5", **arguments, progress=kill_one, processes=2, batch_size=1
+            "two-room", tmp_path / "a.h5", **arguments, report=kill_one, processes=2, batch_size=1
         )
     assert multiprocessing.active_children() == []
     with Episodes.open(tmp_path / "a.h5") as kept:
         assert 4 <= len(kept) < 7
         assert not kept.complete
-        told = list(zip(range(len(kept) + 1, 8), [7] * 7))
+        told = [Progress("collect", number, 7) for number in range(len(kept) + 1, 8)]
     collect(
         "two-room",
         tmp_path / "a.h5",
         **arguments,
-        progress=lambda *counts: told.remove(counts),
+        report=told.remove,
         processes=2,
     ).close()
     assert told == []

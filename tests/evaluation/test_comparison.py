@@ -108,9 +108,9 @@ def test_sparse_recordings_leave_out_offsets_between_their_rows():
 def test_each_seed_is_played_as_if_it_were_alone_and_told_by_its_number(good):
     told = []
     protocol = Task(episodes=40)
-    pool = play(
-        protocols=[protocol], seeds=2, progress=lambda what, done, total: told.append(what)
-    )["offset 25"]
+    pool = play(protocols=[protocol], seeds=2, report=lambda progress: told.append(progress.stage))[
+        "offset 25"
+    ]
     alone = [
         good["offset 25"],
         play(protocols=[dataclasses.replace(protocol, seed=1)])["offset 25"],

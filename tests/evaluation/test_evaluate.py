@@ -295,7 +295,7 @@ def test_a_floor_that_fails_is_not_left_out(monkeypatch):
 
 def test_progress_is_told_and_never_goes_back():
     told = []
-    run(progress=lambda what, done, total: told.append((what, done, total)), floors=("do-nothing",))
+    run(report=lambda p: told.append((p.stage, p.done, p.total)), floors=("do-nothing",))
     for policy in ("agent", "do-nothing"):
         done = [step for what, step, _ in told if what == f"offset 25, {policy}"]
         assert done == sorted(set(done))

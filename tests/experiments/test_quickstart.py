@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lewm.benchmarks import planning, sigreg
-from lewm.contracts import WorldSpec
+from lewm.contracts import Progress, WorldSpec
 from lewm.evaluation.outcome import Evaluation
 from lewm.evaluation.tasks import Pairs, Task
 from lewm.experiments import pipeline, quickstart, recipes
@@ -30,8 +30,8 @@ def test_a_finished_folder_is_left_alone(tmp_path):
     write_json(tmp_path / "result.json", {"seed": 3})
     (tmp_path / "report.html").write_text("page")
     said = []
-    assert quickstart.run(tmp_path, seed=3, report=lambda *words: said.append(words)) == {"seed": 3}
-    assert said == [("report", 1, 1, "finished before", "")]
+    assert quickstart.run(tmp_path, seed=3, report=said.append) == {"seed": 3}
+    assert said == [Progress("report", 1, 1, "finished before")]
     assert (tmp_path / "report.html").read_text() == "page"
 
 
@@ -176,9 +176,11 @@ def close(a, b):
 @pytest.mark.slow
 def test_the_whole_way_and_an_interrupted_one_end_alike(tiny, tmp_path):
     stages = []
-    result = quickstart.run(
-        tmp_path / "whole", seed=1, short=True, report=lambda stage, *_: stages.append(stage)
-    )
+
+    def heard(progress):
+        stages.append(progress.stage)
+
+    result = quickstart.run(tmp_path / "whole", seed=1, short=True, report=heard)
     assert list(dict.fromkeys(stages)) == [
         *FIRST,
         "evaluate",
@@ -208,8 +210,8 @@ def test_the_whole_way_and_an_interrupted_one_end_alike(tiny, tmp_path):
     for counted in (result["success"], result["strict"]):
         assert counted["episode_low"] <= counted["rate"] <= counted["episode_high"]
 
-    def interrupt(stage, done, *_):
-        if (stage, done) == ("train", 2):
+    def interrupt(progress):
+        if (progress.stage, progress.done) == ("train", 2):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -225,7 +227,7 @@ def test_the_full_one_also_goes_to_the_other_room(tiny, monkeypatch, tmp_path):
     small = pipeline.shortened(recipes.load(quickstart.RECIPE), 20, 4, 4)
     monkeypatch.setattr(quickstart, "seeded", lambda _, seed: pipeline.seeded(small, seed))
     stages = []
-    result = quickstart.run(tmp_path, report=lambda stage, *_: stages.append(stage))
+    result = quickstart.run(tmp_path, report=lambda progress: stages.append(progress.stage))
     order = [
         *FIRST,
         "evaluate",

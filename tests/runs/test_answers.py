@@ -12,6 +12,7 @@ import pytest
 
 from lewm import registry
 from lewm.cli.main import main
+from lewm.contracts import Progress, silent
 from lewm.files import read_json, write_json
 from lewm.runs import checkpoints
 from lewm.runs.answers import ANALYSES, ARRAYS, RESULT, analyse, analyses, load_result
@@ -47,9 +48,9 @@ class Counting:
     question: ClassVar[str] = "How many frames are there?"
     result: ClassVar[type[Result]] = Counted
 
-    def run(self, run, progress=lambda *_: None):
+    def run(self, run, report=silent):
         asked.append(self)
-        progress(1, 1, "all of them")
+        report(Progress("counting", 1, 1, "all of them"))
         return Counted(self.size, len(run.episodes), np.arange(self.size))
 
 
@@ -61,7 +62,7 @@ class Refusing:
     question: ClassVar[str] = "What can nobody know?"
     result: ClassVar[type[Result]] = Counted
 
-    def run(self, run, progress=lambda *_: None):
+    def run(self, run, report=silent):
         raise Unsupported("expected what nobody has, got nothing. Give up.")
 
 
@@ -73,7 +74,7 @@ class Lacking:
     question: ClassVar[str] = "What would that package say?"
     result: ClassVar[type[Result]] = Counted
 
-    def run(self, run, progress=lambda *_: None):
+    def run(self, run, report=silent):
         raise ImportError("expected the package 'x'. Install it with: pip install x")
 
 
@@ -176,7 +177,7 @@ def test_an_answer_of_another_version_is_asked_for_anew(plugged, run, opened):
 
 def test_what_cannot_be_asked_is_said_and_the_others_are_answered(plugged, run, opened):
     seen = []
-    answers = analyse(opened, report=lambda *words: seen.append(words))
+    answers = analyse(opened, report=seen.append)
     assert isinstance(answers["counting"], Counted)
     assert isinstance(answers["refusing"], Unsupported)
     assert "pip install x" in str(answers["lacking"])
@@ -184,7 +185,7 @@ def test_what_cannot_be_asked_is_said_and_the_others_are_answered(plugged, run, 
     assert "Give up." in refusal["why"]
     assert not (run / ANALYSES / "refusing" / RESULT).exists()
     for name in answers:  # every bar begins and ends
-        assert {done for stage, done, *_ in seen if stage == name} >= {0, 1}
+        assert {progress.done for progress in seen if progress.stage == name} >= {0, 1}
 
 
 def test_an_unknown_analysis_is_refused_with_the_nearest(plugged, run, opened):

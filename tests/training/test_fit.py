@@ -242,10 +242,10 @@ def test_progress_is_told_and_settings_are_checked(walked):
         head_of(TemporalConfig(hidden_dim=16)),
         *walked,
         replace(QUICK, updates=10),
-        lambda *words: told.append(words),
+        told.append,
     )
-    assert [words[:2] for words in told] == [(n, 10) for n in range(1, 11)]
-    assert told[-1][2].startswith("loss ")
+    assert [(progress.done, progress.total) for progress in told] == [(n, 10) for n in range(1, 11)]
+    assert told[-1].note.startswith("loss ")
     for wrong in ({"updates": 0}, {"reach": 0}, {"warmup": 1.0}, {"learning_rate": -1.0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} "):
             FittingConfig(**wrong)

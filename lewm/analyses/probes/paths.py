@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import WorldModel
+from lewm.contracts import Progress, Report, WorldModel, silent
 from lewm.data.episodes import Episodes
 from lewm.models.nn.frozen import device_of, encode
-from lewm.training.hindsight import Progress, rows_of_block
+from lewm.training.hindsight import rows_of_block
 
 __all__ = ["Paths", "encode_paths"]
 
@@ -72,7 +72,7 @@ class Paths:
 
 
 def encode_paths(
-    model: WorldModel, episodes: Episodes, ids: Sequence[int], progress: Progress = lambda *_: None
+    model: WorldModel, episodes: Episodes, ids: Sequence[int], report: Report = silent
 ) -> Paths:
     """Encode every frame of some episodes that is a whole number of action blocks from its
     beginning.
@@ -98,7 +98,7 @@ def encode_paths(
         )
         pixels = torch.from_numpy(episodes.rows("pixels", rows[-1])).permute(0, 3, 1, 2)[:, None]
         latents.append(encode(model, pixels)[:, 0].float())
-        progress("encode", done, len(ids), "")
+        report(Progress("encode", done, len(ids)))
     return Paths(
         latents=torch.cat(latents),
         blocks=spec.statistics.normalise_actions(torch.from_numpy(np.concatenate(blocks))).to(

@@ -81,7 +81,7 @@ def run(
         module = importlib.import_module(f"{benchmarks.__name__}.{known[name]}")
         if runs:
             with console.Bars() as bars:
-                result = module.run(quick, runs, pairs, only, out, offsets, progress=bars.update)
+                result = module.run(quick, runs, pairs, only, out, offsets, report=bars.update)
             results.append(result)
             console.table(
                 result["columns"], result["rows"], 2, title=f"{result['name']}: {result['what']}"

@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction
 
 from lewm.cli import console
+from lewm.contracts import Progress
 from lewm.data import collecting
 from lewm.data.episodes import Episodes
 from lewm.files import write_json
@@ -63,10 +64,10 @@ def run(
     options = _options(option) | ({} if look == "published" else {"look": look})
     recorded = False
 
-    def report(done: int, total: int) -> None:
+    def report(progress: Progress) -> None:
         nonlocal recorded
         recorded = True
-        bars.update("collect", done, total)
+        bars.update(progress)
 
     try:
         with console.Bars() as bars:
@@ -78,7 +79,7 @@ def run(
                 seed=seed,
                 batch_size=together,
                 image_size=image_size,
-                progress=report,
+                report=report,
                 compression=compression,
                 every=every,
                 processes=processes,

@@ -1,6 +1,7 @@
 """`lewm data`: what is in recordings, are they sound, and how do they become an episode file?"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import tyro
 from tyro.conf import Positional
 
 from lewm.cli import console
+from lewm.contracts import Progress
 from lewm.data import converting
 from lewm.data.archives import MAX_EXPANSION
 from lewm.data.episodes import Episodes
@@ -51,10 +53,10 @@ def run(
                     found[file] = converting.describe(file)
                 else:
 
-                    def report(done: int, total: int, stage: str = Path(file).name) -> None:
-                        bars.update(stage, done, total)
+                    def report(progress: Progress, stage: str = Path(file).name) -> None:
+                        bars.update(replace(progress, stage=stage))
 
-                    found[file] = {**converting.verify(file, progress=report), "sound": True}
+                    found[file] = {**converting.verify(file, report=report), "sound": True}
         except ValueError as error:
             found[file] = {"error": str(error)}
         else:
@@ -115,10 +117,10 @@ def convert(
     )
     converted = False
 
-    def report(done: int, total: int) -> None:
+    def report(progress: Progress) -> None:
         nonlocal converted
         converted = True
-        bars.update("convert", done, total)
+        bars.update(progress)
 
     try:
         with console.Bars() as bars:

@@ -49,9 +49,7 @@ def run(
     else:
         opened = open_run(run, data, device)
         with console.Bars() as bars:
-            result = Economy(seed=seed).run(
-                opened, lambda done, total, note: bars.update("measure", done, total, note)
-            )
+            result = Economy(seed=seed).run(opened, bars.update)
     for caption, rows in result.tables().items():
         in_words = "remark" in rows[0]
         console.table(

@@ -2,7 +2,7 @@
 
 import string
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from lewm import registry
 from lewm.cli import console
-from lewm.contracts import Batched
+from lewm.contracts import Batched, Progress
 from lewm.evaluation.comparison import (
     COMPARISON_COLUMNS,
     SPREAD_COLUMNS,
@@ -120,15 +120,13 @@ def run(
     with console.Bars() as bars:
         for label, each, config, unseen in zip(labels, opened, configs, heldout, strict=True):
 
-            def progress(
-                what: str, done: int, total: int, who: str = f"{label}: " if label else ""
-            ) -> None:
-                bars.update(who + what, done, total)
+            def report(progress: Progress, who: str = f"{label}: " if label else "") -> None:
+                bars.update(replace(progress, stage=who + progress.stage))
 
             like = suites[0] if same_pairs and suites else None
             world = each.world(min(together or _suitable(each), episodes))
             played = (each.model, config, world, each.episodes, unseen, protocols)
-            suites.append(evaluate_suite(*played, progress=progress, seeds=seeds, like=like))
+            suites.append(evaluate_suite(*played, report=report, seeds=seeds, like=like))
             if not suites[-1].evaluations:
                 raise ValueError(" ".join(dict.fromkeys(suites[-1].omitted.values())))
 

@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from lewm.analyses.probes.ridge import steady_probe
 from lewm.analyses.probes.targets import readings_of
 from lewm.cli import console
-from lewm.contracts import World, WorldSpec
+from lewm.contracts import Progress, World, WorldSpec
 from lewm.evaluation.recordings import Recording, record_episodes
 from lewm.evaluation.tasks import Pairs, Task, draw_pairs, place
 from lewm.files import write_json
@@ -125,7 +125,7 @@ def _drive(
                         pixels, goal_pixels[0], d.states, goal, d.actions, d.success_step, replans
                     )
                 )
-            bars.update("drive", number, len(pairs))
+            bars.update(Progress("drive", number, len(pairs)))
     return drives, recordings
 
 
@@ -174,7 +174,7 @@ def _animate(recordings: Sequence[Recording], budget: int, view: View | None, ou
     with console.Bars() as bars:
         for number, recording in enumerate(recordings, 1):
             frames += draw_episode(recording, budget, view)
-            bars.update("draw", number, len(recordings))
+            bars.update(Progress("draw", number, len(recordings)))
     save_animation(frames, out)
 
 

@@ -11,6 +11,7 @@ import lewm
 from lewm import registry
 from lewm.cli import console
 from lewm.cli.flags import described
+from lewm.contracts import Progress
 from lewm.experiments import recipes
 from lewm.experiments.experiment import Experiment
 from lewm.experiments.steps import world_of
@@ -18,11 +19,6 @@ from lewm.files import read_json, write_json
 from lewm.planning.config import describe_planning
 from lewm.runs import checkpoints
 from lewm.training.train import train
-from lewm.training.watch import Progress
-
-NOT_ON_THE_BAR = {"update", "gradient_norm", "learning_rate", "seconds", "updates_per_second"}
-"""Metrics that a progress bar leaves out: it shows the loss, its terms, and how spread the latents
-are."""
 
 
 def main(words: Sequence[str]) -> None:
@@ -74,22 +70,14 @@ def _command(recipe: Experiment) -> Callable[..., None]:
             )
         origin = {"recipe": recipe.recipe, "world": known, "lewm": lewm.__version__}
         planning = describe_planning(recipe.planning)
-        resumed: int | None = None
+        trained = False
 
         def report(progress: Progress) -> None:
-            nonlocal resumed
-            if progress.stage != "train":
-                bars.update(progress.stage, progress.update, progress.total)
-                return
-            if resumed is None and progress.resumed:
-                console.say(f"going on from update {progress.resumed} of {out}")
-            resumed = progress.resumed
-            logged = [
-                f"{name} {value:.3g}"
-                for name, value in progress.metrics.items()
-                if name not in NOT_ON_THE_BAR
-            ]
-            bars.update("train", progress.update, progress.total, "  ".join(logged), progress.alarm)
+            nonlocal trained
+            trained = trained or progress.stage == "train"
+            if trained and progress.note and not progress.metrics:
+                console.say(f"{progress.note} of {out}")  # where it goes on
+            bars.update(progress)
 
         try:
             with console.Bars() as bars:
@@ -107,7 +95,7 @@ def _command(recipe: Experiment) -> Callable[..., None]:
             raise KeyboardInterrupt(
                 kept or "It had no checkpoint yet: the same command begins anew."
             ) from None
-        if resumed is None:
+        if not trained:
             console.say(f"nothing to do: {out} was trained before")
         metrics = checkpoints.metrics(out)[-1]
         alarm = metrics.pop("alarm", "")
