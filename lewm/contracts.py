@@ -13,8 +13,11 @@ they become float inside a model and nowhere else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Real
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -72,16 +75,27 @@ class Statistics:
     Attributes:
         pixel_mean, pixel_std: three numbers each, per colour channel, of pixels scaled to [0, 1].
         action_mean, action_std: one number per action dimension `a`, in the env's units.
+        action_low, action_high: least and largest recorded, likewise; empty where nobody counted.
+            Equal where the data never vary, which then have the std 1.
     """
 
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     action_mean: tuple[float, ...]
     action_std: tuple[float, ...]
+    action_low: tuple[float, ...] = ()
+    action_high: tuple[float, ...] = ()
 
     @property
     def action_dim(self) -> int:
         return len(self.action_mean)
+
+    @property
+    def fixed_actions(self) -> tuple[bool, ...]:
+        """Per action dimension, whether the data never vary in it: it has always been the mean."""
+        if not self.action_low:
+            return (False,) * self.action_dim
+        return tuple(a == b for a, b in zip(self.action_low, self.action_high, strict=True))
 
     def normalise_actions(self, actions: Tensor) -> Tensor:
         """Z-score env actions; (..., n*a) holds n steps side by side. NaN, the published end mark,
@@ -198,9 +212,10 @@ class Losses:
     watching.
 
     `total` is what is differentiated: the weighted sum of `terms` (weight 1 where none is given).
-    `watch` holds detached scalars that take no part in it. `latents`, (..., D) and detached, are
-    those of the batch: a training looks now and then at how far they spread, which would cost too
-    much at every update.
+    `watch` holds detached scalars that take no part in it. `latents`, (B, T, D) and detached, are
+    those of the batch: a training looks now and then at how far they spread and at what copying the
+    last frame would err, which would cost too much at every update. A term named "prediction" is
+    compared with that.
     """
 
     terms: dict[str, Tensor]
@@ -576,3 +591,63 @@ def require(role: type, thing: object, name: str) -> None:
             f"expected {name} to fill the role `lewm.contracts.{role.__name__}`, got "
             f"{thing!r:.80} without {listed}. Add what is missing; the role says what it does."
         )
+
+
+# ----------------------------------------------------------------------------------------- settings
+
+MOST, SEEDS = 10**9, 2**63
+"""The largest whole number that a setting may have, and the first that is no seed."""
+
+NONE: Mapping[str, float] = MappingProxyType({})
+
+
+def check_numbers(
+    config: Any,
+    least: Mapping[str, float] = NONE,
+    most: Mapping[str, float] = NONE,
+    above: Mapping[str, float] = NONE,
+    below: Mapping[str, float] = NONE,
+) -> None:
+    """Refuse settings of which nothing can be made, before any work begins.
+
+    Every number of a config must be finite and 0 or more, a whole one at most `MOST`, a seed below
+    2^63. A field that is None is left alone.
+
+    Args:
+        config: a dataclass; of its fields those are looked at that are declared as numbers.
+        least, most, above, below: bounds of single fields, the first two included. A field whose
+            `most` is infinity may be infinite.
+
+    Raises:
+        ValueError: one is out of its bounds, or no number.
+    """
+    for each in fields(config):
+        name, value, kind = each.name, getattr(config, each.name), str(each.type)
+        if not kind.startswith(("int", "float", "tuple[int", "tuple[float")) or value is None:
+            continue
+        low, high = least.get(name, 0), most.get(name, MOST if "int" in kind else math.inf)
+        if name.endswith("seed"):
+            high = SEEDS - 1
+        for number in value if isinstance(value, tuple) else (value,):
+            _check_kind(name, number, "int" in kind, endless=most.get(name) == math.inf)
+            if number < low:
+                wanted = f"at least {low}" if low else "0 or more: it must not be negative"
+                raise ValueError(f"{name} must be {wanted}, got {number}. Raise {name}.")
+            if number > high:
+                raise ValueError(f"{name} must be at most {high}, got {number}. Lower {name}.")
+            if name in above and not number > above[name]:
+                raise ValueError(f"{name} must be above {above[name]}, got {number}. Raise {name}.")
+            if name in below and not number < below[name]:
+                raise ValueError(f"{name} must be below {below[name]}, got {number}. Lower {name}.")
+
+
+def _check_kind(name: str, number: Any, whole: bool, endless: bool) -> None:
+    """Refuse what is no number, or, unless it may be `endless`, none that is finite."""
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, Real)
+        or not (math.isfinite(number) or (endless and number == math.inf))
+        or (whole and math.floor(number) != number)
+    ):
+        wanted = "a whole number" if whole else "a finite number"
+        raise ValueError(f"{name} must be {wanted}, got {number!r}. Give {name} as one.")

@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import Progress, Report, WorldModel, silent
+from lewm.contracts import Progress, Report, WorldModel, check_numbers, silent
 from lewm.data.episodes import Episodes
 from lewm.models.nn.decoder import Decoder, Patches
 from lewm.models.nn.frozen import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
@@ -315,6 +315,10 @@ class Decoding:
     name: ClassVar[str] = "decoding"
     question: ClassVar[str] = "What does a latent look like, and what does the model imagine?"
     result: ClassVar[type[Result]] = DecodingResult
+
+    def __post_init__(self) -> None:
+        least = {each.name: 1 for each in fields(self)}
+        check_numbers(self, least | {"frames": 2, "learning_rate": 0, "seed": 0})
 
     def run(self, run: Run, report: Report = silent) -> DecodingResult:
         """Learn to draw, and measure it on episodes that neither model nor decoder saw.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lewm.analyses.probes.paths import Paths, encode_paths
-from lewm.contracts import Report, WorldModel, silent
+from lewm.contracts import Report, WorldModel, check_numbers, silent
 from lewm.data.episodes import Episodes
 from lewm.models.nn import losses
 from lewm.models.nn.frozen import device_of, encode
@@ -335,6 +335,9 @@ class Geometry:
     )
     result: ClassVar[type[Result]] = GeometryResult
 
+    def __post_init__(self) -> None:
+        check_numbers(self, least={each.name: 1 for each in fields(self)} | {"seed": 0})
+
     def run(self, run: Run, report: Report = silent) -> GeometryResult:
         """Measure straightness, isotropy, costs against steps-to-go, and open-loop error.
 
@@ -600,7 +603,7 @@ class Geometry:
         }
 
     def _interval(self, values: np.ndarray, groups: np.ndarray) -> Interval:
-        return bootstrap_mean(values, groups, seed=self.seed)
+        return bootstrap_mean(values, groups, self.draws, seed=self.seed)
 
 
 def _states(episodes: Episodes, paths: Paths) -> np.ndarray:

@@ -19,7 +19,16 @@ import torch
 from lewm.analyses.probes.attempts import in_places
 from lewm.analyses.probes.ridge import steady_probe
 from lewm.analyses.probes.targets import readings_of
-from lewm.contracts import Objective, Progress, Report, Solver, World, WorldModel, silent
+from lewm.contracts import (
+    Objective,
+    Progress,
+    Report,
+    Solver,
+    World,
+    WorldModel,
+    check_numbers,
+    silent,
+)
 from lewm.data.episodes import Episodes
 from lewm.evaluation.recordings import Recording, record_episodes
 from lewm.evaluation.tasks import Pairs, Task, Unavailable, draw_pairs, padded, place
@@ -180,6 +189,11 @@ class Planning:
     name: ClassVar[str] = "planning"
     question: ClassVar[str] = "Does what the model imagines of its plans come true?"
     result: ClassVar[type[Result]] = PlanningResult
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            self, least={"pairs": 1, "offset": 1, "clips": 1, "fit_frames": 2, "draws": 1}
+        )
 
     def run(self, run: Run, report: Report = silent) -> PlanningResult:
         """Make plans, carry them out, and compare.

@@ -32,7 +32,7 @@ from lewm.analyses.probes.targets import (
     standardised,
     state_targets,
 )
-from lewm.contracts import Described, Progress, Report, WorldModel, silent
+from lewm.contracts import Described, Progress, Report, WorldModel, check_numbers, silent
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
 from lewm.runs import checkpoints
 from lewm.runs.results import Interval, Result, Tables, interval
@@ -251,6 +251,9 @@ class Probing:
         "What of the true state can be read from a latent, and from a predicted one?"
     )
     result: ClassVar[type[Result]] = ProbingResult
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"fit_frames": 2, "test_frames": 1, "horizon": 1, "draws": 1})
 
     def run(self, run: Run, report: Report = silent) -> ProbingResult:
         """Probe every state variable.

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import Progress, Report, World, WorldModel, WorldSpec, silent
+from lewm.contracts import Progress, Report, World, WorldModel, WorldSpec, check_numbers, silent
 from lewm.data.episodes import check_fits
 from lewm.models.nn.frozen import FRAMES_AT_ONCE, device_of, encode, require_evaluation_mode
 from lewm.runs.results import Interval, Result, Tables, defined, interval
@@ -223,6 +223,9 @@ class Surprise:
     name: ClassVar[str] = "surprise"
     question: ClassVar[str] = "Is the model surprised by what cannot happen?"
     result: ClassVar[type[Result]] = SurpriseResult
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"episodes": 1, "before": 1, "draws": 1}, most={"turn": 1})
 
     def run(self, run: Run, report: Report = silent) -> SurpriseResult:
         """Measure the surprise of frames around edits: the squared error of the predicted latent,

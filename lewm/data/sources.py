@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lewm import registry
+from lewm.contracts import check_numbers
 from lewm.data.archives import MAX_EXPANSION, is_archive, unpack
 from lewm.data.provenance import Provenance
 from lewm.files import fetch
@@ -99,8 +100,7 @@ class Selection:
     def __post_init__(self) -> None:
         if self.crop is not None:
             registry.choose("crop", self.crop, CROPS)
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"expected an image size of at least 1, got {self.image_size}.")
+        check_numbers(self, least={"image_size": 1, "max_expansion": 1}, most={"image_size": 10**4})
 
 
 @contextmanager

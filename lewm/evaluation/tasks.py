@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lewm.contracts import World
+from lewm.contracts import World, check_numbers
 from lewm.data.episodes import Episodes, check_fits
 from lewm.worlds.kit.gym import GymWorld
 
@@ -57,9 +57,7 @@ class Task:
     across: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("offset", "budget", "episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_numbers(self, least={"offset": 1, "budget": 1, "episodes": 1})
 
     @classmethod
     def along(cls, offset: int = 25, episodes: int = 200, seed: int = 0) -> Task:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lewm.contracts import check_numbers
 from lewm.models.lewm import LeWMConfig
 from lewm.planning.config import PlanningConfig
 from lewm.training.config import TrainingConfig
@@ -31,6 +32,9 @@ class CollectionConfig:
     compression: str | None = None
     every: int = 1
     max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"episodes": 1, "every": 1, "max_steps": 1})
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,17 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lewm import devices
-from lewm.contracts import Batch, DataSpec, Losses, Rollout
+from lewm.contracts import Batch, DataSpec, Losses, Rollout, check_numbers
 from lewm.models.nn import engine, losses
 from lewm.models.nn.frozen import require_evaluation_mode
 from lewm.models.nn.layers import ActionEncoder, Predictor, Projector, ViT
 from lewm.models.nn.sigreg import draw_directions, sigreg
+from lewm.registry import choose
 
 __all__ = ["LeWMConfig", "LeWM"]
+
+MOST_WEIGHTS = 10**10
+"""Of a model, five hundred times as many as the paper's has: more is a slip of the hand."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +82,48 @@ class LeWMConfig:
     zero_modulation: bool = True
 
     def __post_init__(self) -> None:
-        if self.position not in ("learned", "sincos"):
-            raise ValueError(f"position must be 'learned' or 'sincos', got '{self.position}'.")
-        if self.context < 1:
-            raise ValueError(f"context is a number of frames, at least 1, got {self.context}.")
-        if self.sigreg_weight < 0:
+        choose("position", self.position, ("learned", "sincos"))
+        choose("stem", self.stem, ("patch", "conv"))
+        sizes = [
+            *("patch_size", "encoder_width", "encoder_depth", "encoder_heads", "latent_dim"),
+            *("projector_dim", "context", "predictor_width", "predictor_depth"),
+            *("predictor_heads", "predictor_head_dim", "predictor_mlp_dim", "sigreg_slices"),
+        ]
+        depths = {"encoder_depth": 1000, "predictor_depth": 1000, "context": 10_000}
+        check_numbers(
+            self,
+            least=dict.fromkeys(sizes, 1) | {"sigreg_knots": 2},
+            most=dict.fromkeys(sizes, 10**6) | depths | {"sigreg_knots": 1000},
+            below={"dropout": 1},
+        )
+        if self.encoder_width % self.encoder_heads:
             raise ValueError(
-                f"sigreg_weight (lambda) must not be negative, got {self.sigreg_weight}."
+                f"heads must divide the encoder's width, got {self.encoder_heads} and "
+                f"{self.encoder_width}. Change one of the two."
             )
+        if self.weights_about > MOST_WEIGHTS:
+            raise ValueError(
+                f"expected a model of at most {MOST_WEIGHTS:.0e} weights, got sizes that make "
+                f"about {self.weights_about:.0e}. Lower its widths, depths or slices."
+            )
+
+    @property
+    def weights_about(self) -> int:
+        """How many numbers the largest of its matrices hold together, SIGReg's directions
+        included."""
+        w, p, inner = (
+            self.encoder_width,
+            self.predictor_width,
+            self.predictor_heads * self.predictor_head_dim,
+        )
+        pixels = 3 * (self.patch_size * (1 + self.overlap)) ** 2
+        return (
+            w * pixels
+            + self.encoder_depth * 12 * w**2
+            + self.predictor_depth * (6 * p**2 + 4 * p * inner + 2 * p * self.predictor_mlp_dim)
+            + self.projector_dim * (w + p + 2 * self.latent_dim)
+            + self.latent_dim * (self.context + p + self.sigreg_slices)
+        )
 
     @classmethod
     def paper(cls) -> LeWMConfig:

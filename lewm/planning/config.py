@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from torch import nn
 
 from lewm import registry
-from lewm.contracts import Headed, Objective, Refining, Solver
+from lewm.contracts import Headed, Objective, Refining, Solver, check_numbers
 
 __all__ = [
     "attach",
@@ -157,13 +157,14 @@ class PlanningConfig:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.receding <= self.horizon:
+        check_numbers(
+            self,
+            least={"horizon": 1, "receding": 1},
+            most={"horizon": 10**4},
+            above={"initial_std": 0},  # without spread there is no search
+        )
+        if self.receding > self.horizon:
             raise ValueError(
                 "receding (blocks executed per plan) must lie between 1 and "
-                f"horizon={self.horizon}, got {self.receding}."
-            )
-        if self.initial_std <= 0:
-            raise ValueError(
-                f"initial_std must be positive, got {self.initial_std}: without spread there is "
-                "no search."
+                f"horizon={self.horizon}, got {self.receding}. Lower it, or plan further ahead."
             )

@@ -7,13 +7,14 @@ solver adds is how it samples and how it refits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from lewm.contracts import Box, Cost, Plan
+from lewm.contracts import Box, Cost, Plan, check_numbers
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,20 @@ class Search:
         some, all_ = elites.valid.any(dim=1), elites.valid.all(dim=1)
         self.mean = torch.where(_whole(self.running & some), self._box.clamp(mean), self.mean)
         self.std = torch.where(_whole(self.running & all_), std, self.std)
-        self.finish(self.std.mean(dim=(1, 2)))
+        self.finish(self.std)
 
-    def finish(self, spread: Tensor) -> None:
-        """Finish the environments whose (B,) `spread` is below `stop_spread`."""
-        self.running = self.running & ~(spread < self._stop_spread)
+    def finish(self, sizes: Tensor) -> None:
+        """Finish the environments whose spread is below `stop_spread`.
+
+        Args:
+            sizes: (B, ..., A), whose mean is the spread. A dimension in which the box leaves no
+                choice does not count: it says nothing of how far the search is.
+        """
+        if not self._stop_spread:
+            return
+        free = self._box.low < self._box.high
+        some = sizes[..., free] if bool(free.any()) and not bool(free.all()) else sizes
+        self.running = self.running & ~(some.flatten(1).mean(dim=1) < self._stop_spread)
 
     @property
     def finished(self) -> bool:
@@ -185,27 +195,23 @@ def coloured(white: Tensor, exponent: float) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(white, dim=-2) * gain, n=length, dim=-2)
 
 
-def check_sizes(
-    num_candidates: int, num_iterations: int, stop_spread: float, num_elites: int | None = None
-) -> None:
+def check_sizes(solver: Any, **bounds: Mapping[str, float]) -> None:
     """Refuse sizes that make no search, with a ValueError.
 
     Args:
-        num_elites: for solvers that estimate a spread from them, which takes two.
+        solver: of it `num_candidates`, `num_iterations` and, where it estimates a spread from them,
+            `num_elites`.
+        bounds: of its other settings, as for `contracts.check_numbers`.
     """
-    if num_candidates < 1:
-        raise ValueError(f"num_candidates must be at least 1, got {num_candidates}.")
-    if num_iterations < 1:
-        raise ValueError(f"num_iterations must be at least 1, got {num_iterations}.")
-    if num_elites is not None and not 2 <= num_elites <= num_candidates:
+    sizes = {"num_candidates": 1, "num_iterations": 1, "num_elites": 2}
+    largest = {"num_candidates": 10**7, "num_iterations": 10**6}
+    least = sizes | dict(bounds.pop("least", {}))
+    check_numbers(solver, least, largest | dict(bounds.pop("most", {})), **bounds)
+    elites = getattr(solver, "num_elites", 0)
+    if elites > solver.num_candidates:
         raise ValueError(
-            f"num_elites must lie between 2 and num_candidates={num_candidates}, got {num_elites}. "
-            "A tenth of the candidates is usual."
-        )
-    if not stop_spread >= 0:
-        raise ValueError(
-            f"stop_spread is a standard deviation and must not be negative, got {stop_spread}. 0 "
-            "never stops early."
+            f"num_elites must lie between 2 and num_candidates={solver.num_candidates}, got "
+            f"{elites}. A tenth of the candidates is usual."
         )
 
 

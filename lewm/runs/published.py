@@ -151,7 +151,7 @@ def build(published: Published, action_mean: Iterable[float], action_std: Iterab
             finite or of a shape that does not fit (up to ten are named); or the action blocks are
             no multiple of the statistics' actions.
     """
-    config, image_size, block_dim = _sizes(published)
+    sizes, image_size, block_dim = _sizes(published)
     statistics = Statistics(
         IMAGENET_MEAN, IMAGENET_STD, tuple(map(float, action_mean)), tuple(map(float, action_std))
     )
@@ -167,6 +167,7 @@ def build(published: Published, action_mean: Iterable[float], action_std: Iterab
             "Take those of the training data",
         )
     try:
+        config = registry.load("models", "lewm")(**sizes)
         model = config.build(DataSpec(image_size, frameskip, statistics))
     except ValueError as error:
         raise _unfit(
@@ -179,9 +180,9 @@ def build(published: Published, action_mean: Iterable[float], action_std: Iterab
     return model.eval()
 
 
-def _sizes(published: Published) -> tuple[Any, int, int]:
-    """Our config, the image size and A, from config.json and the tensors, which must agree where
-    both speak."""
+def _sizes(published: Published) -> tuple[dict[str, Any], int, int]:
+    """Settings of our config, the image size and A, from config.json and the tensors, which must
+    agree where both speak."""
     path, tensors = published.path.with_name(CONFIG), published.tensors
     try:
         stated = stated_sizes(published.config)
@@ -222,23 +223,23 @@ def _sizes(published: Published) -> tuple[Any, int, int]:
             )
         return value
 
-    config = registry.load("models", "lewm")(
-        patch_size=size("encoder.patch_size"),
-        encoder_width=size("encoder.hidden_size"),
-        encoder_depth=size("encoder.num_hidden_layers"),
-        encoder_heads=size("encoder.num_attention_heads"),
-        latent_dim=size("predictor.input_dim"),
-        projector_dim=size("projector.hidden_dim"),
-        context=size("predictor.num_frames"),
+    sizes = {
+        "patch_size": size("encoder.patch_size"),
+        "encoder_width": size("encoder.hidden_size"),
+        "encoder_depth": size("encoder.num_hidden_layers"),
+        "encoder_heads": size("encoder.num_attention_heads"),
+        "latent_dim": size("predictor.input_dim"),
+        "projector_dim": size("projector.hidden_dim"),
+        "context": size("predictor.num_frames"),
         # a published predictor of another width has maps that ours has not
-        predictor_width=size("predictor.input_dim"),
-        predictor_depth=size("predictor.depth"),
-        predictor_heads=size("predictor.heads"),
-        predictor_head_dim=size("predictor.dim_head"),
-        predictor_mlp_dim=size("predictor.mlp_dim"),
-        dropout=float(known.get("predictor.dropout", 0.0)),
-    )
-    return config, size("encoder.image_size"), size("action_encoder.input_dim")
+        "predictor_width": size("predictor.input_dim"),
+        "predictor_depth": size("predictor.depth"),
+        "predictor_heads": size("predictor.heads"),
+        "predictor_head_dim": size("predictor.dim_head"),
+        "predictor_mlp_dim": size("predictor.mlp_dim"),
+        "dropout": float(known.get("predictor.dropout", 0.0)),
+    }
+    return sizes, size("encoder.image_size"), size("action_encoder.input_dim")
 
 
 def _our_tensors(published: Published, own: Mapping[str, Tensor]) -> dict[str, Tensor]:

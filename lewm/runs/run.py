@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
 
 import numpy as np
-import torch
 from torch import nn
 
 from lewm import registry
 from lewm.contracts import Report, World, WorldModel, WorldSpec
 from lewm.data.episodes import Episodes, check_fits
+from lewm.devices import device_named
 from lewm.files import read_json
 from lewm.planning.agent import Agent
 from lewm.planning.changes import PlanningChanges
@@ -232,13 +232,11 @@ def open_run(
     Raises:
         ValueError: not a run, damaged, or episodes that do not fit the model; the file is named.
     """
-    path = Path(path)
+    path, where = Path(path), device_named(device)
     source = path / checkpoints.EXPERIMENT
     experiment = read_json(source)
     training = _training_of(experiment, source)
-    model = checkpoints.load(
-        path, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    )
+    model = checkpoints.load(path, where)
     heads = {name: load_head(path, name, model) for name in head_names(path)}
     file = data or training.path
     episodes: Any

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from lewm.contracts import check_numbers
 from lewm.registry import choose
 
 CONDUCT = ("batches", "workers", "log_every", "checkpoint_every", "tensorboard")
@@ -78,36 +78,20 @@ class TrainingConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        choose("accelerator", self.accelerator, ("auto", "cpu", "cuda", "gpu", "mps", "tpu"))
         choose("precision", self.precision, ("auto", "32-true", "bf16-mixed"))
         choose("way to read batches", self.batches, ("auto", "resident", "streamed"))
-        least = {
-            "updates": 1,
-            "epochs": 0,
-            "batch_size": 1,
-            "window": 2,
-            "frameskip": 1,
-            "devices": 1,
-            "workers": 0,
-            "seed": 0,
-        }
-        least |= {"learning_rate": 0, "warmup": 0, "weight_decay": 0, "clip": 0, "holdout": 0}
-        least |= {"log_every": 1, "checkpoint_every": 1, "recalibration": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and not value >= bound:
-                raise ValueError(f"{name} must be at least {bound}, got {value}.")
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise ValueError(
-                f"minutes is a time budget and must be above 0, got {self.minutes}. Leave it out "
-                "for no limit."
-            )
-        for name in ("warmup", "holdout"):
-            if not getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is a share and must be below 1, got {getattr(self, name)}."
-                )
+        often = {"log_every": 1, "checkpoint_every": 1, "recalibration": 1}
+        check_numbers(
+            self,
+            least={"updates": 1, "batch_size": 1, "window": 2, "frameskip": 1, "devices": 1}
+            | often,
+            most={"batch_size": 10**6, "window": 10**4, "workers": 10**3, "devices": 10**4},
+            above={"minutes": 0, "epochs": 0},
+            below={"warmup": 1, "holdout": 1},
+        )
         if self.batch_size % self.devices:
             raise ValueError(
                 f"batch_size is shared by all devices: it must be divisible by {self.devices}, "
-                f"got {self.batch_size}."
+                f"got {self.batch_size}. Choose a multiple of {self.devices}."
             )

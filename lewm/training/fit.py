@@ -18,7 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from lewm import registry
-from lewm.contracts import Distance, Head, Hindsight, Progress, Report, WorldModel, require, silent
+from lewm.contracts import (
+    Distance,
+    Head,
+    Hindsight,
+    Progress,
+    Report,
+    WorldModel,
+    check_numbers,
+    require,
+    silent,
+)
 from lewm.data.episodes import Episodes
 from lewm.devices import deterministic
 from lewm.models.nn.frozen import device_of
@@ -66,20 +76,12 @@ class FittingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {
-            "updates": 1,
-            "batch_size": 1,
-            "learning_rate": 0,
-            "warmup": 0,
-            "weight_decay": 0,
-            "clip": 0,
-            "reach": 1,
-        }
-        for name, bound in {**least, "max_frames": 2, "seed": 0}.items():
-            if not getattr(self, name) >= bound:
-                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}.")
-        if not self.warmup < 1:
-            raise ValueError(f"warmup is a share and must be below 1, got {self.warmup}.")
+        check_numbers(
+            self,
+            least={"updates": 1, "batch_size": 1, "reach": 1, "max_frames": 2},
+            most={"batch_size": 10**7},
+            below={"warmup": 1},
+        )
 
 
 def descend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,12 @@ precision was decided."""
 def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
     """Start what a training runs on: the launched Fabric, and its precision, which is a run's own
     once it is decided."""
+    if config.devices > 1 and hasattr(sys, "ps1"):  # Fabric would start them as scripts
+        raise ValueError(
+            f"expected one device in a notebook or an interactive Python, got {config.devices}: "
+            "it is no script that several processes could run. Train with devices=1, or in a cell "
+            f"with: !lewm train ... --training.devices {config.devices}"
+        )
     loggers: Any = []
     if config.tensorboard:
         from lightning_fabric.loggers import TensorBoardLogger

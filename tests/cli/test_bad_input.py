@@ -108,7 +108,7 @@ def test_values_of_the_wrong_type(capsys):
     ("flags", "fragment"),
     [
         (["--training.batch-size=0"], "batch_size must be at least 1"),
-        (["--training.holdout=1.5"], "holdout is a share and must be below 1, got 1.5"),
+        (["--training.holdout=1.5"], "holdout must be below 1, got 1.5"),
         (["--training.batches=streming"], "Did you mean 'streamed'"),
         (["--training.precision=bf61"], "bf61"),
         (["--training.window=60"], "observations or more"),

@@ -139,7 +139,7 @@ def test_a_budget_that_is_too_short_says_how_long_one_takes(
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
 def test_no_time_is_no_budget(small_data, tmp_path, minutes, capsys):
     assert main(train_command(small_data, tmp_path / "run", f"--training.minutes={minutes}")) == 2
-    assert "minutes is a time budget and must be above 0" in capsys.readouterr().err
+    assert "minutes must be " in capsys.readouterr().err
 
 
 def test_every_table_names_the_budget(budgeted, capsys):

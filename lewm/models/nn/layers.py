@@ -193,8 +193,8 @@ class ViT(nn.Module):
     is a second guard (docs/log has the ablations).
 
     Raises:
-        ValueError: the patch size does not divide the image size or is odd with overlap, or the
-            heads do not divide the width.
+        ValueError: the patch size does not divide the image size, is odd with overlap, or no power
+            of 2 for a conv stem.
     """
 
     def __init__(
@@ -213,17 +213,12 @@ class ViT(nn.Module):
         if stem == "conv" and (patch_size & (patch_size - 1) or overlap):
             raise ValueError(
                 "a conv stem needs a patch_size that is a power of 2 and no overlap, got "
-                f"{patch_size}, {overlap}."
+                f"{patch_size}, {overlap}. Change one of them."
             )
         if image_size % patch_size:
             raise ValueError(
                 f"patch_size must divide image_size, got {patch_size} and {image_size}. Change "
                 "one of the two."
-            )
-        if width % heads:
-            raise ValueError(
-                f"heads must divide the encoder's width, got {heads} and {width}. Change one of "
-                "the two."
             )
         if overlap and patch_size % 2:
             raise ValueError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lewm.contracts import Hindsight, Losses
+from lewm.contracts import Hindsight, Losses, check_numbers
 
 __all__ = ["AmortisedConfig", "InverseDynamics"]
 
@@ -31,11 +31,11 @@ class AmortisedConfig:
     horizon: int = 5
 
     def __post_init__(self) -> None:
-        if min(self.hidden_dim, self.horizon) < 1:
-            raise ValueError(
-                f"hidden_dim and horizon must be at least 1, got {self.hidden_dim} and "
-                f"{self.horizon}."
-            )
+        check_numbers(
+            self,
+            least={"hidden_dim": 1, "horizon": 1},
+            most={"hidden_dim": 10**5, "horizon": 10**4},
+        )
 
     def build(self, latent_dim: int, block_dim: int) -> InverseDynamics:
         """Make a head with random weights for D-dimensional latents and blocks of width A."""

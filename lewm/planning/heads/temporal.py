@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lewm.contracts import Hindsight, Losses
+from lewm.contracts import Hindsight, Losses, check_numbers
 
 __all__ = ["TemporalConfig", "TemporalDistance"]
 
@@ -45,16 +45,14 @@ class TemporalConfig:
     apart: float = 0.02
 
     def __post_init__(self) -> None:
-        if min(self.hidden_dim, self.metric_dim, self.oneway_dim) < 1:
-            raise ValueError(
-                f"hidden_dim, metric_dim and oneway_dim must be at least 1, got {self}."
-            )
-        if not 0 < self.expectile < 1:
-            raise ValueError(
-                f"expectile must lie between 0 and 1, got {self.expectile}. 0.5 is the mean."
-            )
-        if self.apart < 0:
-            raise ValueError(f"apart is a weight and must not be negative, got {self.apart}.")
+        widths = ("hidden_dim", "metric_dim", "oneway_dim")
+        check_numbers(
+            self,
+            least=dict.fromkeys(widths, 1),
+            most=dict.fromkeys(widths, 10**5),
+            above={"expectile": 0},
+            below={"expectile": 1},
+        )
 
     def build(self, latent_dim: int, block_dim: int) -> TemporalDistance:
         """Make a head with random weights for D-dimensional latents; the width of a block does not

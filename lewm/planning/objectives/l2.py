@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lewm.contracts import check_numbers
+
 __all__ = ["L2"]
 
 
@@ -25,10 +27,7 @@ class L2:
     intermediate: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.intermediate < 0:
-            raise ValueError(
-                f"intermediate is a weight and must not be negative, got {self.intermediate}."
-            )
+        check_numbers(self)
 
     def cost(self, rollout: Tensor, goal: Tensor) -> Tensor:
         """Score predicted latents; 0 at the goal, NaN where a rollout diverged.

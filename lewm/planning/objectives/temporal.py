@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lewm.contracts import Distance
+from lewm.contracts import Distance, check_numbers
 
 __all__ = ["Temporal"]
 
@@ -32,10 +32,7 @@ class Temporal:
     heads: ClassVar[dict[str, str]] = {"network": "temporal"}
 
     def __post_init__(self) -> None:
-        if self.intermediate < 0:
-            raise ValueError(
-                f"intermediate is a weight and must not be negative, got {self.intermediate}."
-            )
+        check_numbers(self)
 
     def cost(self, rollout: Tensor, goal: Tensor) -> Tensor:
         """Score predicted latents; 0 at the goal, NaN where a rollout diverged.

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Generator, Tensor
 
-from lewm.contracts import Box, Cost, Distance, Plan, Solver
+from lewm.contracts import Box, Cost, Distance, Plan, Solver, check_numbers
 from lewm.planning.search import Search
 
 __all__ = ["Amortised"]
@@ -70,12 +70,8 @@ class Amortised:
                 "guarded is a competition with a search, got no `search`. Give one, such as "
                 "CEM(64, 8, 3)."
             )
-        if self.countdown is not None and self.countdown < 1:
-            raise ValueError(f"countdown must be at least 1 env step, got {self.countdown}.")
-        if self.spread <= 0:
-            raise ValueError(
-                f"spread must be positive, got {self.spread}: without spread there is no search."
-            )
+        # without spread there is no search
+        check_numbers(self, least={"countdown": 1}, above={"spread": 0})
 
     @property
     def evaluations(self) -> int:

@@ -37,7 +37,7 @@ class CEM:
     stop_spread: float = 0.0
 
     def __post_init__(self) -> None:
-        check_sizes(self.num_candidates, self.num_iterations, self.stop_spread, self.num_elites)
+        check_sizes(self)
 
     @property
     def evaluations(self) -> int:

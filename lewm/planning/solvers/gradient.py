@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from lewm.contracts import Box, Cost, Plan
 from lewm.planning.search import Search, check_sizes
+from lewm.registry import choose
 
 __all__ = ["Gradient"]
 
@@ -45,13 +46,8 @@ class Gradient:
     stop_spread: float = 0.0
 
     def __post_init__(self) -> None:
-        check_sizes(self.num_candidates, self.num_iterations, self.stop_spread)
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
-        if self.optimiser not in RULES:
-            raise ValueError(
-                f"optimiser must be one of {', '.join(RULES)}, got '{self.optimiser}'."
-            )
+        check_sizes(self, above={"learning_rate": 0})
+        choose("optimiser", self.optimiser, RULES)
 
     @property
     def evaluations(self) -> int:
@@ -84,7 +80,7 @@ class Gradient:
         search = Search(start, box, generators, self.stop_spread)
         actions = search.sample(self.num_candidates)
         first, second = torch.zeros_like(actions), torch.zeros_like(actions)
-        moved = torch.full_like(actions[:, 0, 0, 0], torch.inf)
+        moved = torch.full_like(actions, torch.inf)
         for count in range(1, self.num_iterations + 1):
             costs, slope = _slope(cost, actions)
             search.select(actions, costs, 1)
@@ -99,7 +95,7 @@ class Gradient:
                 actions,
                 torch.where(moving, box.clamp(actions - self.learning_rate * step), actions),
             )
-            moved = (actions - before).abs().mean(dim=(1, 2, 3))
+            moved = (actions - before).abs()
         else:
             search.select(actions, cost(actions), 1)
         return search.cheapest()

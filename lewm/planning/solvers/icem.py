@@ -52,18 +52,8 @@ class ICEM:
     stop_spread: float = 0.0
 
     def __post_init__(self) -> None:
-        check_sizes(self.num_candidates, self.num_iterations, self.stop_spread, self.num_elites)
-        if not 0 <= self.keep_fraction <= 1:
-            raise ValueError(f"keep_fraction must lie between 0 and 1, got {self.keep_fraction}.")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(
-                f"momentum must be at least 0 and below 1, got {self.momentum}: at 1 nothing is "
-                "ever learnt."
-            )
-        if self.decay < 1:
-            raise ValueError(
-                f"decay must be at least 1 (1 keeps the number of candidates), got {self.decay}."
-            )
+        # with a momentum of 1 nothing would ever be learnt; a decay of 1 keeps N
+        check_sizes(self, least={"decay": 1}, most={"keep_fraction": 1}, below={"momentum": 1})
 
     @property
     def populations(self) -> tuple[int, ...]:

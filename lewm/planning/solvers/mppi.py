@@ -3,6 +3,7 @@ heavier."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,12 +43,8 @@ class MPPI:
     stop_spread: float = 0.0
 
     def __post_init__(self) -> None:
-        check_sizes(self.num_candidates, self.num_iterations, self.stop_spread, self.num_elites)
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature must be positive, got {self.temperature}: at 0 only the best sample "
-                "would count."
-            )
+        # at a temperature of 0 only the best sample would count
+        check_sizes(self, above={"temperature": 0}, most={"temperature": math.inf})
 
     @property
     def evaluations(self) -> int:

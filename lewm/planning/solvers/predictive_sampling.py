@@ -39,9 +39,7 @@ class PredictiveSampling:
     stop_spread: float = 0.0
 
     def __post_init__(self) -> None:
-        check_sizes(self.num_candidates, self.num_iterations, self.stop_spread)
-        if not 0 < self.shrink <= 1:
-            raise ValueError(f"shrink must be above 0 and at most 1, got {self.shrink}.")
+        check_sizes(self, above={"shrink": 0}, most={"shrink": 1})
 
     @property
     def evaluations(self) -> int:
