@@ -20,7 +20,8 @@ such a file is a sound one of a world with wider actions; `step_idx` counts rows
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ __all__ = [
     "Provenance",
     "check_fits",
     "read_index",
-    "refuse_blank",
+    "refuse_one_colour",
+    "single_colours",
     "unfit",
 ]
 
@@ -258,25 +260,24 @@ class Episodes:
         """Read everything, reporting each episode ("verify"); count frames of one colour
         and states with a NaN.
 
-        Rows that are missing or cannot be decoded, or pictures that are all of one colour, raise
-        ValueError.
+        Rows that are missing or cannot be decoded, or pictures that are all of one and the same
+        colour, raise ValueError.
         """
-        blank = nonfinite = 0
+        nonfinite, colours = 0, Counter[bytes | None]()
         for i in range(len(self)):
             episode = self.episode(i)
-            flat = episode.pixels.reshape(len(episode), -1, 3)
-            blank += int((flat == flat[:, :1]).all(axis=(1, 2)).sum())
+            colours.update(single_colours(episode.pixels))
             nonfinite += (
                 0
                 if episode.states is None
                 else int((~np.isfinite(episode.states)).any(axis=1).sum())
             )
             report(Progress("verify", i + 1, len(self)))
-        refuse_blank(self.path, blank, self.steps)
+        refuse_one_colour(self.path, colours)
         return {
             "episodes": len(self),
             "steps": self.steps,
-            "blank_frames": blank,
+            "blank_frames": colours.total() - colours[None],
             "nonfinite_states": nonfinite,
         }
 
@@ -456,12 +457,21 @@ def _whole_numbers(path: Path, file: h5py.File, name: str) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def refuse_blank(path: Path, blank: int, frames: int) -> None:
-    """Refuse pictures that are all of one colour each: nothing can be learnt from them."""
-    if blank == frames:
-        got = f"{frames} of {frames} frames of a single colour"
-        cure = "The camera saw nothing, or the pictures were never written. Record them again"
-        raise unfit(path, "pictures that show something", got, cure)
+def single_colours(pixels: np.ndarray) -> list[bytes | None]:
+    """(L, h, w, 3) -> the colour of each frame that has but one, None for any other."""
+    flat = pixels.reshape(len(pixels), -1, 3)
+    blank = (flat == flat[:, :1]).all(axis=(1, 2))
+    return [frame[0].tobytes() if single else None for frame, single in zip(flat, blank)]
+
+
+def refuse_one_colour(
+    path: Path, colours: Collection[bytes | None], camera: str = "pixels"
+) -> None:
+    """Refuse recordings of which no frame shows anything, as `single_colours` says of all."""
+    if len(colours) == 1 and None not in colours:
+        got = "one and the same colour in every pixel of every frame"
+        cure = "Record again: the camera or the drawing did not work"
+        raise unfit(path, f"pictures of something in '{camera}'", got, cure)
 
 
 def check_fits(

@@ -124,4 +124,6 @@ class HDF5:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    """Those in a folder; ._a.h5 and its like are a system's notes."""
+    entries = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in entries if path.suffix.lower() in SUFFIXES)
