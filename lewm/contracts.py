@@ -75,16 +75,27 @@ class Statistics:
     Attributes:
         pixel_mean, pixel_std: three numbers each, per colour channel, of pixels scaled to [0, 1].
         action_mean, action_std: one number per action dimension `a`, in the env's units.
+        action_low, action_high: least and largest recorded, likewise; empty where nobody counted.
+            Equal where the data never vary, which then have the std 1.
     """
 
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     action_mean: tuple[float, ...]
     action_std: tuple[float, ...]
+    action_low: tuple[float, ...] = ()
+    action_high: tuple[float, ...] = ()
 
     @property
     def action_dim(self) -> int:
         return len(self.action_mean)
+
+    @property
+    def fixed_actions(self) -> tuple[bool, ...]:
+        """Per action dimension, whether the data never vary in it: it has always been the mean."""
+        if not self.action_low:
+            return (False,) * self.action_dim
+        return tuple(a == b for a, b in zip(self.action_low, self.action_high, strict=True))
 
     def normalise_actions(self, actions: Tensor) -> Tensor:
         """Z-score env actions; (..., n*a) holds n steps side by side. NaN, the published end mark,
@@ -201,9 +212,10 @@ class Losses:
     watching.
 
     `total` is what is differentiated: the weighted sum of `terms` (weight 1 where none is given).
-    `watch` holds detached scalars that take no part in it. `latents`, (..., D) and detached, are
-    those of the batch: a training looks now and then at how far they spread, which would cost too
-    much at every update.
+    `watch` holds detached scalars that take no part in it. `latents`, (B, T, D) and detached, are
+    those of the batch: a training looks now and then at how far they spread and at what copying the
+    last frame would err, which would cost too much at every update. A term named "prediction" is
+    compared with that.
     """
 
     terms: dict[str, Tensor]

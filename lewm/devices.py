@@ -11,6 +11,21 @@ from contextlib import contextmanager
 import torch
 
 
+def multiplies_bf16(device: torch.device | str) -> bool:
+    """Has this device matrix products in bf16 at all, as fast or slow as they may be?
+
+    oneDNN has them on CPUs with AVX-512 or newer, and says so itself. Elsewhere PyTorch refuses
+    the one operator, in words of its own, and emulates the other: so it is asked before.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type != "cpu":
+        return False
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
+
+
 def device_named(name: str) -> torch.device:
     """The device of a name; "auto" takes a CUDA device where there is one.
 
@@ -45,7 +60,7 @@ def fastest_precision(device: torch.device | str) -> str:
         return (
             "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
         )
-    if device.type != "cpu":
+    if device.type != "cpu" or not multiplies_bf16(device):
         return "32-true"
     times = {}
     for dtype in (torch.float32, torch.bfloat16):

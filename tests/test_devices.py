@@ -22,6 +22,7 @@ class Clock:
 
 
 def test_bf16_is_taken_only_where_it_is_clearly_faster(monkeypatch):
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda device: True)
     for ratio, expected in ((0.4, "bf16-mixed"), (0.9, "32-true"), (4.0, "32-true")):
         monkeypatch.setattr(time, "perf_counter", Clock(ratio))
         assert devices.fastest_precision("cpu") == expected
@@ -29,3 +30,20 @@ def test_bf16_is_taken_only_where_it_is_clearly_faster(monkeypatch):
 
 def test_other_accelerators_stay_in_float32():
     assert devices.fastest_precision(torch.device("meta")) == "32-true"
+
+
+def test_a_cpu_that_has_no_bf16_is_not_timed(monkeypatch):
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(time, "perf_counter", Clock(0.1))
+    assert devices.fastest_precision("cpu") == "32-true"
+
+
+def test_what_devices_says_of_bf16_is_what_the_operator_does():
+    """The operator that the engine uses at full size: it works exactly where `devices` says so."""
+    weight = torch.ones(512, 512, dtype=torch.bfloat16)
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(weight, 300)
+        works = True
+    except RuntimeError:
+        works = False
+    assert devices.multiplies_bf16("cpu") == works

@@ -103,6 +103,25 @@ def test_bombs_are_refused_before_they_fill_the_disk(packed, folder, tmp_path):
     assert max(entry.stat().st_size for entry in folder.iterdir()) == 50_000_000
 
 
+ODD = {
+    "headers that fill the memory": (
+        [(special("././@LongLink", b"L"), bytes(3_000_000)), ("a", b"!")],
+        "headers of more than",
+    ),
+    "one name twice": ([("a", b"1"), ("a", b"2")], "two members called 'a'"),
+    "a file as a folder": ([("a", b"1"), ("a/b", b"2")], "two members called 'a/b'"),
+    "a name without end": ([("a" * 300, b"1")], LEAVING),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_odd_archives_are_refused_in_words_of_ours(what, folder, tmp_path):
+    members, problem = ODD[what]
+    archive = put(tmp_path / "x.tar", tar(members))
+    with pytest.raises(ValueError, match=f"x.tar: expected .*{problem}"):
+        unpack(archive, folder)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize(
     ("name", "packed"),

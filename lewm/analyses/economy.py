@@ -536,21 +536,12 @@ def _observations(run: Run, count: int, seed: int) -> list[Look]:
 
 
 def _env_spec(model: WorldModel) -> WorldSpec:
-    """A world as wide as six standard deviations of the recorded actions: the true one needs its
-    simulator, and bounds cost no time."""
-    mean, reach = (
-        np.array(x) for x in (model.spec.statistics.action_mean, model.spec.statistics.action_std)
-    )
-    return WorldSpec(
-        "recorded",
-        "",
-        model.spec.image_size,
-        tuple(mean - 3 * reach),
-        tuple(mean + 3 * reach),
-        (),
-        (),
-        0,
-    )
+    """A world as wide as the recorded actions, or six standard deviations of them where nobody
+    knows: the true one needs its simulator, and bounds cost no time."""
+    known = model.spec.statistics
+    mean, reach = np.array(known.action_mean), np.array(known.action_std)
+    low, high = known.action_low or mean - 3 * reach, known.action_high or mean + 3 * reach
+    return WorldSpec("recorded", "", model.spec.image_size, tuple(low), tuple(high), (), (), 0)
 
 
 def _named(planning: PlanningConfig) -> str:

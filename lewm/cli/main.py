@@ -54,14 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"lewm {lewm.__version__}")
         return 0
-    command = "lewm"
+    command, told = "lewm", set[str]()
+
+    def warn(message: object, *_: object, **__: object) -> None:
+        if str(message) not in told:  # once, however many agents have it to say
+            told.add(str(message))
+            _say(f"{command}: warning: {message}")
+
     try:
         name = registry.choose("command", words[0], COMMANDS)
         command = f"lewm {name}"
         with warnings.catch_warnings():
             warnings.simplefilter("default" if debug else "ignore")
             warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = lambda message, *_, **__: _say(f"{command}: warning: {message}")
+            warnings.showwarning = warn
             importlib.import_module(f"lewm.cli.commands.{name}").main(words[1:])
     except KeyboardInterrupt as interrupt:
         if debug:

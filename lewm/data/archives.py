@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import re
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["is_archive", "unpack"]
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: a copy that a killed process left there stays
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["is_archive", "unpack", "unpacked"]
 
 
 MAX_EXPANSION = 1000.0
@@ -20,14 +28,86 @@ times and more."""
 ARCHIVES = (".tar", ".tar.zst", ".tzst", ".zst")
 
 
+HEADER_BYTES = 1 << 20
+"""Between two members, where names and attributes stand. They are held in memory, and may claim any
+size."""
+
+
+COPY = ".lewm-unpacked-"
+"""How the names of our temporary copies begin; eight random characters follow."""
+
+
 PIECE_BYTES = 1 << 12
 """Compressed bytes expanded at once: 4 of them, one Zstandard block, may stand for 128 KiB, so
 memory is bound to 128 MiB."""
 
 
 def is_archive(path: Path) -> bool:
-    """Whether `unpack` is for this, by its name."""
-    return path.is_file() and path.name.lower().endswith(ARCHIVES)
+    """Whether `unpack` is for this, by its name. What begins with a dot is a note of some system's,
+    such as ._data.tar."""
+    name = path.name.lower()
+    return name.endswith(ARCHIVES) and not name.startswith(".") and path.is_file()
+
+
+@contextlib.contextmanager
+def unpacked(archive: Path, parent: Path, max_expansion: float = MAX_EXPANSION) -> Iterator[Path]:
+    """A temporary folder in `parent` with what `unpack` makes of an archive.
+
+    A process that is killed leaves it there, and the next call removes it. A running process holds
+    a lock on its copy, which ends with the process.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_orphans(parent)
+    folder, lock = _own_folder(parent)
+    try:
+        unpack(archive, folder, max_expansion)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _own_folder(parent: Path) -> tuple[Path, int | None]:
+    """A new folder and the descriptor that locks it; nobody else knows its name."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=COPY, dir=parent))
+        lock = _locked(folder)
+        # Between the two lines another process may have taken it for an orphan.
+        if lock is None or folder.is_dir():
+            return folder, lock
+        os.close(lock)
+
+
+def _remove_orphans(parent: Path) -> None:
+    """Remove the copies in a folder that no process holds: real folders of ours with a name that we
+    give, never a link and nothing behind one."""
+    for folder in parent.iterdir():
+        if not re.fullmatch(re.escape(COPY) + r"[a-z0-9_]{8}", folder.name):
+            continue
+        if hasattr(os, "getuid") and folder.lstat().st_uid != os.getuid():
+            continue
+        lock = _locked(folder)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """The descriptor of a folder that is now locked; None if it is held, is a link or no folder, or
+    where nothing can be locked."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def unpack(archive: Path, folder: Path, max_expansion: float = MAX_EXPANSION) -> None:
@@ -55,17 +135,25 @@ def unpack(archive: Path, folder: Path, max_expansion: float = MAX_EXPANSION) ->
         with (folder / archive.stem).open("wb") as file:
             file.writelines(chunks)
         return
+    stream = _Stream(chunks, HEADER_BYTES)
     try:
-        with tarfile.open(fileobj=_Stream(chunks), mode="r|") as tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
             for member in tar:
                 target = folder / _safe_name(archive, member)
+                stream.allowed = stream.taken + member.size + HEADER_BYTES
                 if member.isdir():
                     target.mkdir(parents=True, exist_ok=True)
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("xb") as file:
                     shutil.copyfileobj(tar.extractfile(member), file, 1 << 20)  # type: ignore[arg-type, misc]
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, RecursionError, OverflowError, UnicodeError) as error:
+        raise _torn(archive, str(error) or "its headers") from None
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise _torn(archive, f"two members called '{member.name}'") from error
+    except ValueError as error:
+        if str(error).startswith(str(archive)):
+            raise
         raise _torn(archive, str(error)) from None
 
 
@@ -76,6 +164,8 @@ def _safe_name(archive: Path, member: tarfile.TarInfo) -> PurePosixPath:
         or ".." in name.parts
         or "\\" in member.name
         or re.match("[A-Za-z]:", member.name)
+        or any(len(part.encode(errors="replace")) > 255 for part in name.parts)
+        or "\0" in member.name
     ):
         problem = "which would leave it"
     elif member.islnk() or member.issym():
@@ -142,10 +232,16 @@ def _torn(archive: Path, why: str) -> ValueError:
 
 
 class _Stream:
-    """A file for tarfile to read once, front to back, made of chunks."""
+    """A file for tarfile to read once, front to back, made of chunks.
 
-    def __init__(self, chunks: Iterator[bytes]):
+    Attributes:
+        taken, allowed: bytes that were read, and that may be: headers of any size would be held in
+            memory.
+    """
+
+    def __init__(self, chunks: Iterator[bytes], allowed: int):
         self._chunks, self._chunk = chunks, io.BytesIO()
+        self.taken, self.allowed = 0, allowed
 
     def read(self, size: int) -> bytes:
         parts: list[bytes] = []
@@ -153,8 +249,11 @@ class _Stream:
             if part := self._chunk.read(size):
                 parts.append(part)
                 size -= len(part)
+                self.taken += len(part)
             elif (chunk := next(self._chunks, None)) is not None:
                 self._chunk = io.BytesIO(chunk)
             else:
                 break
+        if self.taken > self.allowed:
+            raise tarfile.ReadError(f"headers of more than {HEADER_BYTES} bytes")
         return b"".join(parts)

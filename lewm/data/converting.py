@@ -8,10 +8,13 @@ do not say.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import itertools
 import json
-from collections.abc import Sequence
+import re
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,30 @@ from PIL import Image
 
 import lewm
 from lewm.contracts import Progress, Report, silent
+from lewm.data import pictures
 from lewm.data.episodes import Episode, Episodes
 from lewm.data.provenance import Provenance
-from lewm.data.sources import Selection, Source, choose_camera, choose_columns, open_source, unfit
+from lewm.data.sources import (
+    Selection,
+    Source,
+    Telling,
+    choose_camera,
+    choose_columns,
+    chosen_episodes,
+    is_time,
+    open_source,
+    unfit,
+)
 from lewm.data.writing import EpisodeWriter
 
 __all__ = ["convert", "describe", "verify"]
+
+FEW = 32
+"""Whole numbers of fewer kinds than this, counted from 0, may be choices."""
+
+UNEVEN = 0.5
+"""Share of the usual step between two rows' times by which another is longer or shorter: a frame
+was dropped."""
 
 
 def convert(
@@ -34,24 +55,28 @@ def convert(
     out: Path | str,
     selection: Selection = Selection(),
     world: str | None = None,
-    episodes: int | None = None,
+    episodes: int | str | None = None,
     compression: str | None = None,
     report: Report = silent,
+    skip_episodes: str = "",
 ) -> Episodes:
     """Write recordings of any known format as an episode file; go on where an interrupted call with
     the same arguments ended.
 
-    An archive is unpacked into a temporary folder beside `out`. What was taken from where is kept
-    in the file's provenance.
+    An archive is unpacked into a temporary folder beside `out`. What was taken from where, as
+    action and as state, is kept in the file's provenance. Dropped frames, and what was left out,
+    are warned of.
 
     Args:
         source: a file, a folder or `hf:user/name`.
         out: the episode file.
         world: that was recorded; needed where evaluation is to open it and the recordings do not
             say.
-        episodes: convert the first so many; None converts all.
+        episodes: convert the first so many; or ranges of their numbers, such as "0-9,12"; None
+            converts all.
         compression: see `EpisodeWriter`.
         report: called as episodes are converted ("convert").
+        skip_episodes: ranges of those to leave out.
 
     Returns:
         The opened and verified file.
@@ -62,18 +87,26 @@ def convert(
         ImportError: a package is missing; the message names the extra to install.
     """
     out = Path(out)
-    if episodes is not None and episodes < 1:
-        raise ValueError(f"expected to convert at least 1 episode, got {episodes}.")
     with open_source(source, selection, out.parent) as (format, recordings):
+        chosen = chosen_episodes(recordings, episodes, skip_episodes)
         camera = choose_camera(recordings, selection.camera)
-        total = min(len(recordings.lengths), episodes or len(recordings.lengths))
         name = str(source) if str(source).startswith("hf:") else Path(source).name
         told = {"source": name, "format": format, "camera": camera}
-        provenance = _noted(_provenance(recordings, selection, world, total), told)
-        with EpisodeWriter(out, provenance, compression) as writer:
-            while (i := len(writer)) < total:
-                writer.append(_episode(recordings, i, camera, selection))
-                report(Progress("convert", i + 1, total))
+        if len(chosen) < len(recordings.lengths):
+            told["episodes"] = _compact(chosen)
+        if isinstance(recordings, Telling):
+            told |= recordings.told(camera)
+        columns, _ = choose_columns(recordings, selection)
+        choices = _choices(recordings, chosen, columns, selection)
+        provenance = _provenance(recordings, selection, world, chosen, choices)
+        with EpisodeWriter(out, _noted(provenance, told), compression) as writer:
+            while (done := len(writer)) < len(chosen):
+                episode = _episode(recordings, chosen[done], camera, selection, choices)
+                try:
+                    writer.append(episode)
+                except ValueError as error:
+                    raise _other(recordings, chosen[done], str(error)) from None
+                report(Progress("convert", done + 1, len(chosen)))
     return Episodes.open(out)
 
 
@@ -100,7 +133,7 @@ def describe(source: Path | str, selection: Selection = Selection()) -> dict[str
         lengths, named = recordings.lengths, selection.action_columns or recordings.actions
         columns = choose_columns(recordings, selection)[0] if named else ()
         rows = (
-            [_numbers(recordings, i, columns)[: n - 1] for i, n in enumerate(lengths)]
+            [_numbers(recordings, i, columns)[: max(0, n - 1)] for i, n in enumerate(lengths)]
             if columns
             else [np.empty((0, 0))]
         )
@@ -138,40 +171,89 @@ def verify(
     with open_source(source, selection) as (_, recordings):
         if not recordings.unfit:
             with Episodes.open(recordings.path) as episodes:
-                return episodes.verify(report)
-        blank, nonfinite, total = 0, 0, len(recordings.lengths)
+                found = episodes.verify(report)
+                if found["blank_frames"] == episodes.steps:
+                    first = episodes.pixels_at([0])[0, 0, 0]
+                    same = (
+                        (episodes.pixels_at([row])[0, 0, 0] == first).all()
+                        for row in range(episodes.steps)
+                    )
+                    _refuse_one_colour(recordings, {0} if all(same) else {0, 1}, "pixels")
+                return found
+        nonfinite, total = 0, len(recordings.lengths)
         # a picture that is not is sound all the same
         square = replace(selection, crop=selection.crop or "center")
         several = len(recordings.cameras) > 1 and not selection.camera
+        cameras = recordings.cameras if several else [choose_camera(recordings, selection.camera)]
+        shapes: dict[str, tuple[Any, ...]] = {}
+        # the colour of each frame that has but one, None for any other
+        colours: dict[str, Counter[bytes | None]] = {camera: Counter() for camera in cameras}
         for i in range(total):
-            for camera in (
-                recordings.cameras if several else [choose_camera(recordings, selection.camera)]
-            ):
+            for camera in cameras:
                 episode = _episode(recordings, i, camera, square)
+                width = None if episode.states is None else episode.states.shape[1]
+                shape = (episode.pixels.shape[1:], episode.actions.shape[1], width)
+                if shapes.setdefault(camera, shape) != shape:
+                    raise _other(recordings, i, f"{shape} and not {shapes[camera]}")
                 flat = episode.pixels.reshape(len(episode), -1, 3)
-                blank += int((flat == flat[:, :1]).all(axis=(1, 2)).sum())
-            nonfinite += (
-                0
-                if episode.states is None
-                else int((~np.isfinite(episode.states)).any(axis=1).sum())
-            )
+                blank = (flat == flat[:, :1]).all(axis=(1, 2))
+                colours[camera].update(
+                    frame[0].tobytes() if is_blank else None for frame, is_blank in zip(flat, blank)
+                )
+                nonfinite += (
+                    0
+                    if episode.states is None
+                    else int((~np.isfinite(episode.states)).any(axis=1).sum())
+                )
             report(Progress("verify", i + 1, total))
+        for camera, seen in colours.items():
+            _refuse_one_colour(recordings, seen, camera)
         return {
             "episodes": total,
             "steps": int(recordings.lengths.sum()),
-            "blank_frames": blank,
+            "blank_frames": sum(seen.total() - seen[None] for seen in colours.values()),
             "nonfinite_states": nonfinite,
         }
+
+
+def _other(recordings: Source, i: int, what: str) -> ValueError:
+    return unfit(
+        recordings.origin(i),
+        "episodes that are all alike",
+        f"another one ({what})",
+        f"--image-size scales pictures to one size; to convert the others: --skip-episodes {i}",
+    )
+
+
+def _refuse_one_colour(recordings: Source, colours: Collection[object], camera: str) -> None:
+    if len(colours) == 1 and None not in colours:
+        raise unfit(
+            recordings.path,
+            f"pictures of something in '{camera}'",
+            "one and the same colour in every pixel of every frame",
+            "Record again: the camera or the drawing did not work",
+        )
 
 
 # --------------------------------------------------------------------------------------- provenance
 
 
 def _provenance(
-    recordings: Source, selection: Selection, world: str | None, total: int
+    recordings: Source,
+    selection: Selection,
+    world: str | None,
+    chosen: Sequence[int],
+    choices: Mapping[str, int],
 ) -> Provenance:
     """What the recordings say of their origin, and what is said of them now."""
-    known, (_, states) = recordings.provenance, choose_columns(recordings, selection)
+    known, (actions, states) = recordings.provenance, choose_columns(recordings, selection)
+    if known.every < 1:
+        raise unfit(
+            recordings.path,
+            "an attribute 'every' that counts the env steps of a row",
+            "another value",
+            "Correct it, or remove it where a row is one step",
+        )
     if world and known.world not in (None, world):
         raise unfit(
             recordings.path,
@@ -179,39 +261,88 @@ def _provenance(
             f"some of '{known.world}'",
             "Leave --world out",
         )
-    names: list[str] = []
-    for column in states:
-        width, given = _numbers(recordings, 0, [column]).shape[1], recordings.names(column)
-        names += (
-            given
-            if len(given) == width
-            else [f"{column} {k}" if width > 1 else column for k in range(width)]
-        )
+    names = _names(recordings, chosen[0], states)
     units = (
         known.state_units
         if not selection.state_columns and len(known.state_units) == len(names)
         else ()
     )
-    chosen = {
+    options = {
         name: value
         for name, value in asdict(selection).items()
-        if value and name != "max_expansion"
+        if value not in (None, ()) and name != "max_expansion"
     }
+    options["taken"] = {
+        "action": _names(recordings, chosen[0], actions, choices),
+        "state": names,
+    }
+    if uneven := _uneven(recordings, chosen):
+        options["uneven"] = uneven
     return replace(
-        _noted(known, chosen),
+        _noted(known, options),
         world=world or known.world,
         state_names=tuple(names),
         state_units=units,
         lewm_version=lewm.__version__,
-        requested_episodes=total,
+        requested_episodes=len(chosen),
     )
+
+
+def _names(
+    recordings: Source, i: int, columns: Sequence[str], choices: Mapping[str, int] | None = None
+) -> list[str]:
+    """One per number in a row of some columns; a choice has one per alternative."""
+    names: list[str] = []
+    for column in columns:
+        width, given = _numbers(recordings, i, [column]).shape[1], recordings.names(column)
+        own = (
+            list(given)
+            if len(given) == width
+            else [f"{column} {k}" if width > 1 else column for k in range(width)]
+        )
+        if choices and column in choices:
+            own = [f"{name} = {k}" for name in own for k in range(choices[column])]
+        names += own
+    return names
+
+
+def _compact(numbers: Sequence[int]) -> str:
+    """0, 1, 2, 5 -> "0-2,5"."""
+    spans = np.split(np.array(numbers), np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ",".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else f"{s[0]}" for s in spans)
+
+
+def _uneven(recordings: Source, chosen: Sequence[int]) -> str:
+    """Say in a sentence where the times of rows are not evenly spaced, and warn of it; empty if
+    nowhere."""
+    said = []
+    for column in filter(is_time, recordings.columns):
+        odd: list[str] = []
+        for i in chosen:
+            # what is no number is a date, or said so when it is asked for
+            with contextlib.suppress(ValueError):
+                steps = np.diff(_numbers(recordings, i, [column])[:, 0])
+                usual = float(np.median(steps)) if len(steps) else 0.0
+                wrong = np.flatnonzero(~(np.abs(steps - usual) <= UNEVEN * abs(usual)))
+                odd += [f"{steps[k]:.6g} at step {k} of episode {i}" for k in wrong]
+                if len(odd) == len(wrong) > 0:
+                    odd[0] += f", where most are {usual:.6g}"
+        if odd:
+            said.append(f"'{column}' has {len(odd)} uneven steps, the first {odd[0]}")
+    if said:
+        warnings.warn(
+            f"{recordings.path}: {'; '.join(said)}. Frames may have been dropped; --skip-episodes "
+            "leaves episodes out",
+            stacklevel=4,
+        )
+    return "; ".join(said)
 
 
 def _noted(provenance: Provenance, more: dict[str, Any]) -> Provenance:
     """With more options than it has; those of another project may be no JSON, and give way."""
     try:
         options = dict(json.loads(provenance.options or "{}"))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         options = {}
     return replace(provenance, options=json.dumps({**options, **more}, sort_keys=True))
 
@@ -219,11 +350,37 @@ def _noted(provenance: Provenance, more: dict[str, Any]) -> Provenance:
 # ----------------------------------------------------------------------------------------- episodes
 
 
-def _episode(recordings: Source, i: int, camera: str, selection: Selection) -> Episode:
-    """Episode i in the shape that `writing` takes, or a ValueError that names its files."""
+def _episode(
+    recordings: Source,
+    i: int,
+    camera: str,
+    selection: Selection,
+    choices: Mapping[str, int] | None = None,
+) -> Episode:
+    """Episode i in the shape that `writing` takes, or a ValueError that names its files and a way
+    out."""
+    with _way_out(i):
+        return _read(recordings, i, camera, selection, choices or {})
+
+
+@contextlib.contextmanager
+def _way_out(i: int) -> Iterator[None]:
+    """Let what is wrong with episode i say how to convert the others, unless it names a flag that
+    mends it."""
+    try:
+        yield
+    except ValueError as error:
+        if re.search("--(skip|image|crop|discrete)", str(error)):
+            raise
+        raise ValueError(f"{error} To convert the others: --skip-episodes {i}.") from None
+
+
+def _read(
+    recordings: Source, i: int, camera: str, selection: Selection, choices: Mapping[str, int]
+) -> Episode:
     length, origin = int(recordings.lengths[i]), recordings.origin(i)
     action_columns, state_columns = choose_columns(recordings, selection)
-    actions = _numbers(recordings, i, action_columns)
+    actions = _actions(recordings, i, action_columns, choices)
     if len(actions) not in (length - 1, length):
         cure = "Every frame needs a row of actions; the last may go without"
         raise unfit(
@@ -249,43 +406,141 @@ def _episode(recordings: Source, i: int, camera: str, selection: Selection) -> E
             f"{len(states)}",
             "Add the row of the last frame",
         )
-    frames = [
-        _shaped(_decoded(picture, origin), selection, origin)
-        for picture in recordings.pictures(i, camera)
-    ]
+    frames: list[np.ndarray] = []
+    for picture in recordings.pictures(i, camera):
+        if len(frames) == length:
+            raise unfit(
+                origin,
+                f"{length} frames for its {length} rows",
+                "more that decode",
+                "Rows are missing, or the recording went on after them",
+            )
+        frames.append(_shaped(_decoded(picture, origin), selection, origin))
     if len(frames) != length or not frames:
-        cure = "The recording is incomplete: leave the episode out, or fetch it again"
+        cure = "The recording is incomplete: fetch it again"
         raise unfit(
             origin, f"{length} frames for its {length} rows", f"{len(frames)} that decode", cure
         )
     if len(sizes := {frame.shape[:2] for frame in frames}) > 1:
-        raise unfit(origin, "pictures of one size", f"{sorted(sizes)}", "Pass --image-size")
-    return Episode(np.stack(frames), actions, states)
+        got = " and ".join(f"{width} x {height}" for height, width in sorted(sizes)[:3])
+        raise unfit(origin, "pictures of one size", got, "--image-size scales them to one")
+    return Episode(np.stack(frames), actions, None if states is None else states.astype(np.float32))
 
 
 def _numbers(recordings: Source, i: int, columns: Sequence[str]) -> np.ndarray:
-    """(rows, width) float32 of some columns side by side."""
-    found = recordings.read(i, columns)
+    """(rows, width) float64 of some columns side by side."""
+    with _way_out(i):
+        found = recordings.read(i, columns)
     try:
-        arrays = [np.asarray(found[name], np.float32) for name in columns]
+        arrays = [_plain(found[name]) for name in columns]
         return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         expected, cure = (
             f"equally many numbers in every row of {', '.join(columns)}",
-            "Choose other columns, or mend these",
+            "Choose others with --action-columns and --state-columns, or mend these",
         )
         raise unfit(recordings.origin(i), expected, f"others ({error})", cure) from None
+
+
+def _plain(rows: Any) -> np.ndarray:
+    """float64 of what are numbers; nothing that is not is cast, but None is NaN."""
+    array = np.asarray(rows)
+    if array.dtype.kind == "O" and all(
+        value is None or isinstance(value, int | float) for value in array.ravel()
+    ):
+        return array.astype(np.float64)
+    if array.dtype.kind not in "iufb":
+        raise ValueError(f"values of type {array.dtype}")
+    return array.astype(np.float64)
+
+
+# ------------------------------------------------------------------------------- actions as choices
+
+
+def _actions(
+    recordings: Source, i: int, columns: Sequence[str], choices: Mapping[str, int]
+) -> np.ndarray:
+    """(rows, a) float32; a column that is a choice becomes one per alternative."""
+    parts = []
+    for column in columns:
+        rows = _numbers(recordings, i, [column])
+        if column in choices:
+            alternatives = np.arange(choices[column])
+            known = np.isfinite(rows)  # the last row may be a mark
+            wrong = (known & ~np.isin(rows, alternatives)).any(axis=1)
+            if wrong.any():
+                t = int(np.argmax(wrong))
+                raise unfit(
+                    recordings.origin(i),
+                    f"choices from 0 to {alternatives[-1]} in '{column}'",
+                    f"{rows[t].tolist()} at step {t}",
+                    "Give how many there are with --discrete-actions",
+                )
+            made = np.where(known[..., None], rows[..., None] == alternatives, np.nan)
+            rows = made.reshape(len(rows), -1)
+        parts.append(rows)
+    with np.errstate(over="ignore"):  # infinity is refused with its step
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _choices(
+    recordings: Source, chosen: Sequence[int], columns: Sequence[str], selection: Selection
+) -> dict[str, int]:
+    """Columns that are choices -> how many alternatives each has.
+
+    Such a column holds whole numbers or booleans by its type; or one number a row, whole and from 0
+    on in every episode, few different ones and most of those below the largest. Rows that are
+    one-hot already are none.
+
+    Raises:
+        ValueError: there is one, and it was not said what to make of it.
+    """
+    found: dict[str, int] = {}
+    for column in columns if selection.discrete_actions != 0 else ():
+        typed = bool(re.match(r"u?int|bool", recordings.columns[column]))
+        values: set[float] = set()
+        for i in chosen:
+            rows, raw = (
+                _numbers(recordings, i, [column]),
+                recordings.read(i, [column])[column],
+            )
+            rows = rows[np.isfinite(rows).all(axis=1)]
+            typed |= np.asarray(raw).dtype.kind in "iub"
+            values |= {*np.unique(rows).tolist()}
+            whole = len(values) < FEW and all(v >= 0 and v.is_integer() for v in values)
+            if not typed and (rows.shape[1] > 1 or not whole):
+                break
+            if rows.shape[1] > 1 and values <= {0.0, 1.0} and (rows.sum(axis=1) == 1).all():
+                break
+        else:
+            # a number that never varies chooses nothing; amounts leave gaps
+            if not typed and (len(values) < 2 or 2 * len(values) <= max(values) + 1):
+                continue
+            if selection.discrete_actions is None:
+                shown = ", ".join(f"{value:g}" for value in sorted(values)[:5])
+                shown, most = shown + ", ..." * (len(values) > 5), int(max(values, default=0))
+                raise unfit(
+                    recordings.path,
+                    "actions that are amounts",
+                    f"whole numbers in '{column}' ({shown}), which seem to be choices",
+                    f"--discrete-actions {most + 1} makes a column of each choice, "
+                    "--discrete-actions 0 takes them as amounts, --action-columns names others",
+                )
+            found[column] = selection.discrete_actions
+    return found
+
+
+# ----------------------------------------------------------------------------------------- pictures
 
 
 def _decoded(picture: np.ndarray | bytes, origin: str) -> np.ndarray:
     """(H, W, 3) uint8 of a frame."""
     if isinstance(picture, bytes):
         try:
-            with Image.open(io.BytesIO(picture)) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return pictures.rgb(picture)
+        except ValueError as error:
             raise unfit(
-                origin, "pictures that decode", f"an error ({error})", "Fetch it again"
+                origin, "pictures that decode", str(error), "Fetch or write them again"
             ) from None
     if (
         not isinstance(picture, np.ndarray)

@@ -42,15 +42,17 @@ class Provenance:
     @staticmethod
     def read(attributes: Mapping[str, Any]) -> Provenance:
         """Other projects may use these names for other things: a value that is not of its field's
-        type counts as not there."""
-        found = {f: _plain(attributes[f.name]) for f in fields(Provenance) if f.name in attributes}
-        return Provenance(
-            **{
-                f.name: value
-                for f, value in found.items()
-                if str(f.type).startswith(type(value).__name__)
-            }
-        )
+        type counts as not there. But `every` says what rows mean: one that is no whole number from
+        1 on becomes 0, which no file may have."""
+        found = {f: _plain(attributes, f.name) for f in fields(Provenance) if f.name in attributes}
+        known = {
+            f.name: value
+            for f, value in found.items()
+            if str(f.type).startswith(type(value).__name__)
+        }
+        if "every" in attributes and not 1 <= known.get("every", 0) < 1 << 31:
+            known["every"] = 0
+        return Provenance(**known)
 
     def write(self, attributes: MutableMapping[str, Any]) -> None:
         for name, value in asdict(self).items():
@@ -64,11 +66,22 @@ class Provenance:
         return "; ".join(f"{name} {a!r} against {b!r}" for name, a, b in pairs if a != b)
 
 
-def _plain(value: Any) -> Any:
-    """An attribute without NumPy's types and fixed-length bytes; a list becomes a tuple if it holds
-    nothing but text."""
+def _plain(attributes: Mapping[str, Any], name: str) -> Any:
+    """An attribute without NumPy's types and fixed-length bytes; a list of nothing but text becomes
+    a tuple. None for what cannot be read, or is something else."""
+    try:
+        value = attributes[name]
+    except Exception:  # HDF5 has types that NumPy has not
+        return None
     value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     if isinstance(value, list):
-        values = tuple(map(_plain, value))
-        return values if all(isinstance(v, str) for v in values) else None
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+        texts = tuple(map(_text, value))
+        return texts if all(isinstance(text, str) for text in texts) else None
+    return _text(value)
+
+
+def _text(value: Any) -> Any:
+    """Text that can be written, printed and sent: without what is no UTF-8, and without NUL."""
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape")
+    return value.decode(errors="replace").replace("\0", "") if isinstance(value, bytes) else value

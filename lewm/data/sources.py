@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from lewm import registry
 from lewm.contracts import check_numbers
-from lewm.data.archives import MAX_EXPANSION, is_archive, unpack
+from lewm.data.archives import MAX_EXPANSION, is_archive, unpacked
 from lewm.data.provenance import Provenance
 from lewm.files import fetch
 
-__all__ = ["Selection", "Source", "choose_camera", "choose_columns", "open_source", "unfit"]
+__all__ = [
+    "Selection",
+    "Source",
+    "Telling",
+    "chosen_episodes",
+    "choose_camera",
+    "choose_columns",
+    "is_time",
+    "open_source",
+    "ranges",
+    "unfit",
+]
 
 
 CROPS, STANDARD_CAMERA = ("center", "pad"), "pixels"
+
+MAX_SIZE = 4096
+"""Of converted pictures; a model that sees more is none of ours."""
+
+TIME_WORDS = {"clock", "datetime", "elapsed", "epoch", "stamp", "time", "timestamp", "timestamps"}
+
+UNIT_WORDS = {
+    *("t", "ts", "sec", "secs", "second", "seconds", "ms", "msec", "msecs", "millis"),
+    *("millisecond", "milliseconds", "us", "usec", "usecs", "micros", "microsecond"),
+    *("microseconds", "ns", "nsec", "nsecs", "nanos", "nanosecond", "nanoseconds"),
+}
 
 
 class Source(Protocol):
@@ -69,10 +91,20 @@ class Source(Protocol):
         ...
 
     def pictures(self, i: int, camera: str) -> Iterator[np.ndarray | bytes]:
-        """The frames of episode i, one by one: (H, W, 3) uint8, or the bytes of a JPEG or PNG."""
+        """The frames of episode i, one by one: (H, W, 3) uint8, or the bytes of a JPEG, PNG or
+        WebP."""
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """Recordings that know more of themselves than they are asked for."""
+
+    def told(self, camera: str) -> Mapping[str, Any]:
+        """What is to be kept in the provenance, JSON-ready: how pictures were found, say."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,6 +118,9 @@ class Selection:
         image_size: height and width of the converted pictures; None leaves their size.
         crop: what to do with pictures that are not square: "center" cuts the longer side equally at
             both ends, "pad" adds black to the shorter; None refuses them.
+        discrete_actions: how many choices an action has that is a choice, numbered from 0: it
+            becomes as many columns, of which one is 1 and the others 0. 0 says that whole numbers
+            are amounts, and leaves them. None refuses what seems to be a choice.
         max_expansion: an archive that holds more than this many times its own size is refused.
     """
 
@@ -96,11 +131,16 @@ class Selection:
     image_size: int | None = None
     crop: str | None = None
     max_expansion: float = MAX_EXPANSION
+    discrete_actions: int | None = None
 
     def __post_init__(self) -> None:
         if self.crop is not None:
             registry.choose("crop", self.crop, CROPS)
-        check_numbers(self, least={"image_size": 1, "max_expansion": 1}, most={"image_size": 10**4})
+        check_numbers(
+            self,
+            least={"image_size": 1, "max_expansion": 1, "discrete_actions": 0},
+            most={"image_size": MAX_SIZE, "discrete_actions": MAX_SIZE},
+        )
 
 
 @contextmanager
@@ -110,27 +150,54 @@ def open_source(
     """The format's name and the opened recordings: fetched, unpacked into a temporary folder and
     recognised where need be."""
     path = fetch(source)
+    if path.is_dir():
+        _refuse_links(path)
     with ExitStack() as stack:
         archives = [entry for entry in path.iterdir() if is_archive(entry)] if path.is_dir() else []
         # a repository of the hub that holds one
         if len(archives) == 1 and not _recognised(path)[0]:
             path = archives[0]
         if is_archive(archive := path):
-            parent = beside or path.parent
-            parent.mkdir(parents=True, exist_ok=True)
-            path = Path(
-                stack.enter_context(
-                    tempfile.TemporaryDirectory(prefix=f".{archive.name}.", dir=parent)
-                )
-            )
+            copy = unpacked(archive, beside or path.parent, selection.max_expansion)
+            path = stack.enter_context(copy)
             stack.enter_context(_naming(path, archive))
-            unpack(archive, path, selection.max_expansion)
-            while path.is_dir() and len(entries := list(path.iterdir())) == 1:
+            while path.is_dir() and len(entries := _visible(path)) == 1:
                 path = entries[0]
         format = _format(path, selection.format)
         recordings: Source = registry.load("formats", format)(path)
         stack.callback(recordings.close)
         yield format, recordings
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, without what systems put there: .DS_Store, __MACOSX and their like."""
+    return [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse a folder with a link out of it: what is read must be what was given.
+
+    A link may lead to elsewhere in the folder. One of the hub's cache, which consists of links, may
+    lead to the files of the same repository. What begins with a dot is never read.
+    """
+    home = folder.resolve()
+    allowed = [home]
+    for parent in home.parents:
+        if re.match("(datasets|models|spaces)--", parent.name) and "snapshots" in home.parts:
+            allowed.append(parent / "blobs")
+    for inside, folders, files in os.walk(home):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in (*folders, *files):
+            entry = Path(inside, name)
+            if name.startswith(".") or not entry.is_symlink():
+                continue
+            target = entry.resolve()
+            if not any(target.is_relative_to(place) for place in allowed):
+                cure = "Copy what it leads to into the folder, or give that place instead"
+                shown = folder / entry.relative_to(home)
+                raise unfit(
+                    shown, "a file or a folder", f"a link out of {folder}, to {target}", cure
+                )
 
 
 @contextmanager
@@ -199,10 +266,11 @@ def choose_camera(recordings: Source, wanted: str | None) -> str:
 def choose_columns(
     recordings: Source, selection: Selection
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The columns of actions and of states, all of which exist."""
+    """The columns of actions and of states, all of which exist. A time is neither unless it is
+    asked for."""
     states = selection.state_columns or recordings.states
     actions = selection.action_columns or tuple(
-        name for name in recordings.actions if name not in states
+        name for name in recordings.actions if name not in states and not is_time(name)
     )
     for name in (*actions, *states):
         registry.choose(f"column of {recordings.path}", name, recordings.columns)
@@ -210,6 +278,63 @@ def choose_columns(
         got = f"none among {', '.join(recordings.columns) or 'no numbers'}"
         raise unfit(recordings.path, "a column of actions", got, "Name some with --action-columns")
     return actions, states
+
+
+def is_time(name: str) -> bool:
+    """Whether a column is named as one that says when a row was recorded: timestamp, t, Time_s,
+    simTime, "time [ms]", header.stamp, nanoseconds."""
+    words = re.findall("[a-z]+|[0-9]+", re.sub("([a-z0-9])([A-Z])", r"\1 \2", name).lower())
+    return bool(TIME_WORDS & {*words}) or (
+        bool(words) and words[0] in UNIT_WORDS and UNIT_WORDS | {"s"} >= {*words}
+    )
+
+
+def ranges(text: str) -> list[range]:
+    """Read numbers and ranges of them: "0-9,12" -> 0 to 9, and 12.
+
+    Raises:
+        ValueError: the text is something else.
+    """
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        parsed = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
+        if not parsed or int(parsed[2] or parsed[1]) < int(parsed[1]):
+            raise ValueError(
+                f"expected numbers of episodes and ranges of them, such as 0-9,12, got '{part}'. "
+                "They count from 0."
+            )
+        found.append(range(int(parsed[1]), int(parsed[2] or parsed[1]) + 1))
+    return found
+
+
+def chosen_episodes(
+    recordings: Source, wanted: int | str | None = None, skipped: str = ""
+) -> list[int]:
+    """The numbers of episodes to take, in their order.
+
+    Args:
+        wanted: the first so many, or ranges such as "0-9,12"; None is all.
+        skipped: ranges that are left out, before the first so many are counted.
+
+    Raises:
+        ValueError: no such episodes, or none are left.
+    """
+    total = len(recordings.lengths)
+    if isinstance(wanted, str) and wanted.strip().isdecimal():
+        wanted = int(wanted)
+    if isinstance(wanted, int) and wanted < 1:
+        raise ValueError(f"expected to convert at least 1 episode, got {wanted}.")
+    spans = ranges(wanted) if isinstance(wanted, str) else []
+    for span in (*spans, *ranges(skipped)):
+        if span.stop > total:
+            raise unfit(
+                recordings.path, f"episodes 0 to {total - 1}", f"{span[-1]}", "They count from 0"
+            )
+    taken = {*range(total)} if not spans else {i for span in spans for i in span}
+    left = sorted(taken - {i for span in ranges(skipped) for i in span})
+    if not left:
+        raise unfit(recordings.path, "an episode to convert", "none that is left", "Skip fewer")
+    return left[:wanted] if isinstance(wanted, int) else left
 
 
 def unfit(where: object, expected: str, got: str, cure: str) -> ValueError:

@@ -47,7 +47,8 @@ def statistics(
 
     Actions are counted per dimension of one env action, however many of them a row holds; pixels on
     a seeded sample of `max_frames`, of which a few hundred settle three digits. A dimension that
-    never varies gets a std of 1, so that normalising it gives 0 and not noise.
+    never varies gets a std of 1, so that normalising it gives 0 and not noise; its mean, its least
+    and its largest value are one number, the recorded one.
     """
     rows = np.concatenate(
         [
@@ -78,9 +79,15 @@ def statistics(
             "Record episodes of two observations or more",
         )
     action_std = actions.std(axis=0)
+    still = action_std < 1e-6
+    recorded = {"mean": actions.mean(axis=0), "low": actions.min(axis=0)}
+    recorded["high"] = actions.max(axis=0)
+    recorded = {name: np.where(still, actions[0], each) for name, each in recorded.items()}
     return Statistics(
         pixel_mean=tuple(mean.tolist()),
         pixel_std=tuple(np.where(std < 1e-6, 1.0, std).tolist()),
-        action_mean=tuple(actions.mean(axis=0).tolist()),
-        action_std=tuple(np.where(action_std < 1e-6, 1.0, action_std).tolist()),
+        action_mean=tuple(recorded["mean"].tolist()),
+        action_std=tuple(np.where(still, 1.0, action_std).tolist()),
+        action_low=tuple(recorded["low"].tolist()),
+        action_high=tuple(recorded["high"].tolist()),
     )

@@ -6,6 +6,7 @@ import inspect
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -148,6 +149,14 @@ def record(recorder: Recorder, tasks: Sequence[range], processes: int) -> Genera
         for numbers in tasks:
             yield from recorder(numbers)
         return
+    interactive = not hasattr(sys.modules["__main__"], "__file__")
+    for defined in (recorder.kind, recorder.policy):
+        if interactive and getattr(defined, "__module__", None) == "__main__":
+            raise ValueError(
+                "several processes import the world and the policy by name: expected them in a "
+                "module, got one that is defined in a notebook or at a prompt. Move it to a .py "
+                "file, or use processes=1."
+            )
     try:
         ForkingPickler.dumps(recorder)
     except Exception as error:

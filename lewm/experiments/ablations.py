@@ -36,7 +36,9 @@ from lewm.training.train import train
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "lambda-0": {"sigreg_weight": 0.0},
+    "lambda-0.0001": {"sigreg_weight": 0.0001},
     "lambda-0.001": {"sigreg_weight": 0.001},
+    "lambda-0.003": {"sigreg_weight": 0.003},
     "lambda-0.01": {"sigreg_weight": 0.01},
     "lambda-0.2": {"sigreg_weight": 0.2},
     "lambda-0.5": {"sigreg_weight": 0.5},
@@ -50,6 +52,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stop-gradient": {"stop_gradient": True},
     "plain-patches": {"overlap": False},
     "learned-position": {"position": "learned", "overlap": False},
+    "one-dimension": {"latent_dim": 1},
+    "two-dimensions": {"latent_dim": 2},
 }
 """Name -> changes of the model's config."""
 
@@ -103,7 +107,7 @@ def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) 
         "probe_r": min(found.r or 0.0 for found in probe.values()),
         **{
             name: lines[-1][name]
-            for name in ("latent_std", "effective_rank", "prediction", "sigreg")
+            for name in ("latent_std", "effective_rank", "prediction", "copying", "sigreg")
         },
         "seconds": seconds,
         "alarms": sum("alarm" in line for line in lines),
@@ -124,6 +128,7 @@ def as_table(rows: list[dict[str, Any]]) -> list[str]:
         "latent std",
         "rank",
         "prediction",
+        "of copying",
         "alarm",
     ]
     lines = [heads, ["---"] * len(heads)]
@@ -136,8 +141,9 @@ def as_table(rows: list[dict[str, Any]]) -> list[str]:
             f"{found[name]:.4g}"
             for name in ("probe_r", "latent_std", "effective_rank", "prediction")
         ]
+        relative = f"{found['prediction'] / found['copying']:.3g}"
         alarm = f"{found['alarms']} of {found['reports']}"
-        lines.append([found["variant"], str(found["seed"]), *rates, *numbers, alarm])
+        lines.append([found["variant"], str(found["seed"]), *rates, *numbers, relative, alarm])
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
@@ -155,8 +161,16 @@ def main(say: Callable[[str], None]) -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--recipe", default="two-room-tiny")
+    parser.add_argument("--episodes", type=int, help="collected, instead of the recipe's number")
+    parser.add_argument("--updates", type=int, help="of training, likewise")
     arguments = parser.parse_args()
     experiment = recipes.load(arguments.recipe)
+    if arguments.episodes:
+        collection = dataclasses.replace(experiment.collection, episodes=arguments.episodes)
+        experiment = dataclasses.replace(experiment, collection=collection)
+    if arguments.updates:
+        training = dataclasses.replace(experiment.training, updates=arguments.updates)
+        experiment = dataclasses.replace(experiment, training=training)
     rows = []
     for seed in arguments.seeds:
         for variant in arguments.variants:

@@ -9,6 +9,7 @@ blocks of the plan are executed before the next replan.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,7 @@ from lewm.contracts import Box, Engined, Plan, Proposing, WorldModel, WorldSpec
 from lewm.models.nn.frozen import device_of, encode, require_evaluation_mode
 from lewm.planning.config import PlanningConfig
 from lewm.planning.cost import OutOfTime, PlanCost, Scorer, Situation
+from lewm.planning.coverage import unseen
 from lewm.planning.trace import Effort, Replan
 
 __all__ = ["Agent", "History"]
@@ -74,7 +76,9 @@ class Agent:
     Args:
         model: in evaluation mode.
         config: how to plan.
-        env_spec: gives the action box, which bounds the search, and the image size.
+        env_spec: gives the action box, which bounds the search, and the image size. A dimension
+            that never varied in the data is planned at its recorded value; where the data show less
+            than the box allows, a warning says so.
         seeds: one per environment; their number is B.
         trace: keep a `Replan` of every replan in `trace`. It costs memory, and one more rollout per
             replan that `effort` does not count.
@@ -117,14 +121,18 @@ class Agent:
         )
         self._device = device_of(model)
         steps = 1 if config.hold_actions else self.frameskip
+        # what never varied in the data is planned at its recorded value, the mean: normalised, 0
+        free = ~torch.tensor(spec.statistics.fixed_actions, device=self._device)
         self._box = Box(
             *(
                 spec.statistics.normalise_actions(
                     torch.from_numpy(x).to(self._device).repeat(steps)
-                )
+                ).where(free.repeat(steps), 0.0)
                 for x in (self._low, self._high)
             )
         )
+        if note := unseen(spec.statistics, env_spec.action_low, env_spec.action_high):
+            warnings.warn(note, stacklevel=2)
         self._tracing, self._clock = trace, clock
         self._scorer = _scorer(model, config)
         self.reset(seeds)
@@ -200,8 +208,8 @@ class Agent:
             (B, a) float32 actions in env units, within the action box.
 
         Raises:
-            ValueError: the model is in training mode, or the pictures are not uint8 (B, h, w, 3) of
-                the model's size.
+            ValueError: the model is in training mode, the pictures are not uint8 (B, h, w, 3) of
+                the model's size, or no plan that was tried has a finite cost.
 
         Cost: `solver.evaluations` x `horizon` predictor calls per active environment and replan; in
         low precision some more.
@@ -239,6 +247,13 @@ class Agent:
         # search
         cost = PlanCost(self._scorer, situation, self._held, self._tracing, deadline, self._clock)
         plan, cut_short = self._search(cost, self._start(rows, situation), chosen)
+        if hopeless := cost.hopeless:
+            raise ValueError(
+                "expected a model that predicts numbers for one plan at least, got NaN or infinity "
+                f"for all that were tried in environment {int(chosen[hopeless[0]])} at step "
+                f"{self._step}. No plan can be chosen: look at this model's training (`lewm "
+                "report RUN`), or plan in float32."
+            )
         # take the plan up
         mean = self._box.clamp(plan.mean)
         if self._previous is None:

@@ -189,6 +189,7 @@ class PlanCost:
         self._trace, self._deadline, self._clock = trace, deadline, clock
         self._longest = 0.0
         self._best: tuple[Tensor, Tensor] | None = None
+        self._some: Tensor | None = None
         self.rounds: list[Scored] = []
         self.sequences = 0
         """Rolled out so far, in all environments together; what was ranked and then scored again
@@ -208,6 +209,8 @@ class PlanCost:
         blocks = self._blocks_of(actions)
         costs, ends, sequences = self._scorer.score(self._situation, blocks)
         self.sequences += sequences
+        some = costs.detach().isfinite().any(dim=1)
+        self._some = some if self._some is None else self._some | some
         if self._trace:
             self.rounds.append(scored(costs.detach(), blocks.detach(), ends.detach()))
         if self._deadline is not None:
@@ -222,6 +225,11 @@ class PlanCost:
             return start
         actions, costs = self._best
         return Plan(torch.where((costs < torch.inf)[:, None, None], actions, start.mean), start.std)
+
+    @property
+    def hopeless(self) -> list[int]:
+        """Places of the environments in which no sequence asked for had a finite cost."""
+        return [] if self._some is None else (~self._some).nonzero()[:, 0].tolist()
 
     def _remember(self, actions: Tensor, costs: Tensor) -> None:
         cost, index = torch.where(costs.isnan(), torch.inf, costs).min(dim=1)

@@ -126,11 +126,20 @@ class Search:
         some, all_ = elites.valid.any(dim=1), elites.valid.all(dim=1)
         self.mean = torch.where(_whole(self.running & some), self._box.clamp(mean), self.mean)
         self.std = torch.where(_whole(self.running & all_), std, self.std)
-        self.finish(self.std.mean(dim=(1, 2)))
+        self.finish(self.std)
 
-    def finish(self, spread: Tensor) -> None:
-        """Finish the environments whose (B,) `spread` is below `stop_spread`."""
-        self.running = self.running & ~(spread < self._stop_spread)
+    def finish(self, sizes: Tensor) -> None:
+        """Finish the environments whose spread is below `stop_spread`.
+
+        Args:
+            sizes: (B, ..., A), whose mean is the spread. A dimension in which the box leaves no
+                choice does not count: it says nothing of how far the search is.
+        """
+        if not self._stop_spread:
+            return
+        free = self._box.low < self._box.high
+        some = sizes[..., free] if bool(free.any()) and not bool(free.all()) else sizes
+        self.running = self.running & ~(some.flatten(1).mean(dim=1) < self._stop_spread)
 
     @property
     def finished(self) -> bool:

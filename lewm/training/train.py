@@ -12,8 +12,9 @@ import dataclasses
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -41,10 +42,12 @@ from lewm.data.windows import beginnings
 from lewm.devices import deterministic, synchronise
 from lewm.models.nn import losses
 from lewm.models.nn.layers import recalibrating
+from lewm.planning.coverage import unseen
 from lewm.runs import checkpoints
 from lewm.training.config import CONDUCT, LATER, TrainingConfig
 from lewm.training.launch import anywhere, graceful_stop, launch
 from lewm.training.watch import alarm_of, note_of
+from lewm.worlds.kit.opening import open_world
 
 LOOKS = 10
 """How often a training looks at how straight a few held-out paths are: less than 1% of the time of
@@ -101,6 +104,8 @@ def train(
     chosen = split(len(episodes.lengths), config.holdout, drawn)
     stats = statistics(episodes, chosen.train, seed=config.seed)
     fabric, precision = launch(config, run)
+    if fabric.is_global_zero:
+        _say_what_is_unseen(stats, episodes, (experiment or {}).get("world"))
     report = report if fabric.is_global_zero else silent
     batches = _open_batches(fabric, config, episodes, chosen, stats, report)
     paths = beginnings(episodes, chosen.heldout, config.frameskip, seed=config.seed)
@@ -205,7 +210,7 @@ class Step:
         rate: learning rate.
         loss, norm: the total, and the norm of its gradient before it was clipped.
         terms: of the loss, not weighted.
-        latents: of the batch, detached; None of a model that has none to show.
+        latents: of the batch, (B, T, D), detached; None of a model that has none to show.
     """
 
     rate: float
@@ -292,6 +297,7 @@ class Trainer:
         self._require_finite()
         local = {"loss": seen.loss, **seen.terms, "gradient_norm": seen.norm}
         if seen.latents is not None:
+            local["copying"] = losses.copying(seen.latents)
             local["latent_std"], local["effective_rank"] = losses.spread(seen.latents)
         means: dict[str, Any] = {
             name: self.fabric.all_reduce(value, reduce_op="mean") for name, value in local.items()
@@ -450,6 +456,16 @@ class _Loss(nn.Module):
             {name: value.detach() for name, value in found.terms.items()},
             found.latents,
         )
+
+
+def _say_what_is_unseen(stats: Statistics, episodes: Episodes, world: str | None) -> None:
+    """Warn where the data show less than the action box of their world allows, if that is known and
+    can be opened here."""
+    with suppress(ImportError, ValueError):
+        name = world or episodes.provenance.world or ""
+        spec = open_world(name, image_size=episodes.image_size).spec
+        if note := unseen(stats, spec.action_low, spec.action_high):
+            warnings.warn(note, stacklevel=4)
 
 
 def _open_batches(

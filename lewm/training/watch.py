@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 NOT_ON_THE_BAR = {"update", "gradient_norm", "learning_rate", "seconds", "updates_per_second"}
 
-COLLAPSED_STD = 0.2
-"""Mean latent standard deviation under which the alarm sounds. Ours: SIGReg holds it at 0.8 to 1;
-collapses end below 0.02."""
+FEWEST_DIRECTIONS = 1.0
+"""Directions of the latents that must be predicted better than by copying, or the alarm sounds.
+Ours: runs that plan ended at 1.3 and above, those that collapsed at 0.9 and below, whatever the
+scale of their latents (docs/log/2026-11-27-nothing-wrong-in-silence.md)."""
 
-
-COLLAPSED_RANK = 2.0
-"""Effective rank of the latents under which the alarm sounds: nearly all of them on one line."""
+UNFOLDING = (100, 0.25)
+"""Updates, and share of a run, in which latents may unfold before they are judged. Ours: of runs of
+200 updates the healthy ones are above from the fiftieth to the eightieth on."""
 
 
 def note_of(metrics: Mapping[str, float]) -> str:
@@ -24,17 +26,29 @@ def note_of(metrics: Mapping[str, float]) -> str:
 
 
 def alarm_of(metrics: Mapping[str, float], update: int, total: int) -> str:
-    """Say so when the latents have collapsed; not before they had a tenth of the run to unfold."""
-    if update < min(100, total / 10) or "latent_std" not in metrics:
+    """Say so when the latents have collapsed; not before they had a quarter of the run, and 100
+    updates, to unfold.
+
+    Two numbers are judged together, and neither knows the scale of the latents. The prediction's
+    error as a share of that of copying the last frame tells a collapse to a point, where nothing is
+    left but noise. The effective rank tells a collapse onto a line, which may be predicted well.
+    Their product is how many directions are predicted better than by copying: rank x (1 - share).
+
+    Args:
+        metrics: a line of the log. Without a loss "prediction" and latents nothing is judged.
+        update, total: done and planned updates.
+    """
+    if (
+        update < max(UNFOLDING[0], UNFOLDING[1] * total)
+        or not {"prediction", "copying"} <= metrics.keys()
+    ):
         return ""
-    if metrics["latent_std"] < COLLAPSED_STD:
-        return (
-            f"latents have collapsed: std {metrics['latent_std']:.3g} (healthy: above "
-            f"{COLLAPSED_STD})"
-        )
-    if metrics["effective_rank"] < COLLAPSED_RANK:
-        return (
-            f"latents have collapsed: effective rank {metrics['effective_rank']:.2f} (healthy: "
-            f"above {COLLAPSED_RANK})"
-        )
-    return ""
+    rank, copying = metrics["effective_rank"], metrics["copying"]
+    share = metrics["prediction"] / copying if copying else math.inf
+    if rank * (1 - share) >= FEWEST_DIRECTIONS:  # a NaN is not
+        return ""
+    return (
+        f"latents have collapsed: the prediction errs {share:.2g} times as much as copying the "
+        f"last frame, at an effective rank of {rank:.2f} (healthy: rank x (1 - share) above "
+        f"{FEWEST_DIRECTIONS:g})"
+    )

@@ -27,14 +27,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium
-import mujoco
 import numpy as np
 
 from lewm.contracts import Policy
 from lewm.worlds.kit.batched import BatchedWorld
 from lewm.worlds.kit.looks import color
-from lewm.worlds.kit.offscreen import SceneLook, find_backend, once_per_thread, open_scene
+from lewm.worlds.kit.offscreen import (
+    SceneLook,
+    find_backend,
+    once_per_thread,
+    open_scene,
+    opengl_explained,
+)
 from lewm.worlds.kit.single import Single
+
+with opengl_explained():
+    import mujoco
 
 __all__ = ["Cube", "CubeWorld"]
 

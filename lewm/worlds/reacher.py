@@ -23,14 +23,16 @@ from typing import ClassVar
 
 import dm_control
 import gymnasium
-import mujoco
 import numpy as np
 
 from lewm.contracts import Policy
 from lewm.worlds.kit.batched import BatchedWorld
 from lewm.worlds.kit.looks import color
-from lewm.worlds.kit.offscreen import SceneLook, open_scene
+from lewm.worlds.kit.offscreen import SceneLook, open_scene, opengl_explained
 from lewm.worlds.kit.single import Single
+
+with opengl_explained():
+    import mujoco
 
 __all__ = ["Reacher", "ReacherWorld"]
 

@@ -269,7 +269,7 @@ def test_train_reports_and_has_nothing_to_do_twice(small_data, small_run, tmp_pa
 def test_a_collapse_is_said_at_the_end(small_data, tmp_path, capsys):
     words = [
         "--model.sigreg-weight=0",
-        "--training.updates=60",
+        "--training.updates=100",
         "--training.learning-rate=0.003",
         "--json",
         str(tmp_path / "t"),

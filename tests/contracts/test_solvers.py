@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lewm import registry
-from lewm.contracts import Plan
+from lewm.contracts import Box, Plan
 from lewm.planning.solvers.cem import CEM
 from tests.support.search import BOX, A, B, Counted, H, generators, quadratic, ripples, start, walls
 
@@ -94,6 +94,95 @@ def test_never_prefers_nan(name):
     mean = solve(name, cost).mean[:, 0, 0]
     assert (mean <= 0.2).all()
     assert (mean > 0.1).all()
+
+
+OBJECTIVES = registry.names("objectives")
+
+
+class Nearer:
+    """A stand-in for a learnt distance."""
+
+    def distance(self, now, goal):
+        return (now - goal).square().sum(-1)
+
+
+def objective(name):
+    kind = registry.load("objectives", name)
+    return kind(**dict.fromkeys(getattr(kind, "heads", {}), Nearer()))
+
+
+@every_solver
+@pytest.mark.parametrize("of", OBJECTIVES)
+@pytest.mark.parametrize("intermediate", [0.0, 0.5])
+def test_a_nan_candidate_beside_good_ones_is_never_ranked_nor_averaged(name, of, intermediate):
+    """Rollouts diverge in a corner that holds less than the elites. The plan is to the last bit the
+    one that is found where the corner is merely dear; a NaN counted anywhere, or read as the least
+    cost, gives another plan or none."""
+    goal = torch.tensor([[0.9, 0.6]]).expand(B, -1)
+    weigh = dataclasses.replace(objective(of), intermediate=intermediate).cost
+    diverged = 0
+
+    def plan(beyond):
+        def cost(actions):
+            nonlocal diverged
+            gone = actions[..., 0, 0] > 1.6
+            diverged += int(gone.sum())
+            latents = torch.where(gone[..., None, None], torch.nan, actions)
+            assert latents.shape == (*actions.shape[:2], H, A)
+            costs = weigh(latents, goal)
+            assert torch.equal(costs.isnan(), gone)  # the objective does not hide it either
+            return costs if beyond is None else torch.where(gone, beyond, costs)
+
+        return solve(name, cost, start())
+
+    found = plan(None)
+    assert diverged > 0
+    assert (found.mean[:, 0, 0] <= 1.6).all()
+    assert found.mean.isfinite().all()
+    assert found.std.isfinite().all()
+    last = (found.mean[:, -1] - goal).abs().max()
+    assert last < 0.1
+    dear = plan(1e30)
+    if name != "gradient":  # which leaves it where it is, and walks down from what is dear
+        assert torch.equal(found.mean, dear.mean)
+        assert torch.equal(found.std, dear.std)
+
+
+LOPSIDED = Box(low=torch.tensor([-2.0, 0.25]), high=torch.tensor([-0.5, 3.0]))
+
+
+@every_solver
+@pytest.mark.parametrize("corner", [(-9, -9), (-9, 9), (9, -9), (9, 9)])
+def test_each_dimension_of_the_box_has_bounds_of_its_own(name, corner):
+    """Where the goal is out of reach the plan lies in the corner of the box that is nearest."""
+
+    def cost(actions):
+        assert (actions >= LOPSIDED.low).all()
+        assert (actions <= LOPSIDED.high).all()
+        return (actions - torch.tensor(corner, dtype=torch.float32)).abs().sum((-1, -2))
+
+    plan = make(name).solve(cost, start(mean=0.3), LOPSIDED, generators(range(B)))
+    where = torch.where(torch.tensor(corner) > 0, LOPSIDED.high, LOPSIDED.low)
+    torch.testing.assert_close(plan.mean, where.expand(B, H, A), atol=0.02, rtol=0)
+
+
+@every_solver
+def test_the_first_round_has_the_std_of_the_start_in_each_dimension(name):
+    std = torch.tensor([[0.1, 0.4], [0.2, 0.8]])
+    wide = Box(low=torch.full((A,), -50.0), high=torch.full((A,), 50.0))
+    firsts = []
+
+    def cost(actions):
+        if actions.shape[1] > 1:
+            firsts.append(actions.detach())
+        return quadratic(0.0)(actions)
+
+    given = Plan(torch.full((40, H, A), 0.5), std.expand(40, H, A))
+    make(name).solve(cost, given, wide, generators(range(40)))
+    spread = (firsts[0][:, 1:] - 0.5).square().mean(dim=(0, 1)).sqrt()
+    if name in NEEDED:  # around a proposal it searches with a std of its own
+        std = torch.full_like(std, NEEDED[name]["spread"])
+    torch.testing.assert_close(spread, std, rtol=0.1, atol=0)
 
 
 @every_solver

@@ -2,7 +2,11 @@
 actions, right states."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import hdf5plugin
@@ -201,6 +205,105 @@ def test_what_is_wrong_inside_an_archive_names_the_archive(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.zst"]
 
 
+def test_what_a_killed_conversion_left_is_removed_and_nothing_else(tmp_path):
+    content = recordings.hdf5(tmp_path / "a.h5", MADE).read_bytes()
+    (tmp_path / "a.tar").write_bytes(tar([("a.h5", content)]))
+    out = tmp_path / "out"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "a.tar"), str(out)], stdout=subprocess.PIPE
+    )
+    copy = Path(killed.stdout.readline().decode().strip())
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "keep").write_text("x")
+    (out / ".lewm-unpacked-abcd1234").symlink_to(outside)
+    kept = [".lewm-unpacked-mine", ".lewm-unpacked-abcd12345", "other"]
+    for name in kept:
+        (out / name).mkdir()
+    assert (copy / "a.h5").is_file()
+    convert(tmp_path / "a.tar", out / "1.h5").close()
+    assert copy.is_dir(), "it is in use: another process holds it"
+    (copy / "link").symlink_to(outside)
+    killed.kill()
+    killed.wait()
+    killed.stdout.close()
+    convert(tmp_path / "a.tar", out / "2.h5").close()
+    names = {path.name for path in out.iterdir()}
+    assert names == {"1.h5", "2.h5", ".lewm-unpacked-abcd1234", *kept}
+    assert (outside / "keep").read_text() == "x"
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from lewm.data.archives import unpacked
+
+with unpacked(Path(sys.argv[1]), Path(sys.argv[2])) as folder:
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_sigterm_leaves_whole_episodes_and_no_copy(tmp_path, monkeypatch):
+    content = recordings.hdf5(tmp_path / "a.h5", MADE).read_bytes()
+    (tmp_path / "a.tar").write_bytes(tar([("a.h5", content)]))
+    original = converting._episode
+
+    def ended(source, i, *more):
+        if i == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(source, i, *more)
+
+    monkeypatch.setattr(converting, "_episode", ended)
+    words = ["data", "convert", str(tmp_path / "a.tar"), "--out", str(tmp_path / "out" / "o.h5")]
+    assert main(words) == 130
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["o.h5"]
+    with Episodes.open(tmp_path / "out" / "o.h5") as part:
+        assert (len(part), part.complete) == (2, False)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+LINKS = {
+    "a file": lambda folder, secret: (folder / "push-3.mp4").symlink_to(secret),
+    "a table": lambda folder, secret: (folder / "push-3.csv").symlink_to(secret),
+    "a folder": lambda folder, secret: (folder / "more").symlink_to(secret.parent),
+    "deeper": lambda folder, secret: (
+        (folder / "a").mkdir(),
+        (folder / "a" / "b.mp4").symlink_to(secret),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LINKS)
+def test_links_out_of_a_folder_are_refused_and_those_within_are_not(what, tmp_path):
+    folder = recordings.videos(tmp_path / "v", MADE, shared=True)
+    (tmp_path / "elsewhere").mkdir()
+    secret = recordings.write_video(tmp_path / "elsewhere" / "s.mp4", MADE[0][0])
+    (folder / "push-1.mp4").rename(folder / "kept")
+    (folder / "push-1.mp4").symlink_to("kept")
+    (tmp_path / "given").symlink_to(folder)
+    assert verify(tmp_path / "given")["episodes"] == 3
+    LINKS[what](folder, secret)
+    for use in (describe, verify, lambda source: convert(source, tmp_path / "out.h5")):
+        with pytest.raises(ValueError, match=r"expected a file or a folder, got a link out of"):
+            use(folder)
+
+
+def test_the_hubs_cache_consists_of_links_into_its_own_repository(tmp_path):
+    repository = tmp_path / "datasets--user--name"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot = recordings.lerobot(repository / "snapshots" / "abc", MADE)
+    for number, path in enumerate(p for p in snapshot.rglob("*") if p.is_file()):
+        path.rename(repository / "blobs" / f"{number:x}")
+        path.symlink_to(repository / "blobs" / f"{number:x}")
+    assert verify(snapshot)["episodes"] == 3
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    (snapshot / "README.md").symlink_to(secret)
+    with pytest.raises(ValueError, match=r"README.md: expected a file .* a link out of"):
+        verify(snapshot)
+
+
 # --------------------------------------------------------------------------------- shape and choice
 
 
@@ -283,6 +386,142 @@ def test_a_converted_file_keeps_what_was_known_of_it(small_data, tmp_path):
         convert(small_data, tmp_path / "other.h5", world="push-t")
 
 
+@pytest.mark.parametrize("choice", ["0-1", "1", "0,2", "2-2", "1-2"])
+def test_episodes_are_chosen_by_number(choice, tmp_path):
+    taken = {"0-1": [0, 1], "1": [0], "0,2": [0, 2], "2-2": [2], "1-2": [1, 2]}[choice]
+    source, told = recordings.hdf5(tmp_path / "a.h5", MADE), {"0,2": "0,2", "2-2": "2", "1": "0"}
+    with convert(source, tmp_path / "out.h5", episodes=choice) as converted:
+        assert converted.lengths.tolist() == [recordings.LENGTHS[i] for i in taken]
+        for place, i in enumerate(taken):
+            assert (converted.episode(place).pixels == MADE[i][0]).all()
+            np.testing.assert_array_equal(converted.actions(place)[:-1], MADE[i][1][:-1])
+        options = json.loads(converted.provenance.options)
+        assert options["episodes"] == told.get(choice, choice)
+        assert converted.complete
+
+
+def test_episodes_are_left_out_by_number(tmp_path):
+    source = recordings.hdf5(tmp_path / "a.h5", MADE)
+    with convert(source, tmp_path / "1.h5", skip_episodes="0") as converted:
+        assert converted.lengths.tolist() == [9, 6]
+        assert json.loads(converted.provenance.options)["episodes"] == "1-2"
+    with convert(source, tmp_path / "2.h5", episodes=1, skip_episodes="0") as converted:
+        assert converted.lengths.tolist() == [9]
+    with convert(source, tmp_path / "3.h5") as converted:
+        assert "episodes" not in json.loads(converted.provenance.options)
+    for words, skipped in [
+        ("episodes 0 to 2, got 3", "3"),
+        ("such as 0-9,12, got '2-1'", "2-1"),
+        ("such as 0-9,12, got 'x'", "1,x"),
+        ("an episode to convert, got none", "0-2"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            convert(source, tmp_path / "no.h5", skip_episodes=skipped)
+    with pytest.raises(ValueError, match="at least 1 episode, got 0"):
+        convert(source, tmp_path / "no.h5", episodes=0)
+
+
+def with_actions(folder, rows, dtype="float32"):
+    """The usual recordings as HDF5 of other names, with other actions."""
+    source = recordings.hdf5(folder / "a.h5", MADE, pixels="camera")
+    with h5py.File(source, "r+") as file:
+        del file["action"]
+        file["action"] = np.asarray(rows, dtype)
+    return source
+
+
+CHOICES = {
+    # how they were recorded: (rows, type)
+    "whole numbers": (np.arange(20)[:, None] % 4, "int64"),
+    "booleans": (np.arange(20)[:, None] % 2, "bool"),
+    "floats": (np.arange(20)[:, None] % 4, "float32"),
+    "no axis": (np.arange(20) % 4, "uint8"),
+}
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_an_action_that_is_a_choice_is_refused_or_one_hot(kind, tmp_path):
+    rows, dtype = CHOICES[kind]
+    source, count = with_actions(tmp_path, rows, dtype), int(rows.max()) + 1
+    words = r"a.h5: expected actions that are amounts, got whole numbers in 'action' \(0, 1.*"
+    with pytest.raises(ValueError, match=words + f"--discrete-actions {count} "):
+        convert(source, tmp_path / "no.h5")
+    with convert(source, tmp_path / "1.h5", Selection(discrete_actions=4)) as converted:
+        for i, start in enumerate((0, 5, 14)):
+            chosen = rows.ravel()[start : start + recordings.LENGTHS[i] - 1]
+            np.testing.assert_array_equal(converted.actions(i)[:-1], np.eye(4)[chosen])
+            assert np.isnan(converted.actions(i)[-1]).all()
+        options = json.loads(converted.provenance.options)
+        assert options["taken"]["action"] == [f"action = {k}" for k in range(4)]
+        assert options["discrete_actions"] == 4
+    with convert(source, tmp_path / "0.h5", Selection(discrete_actions=0)) as converted:
+        np.testing.assert_array_equal(converted.actions(0)[:-1].ravel(), rows.ravel()[:4])
+    if count > 2:
+        with pytest.raises(
+            ValueError, match=r"choices from 0 to 1 in 'action', got \[2.0\] at step"
+        ):
+            convert(source, tmp_path / "2.h5", Selection(discrete_actions=2))
+
+
+AMOUNTS = {
+    "one-hot": (np.eye(4, dtype=int)[np.arange(20) % 4], "int64"),
+    "some are no whole numbers": (np.where(np.arange(20) == 17, 0.5, 1.0)[:, None], "float32"),
+    "some are below 0": (np.arange(20)[:, None] % 3 - 1, "float32"),
+    "far apart": (np.arange(20)[:, None] % 5 * 10, "float32"),
+    "always the same": (np.full((20, 1), 2), "float32"),
+    "several a row": (np.arange(40).reshape(20, 2) % 3, "float32"),
+}
+
+
+@pytest.mark.parametrize("kind", AMOUNTS)
+def test_actions_that_are_amounts_stay_as_they_are(kind, tmp_path):
+    rows, dtype = AMOUNTS[kind]
+    with convert(with_actions(tmp_path, rows, dtype), tmp_path / "out.h5") as converted:
+        np.testing.assert_array_equal(converted.actions(2)[:-1], rows[14:19])
+
+
+@pytest.mark.parametrize("kind", ["episode file", "recordings"])
+def test_pictures_of_one_colour_are_not_sound(kind, tmp_path):
+    def source(name, pixels):
+        made = [(pixels(i, episode[0]), *episode[1:]) for i, episode in enumerate(MADE)]
+        return recordings.hdf5(
+            tmp_path / name, made, pixels="pixels" if kind == "episode file" else "camera"
+        )
+
+    black = source("black.h5", lambda i, pixels: np.zeros_like(pixels))
+    with pytest.raises(ValueError, match=r"black.h5: expected pictures of something.*one and the"):
+        verify(black)
+    for name, pixels in {
+        "a dot": lambda i, pixels: (
+            np.eye(48, dtype=np.uint8)[None, ..., None] * (i == 2) + 0 * pixels
+        ),
+        "another colour": lambda i, pixels: np.zeros_like(pixels) + np.uint8(i == 2),
+    }.items():
+        assert verify(source(f"{name}.h5", pixels))["blank_frames"] >= 14
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5, "1", True, np.arange(3), 2**40, h5py.Empty("i8")])
+@pytest.mark.parametrize("name", ["pixels", "camera"])
+def test_rows_of_unknown_meaning_are_refused(name, every, tmp_path):
+    """A row of 2.5 steps must not be read as one of 1."""
+    source = recordings.hdf5(tmp_path / "a.h5", MADE, pixels=name)
+    with h5py.File(source, "r+") as file:
+        file.attrs["every"] = every
+    with pytest.raises(ValueError, match=r"a.h5: expected .*every"):
+        convert(source, tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize("options", ["[" * 50_000, "{", "[1]", "1", "null", "\0a", '{"taken": 1}'])
+def test_options_of_another_project_give_way(options, tmp_path):
+    source = recordings.hdf5(tmp_path / "a.h5", MADE)
+    with h5py.File(source, "r+") as file:
+        file.attrs["options"] = np.array(options.encode(), f"S{len(options)}")
+        file.attrs["policy"] = np.array(b"a\0b\xff", "S4")
+    with convert(source, tmp_path / "out.h5") as converted:
+        assert json.loads(converted.provenance.options)["taken"]["state"][0] == "state 0"
+        assert converted.provenance.policy == "ab\ufffd"
+
+
 # -------------------------------------------------------------------------- going on, the whole way
 
 
@@ -336,7 +575,9 @@ def test_from_a_folder_of_videos_to_a_trained_model(tmp_path, capsys):
         str(tmp_path / "told.json"),
     ]
     assert main(words) == 0
-    assert "robot.h5 holds 3 episodes, 72 frames of 32 px" in capsys.readouterr().out
+    out_text = capsys.readouterr().out
+    assert "robot.h5 holds 3 episodes, 72 frames of 32 px" in out_text
+    assert "taken as action: left, right (2 numbers)\ntaken as state: nothing (0" in out_text
     assert json.loads((tmp_path / "told.json").read_text())["episodes"] == 3
     assert main(words) == 0
     assert capsys.readouterr().out.startswith("nothing to do: ")
@@ -345,6 +586,25 @@ def test_from_a_folder_of_videos_to_a_trained_model(tmp_path, capsys):
     assert "missing training" in capsys.readouterr().out
     assert main(train_command(out, tmp_path / "run", "--training.updates=2")) == 0
     assert (tmp_path / "run").is_dir()
+
+
+@pytest.mark.parametrize("layout", ["hdf5", "lance", "lerobot 3.0", "archive"])
+def test_what_systems_leave_beside_recordings_is_not_read(layout, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if layout == "archive":
+        content = recordings.hdf5(tmp_path / "a.h5", MADE).read_bytes()
+        notes = [("._a.h5", b"x"), (".DS_Store", b"x"), ("__MACOSX/._a.h5", b"x")]
+        (folder / "a.tar").write_bytes(tar([*notes, ("data/a.h5", content), ("._data", b"x")]))
+        source = folder
+    else:
+        source = LAYOUTS[layout][0](folder)
+        source = source if source.is_dir() else folder
+    names = ["._a.h5", "._t.lance", ".DS_Store", "._a.tar", "meta/episodes/chunk-000/._a.parquet"]
+    for name in names:
+        if (source / name).parent.is_dir():
+            (source / name).write_text("x")
+    assert verify(source)["episodes"] == 3
 
 
 def test_a_format_whose_package_is_missing_is_named_when_it_might_have_helped(

@@ -1,6 +1,7 @@
 """Recordings that are not sound: each is refused in a sentence that names the file, what was
 expected and what was found."""
 
+import json
 import re
 
 import h5py
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from lewm.data.converting import convert, verify
-from lewm.data.sources import Selection
+from lewm.data.sources import Selection, is_time
 from tests.support import recordings
 from tests.support.layouts import half, nan_at, refused, then, with_
 from tests.support.recordings import MADE, jpeg
@@ -52,6 +53,10 @@ VIDEOS = {
         then(videos(), lambda p: (p / "push-1.csv").unlink()),
         "push-1.mp4: expected its actions in push-1.csv beside it",
     ),
+    "a table alone": (
+        then(videos(), lambda p: (p / "push-1.mp4").unlink()),
+        "push-1.csv: expected its video beside it, such as push-1.mp4, got none",
+    ),
     "no rows": (
         then(videos(shared=True), table("actions.csv", cut(6))),
         "push-2.mp4: expected its actions in .*actions.csv, got no row",
@@ -77,7 +82,7 @@ VIDEOS = {
     ),
     "no number": (
         then(videos(), table("push-1.csv", lambda t: t.replace("\n3,", "\nthree,"))),
-        "expected numbers in 'step', got 'three' in line 5",
+        "expected numbers in column 'step', got 'three' in line 5, row 3 of the video",
     ),
     "gap": (
         then(videos(), table("push-1.csv", lambda t: t.replace("\n3,", "\n4,"))),
@@ -144,6 +149,92 @@ def test_an_empty_cell_may_mark_the_end_and_nothing_else(tmp_path):
     )
     with pytest.raises(ValueError, match=r"push-1.mp4 .*at step 5"):
         verify(tmp_path / "v")
+
+
+def rewritten(path, change):
+    path.write_text(change(path.read_text().replace("\r", "")))
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_other_separators_and_commas_in_numbers(separator, tmp_path):
+    folder = recordings.videos(tmp_path / "v", MADE)
+    for path in folder.glob("*.csv"):
+        rewritten(path, lambda text: text.replace(",", separator).replace(".", ","))
+    with convert(folder, tmp_path / "out.h5", Selection(state_columns=("angle",))) as converted:
+        taken = json.loads(converted.provenance.options)["taken"]
+        assert taken == {"action": ["dx", "dy", "x", "y"], "state": ["angle"]}
+        np.testing.assert_allclose(converted.actions(1)[:-1, :2], MADE[1][1][:-1], rtol=1e-6)
+        np.testing.assert_allclose(converted.states(1)[:, 0], MADE[1][2][:, 2], rtol=1e-6)
+
+
+TIMES = [
+    "timestamp",
+    "time",
+    "t",
+    "Time_s",
+    "stamp",
+    "sec",
+    "nanoseconds",
+    "header.stamp.secs",
+    "%time",
+    "t_s",
+    "simTime",
+    "TS",
+]
+NO_TIMES = ["dx", "s", "lifetime", "steer", "timer", "x_t", "t1", "secure", "ms2", "sec_motor"]
+
+
+@pytest.mark.parametrize("name", TIMES + NO_TIMES)
+def test_a_time_of_any_spelling_is_no_action_unless_it_is_asked_for(name, tmp_path):
+    assert is_time(name) == (name in TIMES)
+    if name == "Time_s":
+        folder = recordings.videos(tmp_path / "v", MADE, shared=True)
+        rewritten(folder / "actions.csv", lambda text: text.replace("dy", name))
+        with convert(folder, tmp_path / "out.h5") as converted:
+            assert json.loads(converted.provenance.options)["taken"]["action"] == ["dx"]
+        with convert(
+            folder, tmp_path / "2.h5", Selection(action_columns=("dx", name))
+        ) as converted:
+            np.testing.assert_allclose(converted.actions(2)[:-1], MADE[2][1][:-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("cell", ["1_000", "1.234,5", "0x10", "\u0663", "1e", "--1", "1,5"])
+def test_a_cell_that_only_resembles_a_number_is_refused(cell, tmp_path):
+    folder = recordings.videos(tmp_path / "v", MADE)
+    quoted = f'"{cell}"' if "," in cell else cell
+    rewritten(folder / "push-1.csv", lambda text: re.sub("\n3,[^,]*,", f"\n3,{quoted},", text))
+    words = (
+        rf"push-1.csv: expected numbers in column 'dx', got '{re.escape(cell)}' in line 5, row 3 "
+        r"of the video.*--action-columns dy,x,y.*--skip-episodes 1"
+    )
+    with pytest.raises(ValueError, match=words):
+        convert(folder, tmp_path / "out.h5")
+
+
+def test_what_systems_and_people_leave_in_a_folder_is_not_read(tmp_path):
+    folder = recordings.videos(tmp_path / "v", MADE)
+    for name in ("._push-0.mp4", ".hidden/a.mp4", "__MACOSX/push-0.mp4", ".DS_Store", "notes.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    recordings.write_video(folder / "preview.gif", MADE[0][0], codec="gif")
+    with (
+        pytest.warns(UserWarning, match=r"v: left out preview.gif, which no row"),
+        convert(folder, tmp_path / "out.h5") as converted,
+    ):
+        assert len(converted) == 3
+    recordings.write_video(folder / "push-9.mp4", MADE[0][0])
+    with pytest.raises(ValueError, match=r"push-9.mp4: expected its actions .*move it elsewhere"):
+        convert(folder, tmp_path / "no.h5")
+
+
+def test_a_video_that_does_not_open_can_be_left_out(tmp_path):
+    folder = recordings.videos(tmp_path / "v", MADE)
+    (folder / "push-1.mp4").write_text("no video")
+    with pytest.raises(ValueError, match=r"push-1.mp4: expected a video .*--skip-episodes 1\."):
+        convert(folder, tmp_path / "out.h5")
+    with convert(folder, tmp_path / "out.h5", skip_episodes="1") as converted:
+        assert converted.lengths.tolist() == [5, 6]
+        np.testing.assert_allclose(converted.actions(1)[:-1, :2], MADE[2][1][:-1], rtol=1e-6)
 
 
 # ----------------------------------------------------------------------------------- HDF5 and Lance

@@ -140,3 +140,30 @@ def group_is_gone(number):
     except ProcessLookupError:
         return True
     return False
+
+
+NOTEBOOK = """
+import lewm
+from tests.support.own_worlds import Dot
+
+class Mine(Dot):
+    pass
+
+try:
+    lewm.collect(Mine, {path!r}, 2, max_steps=4, processes=2)
+except ValueError as error:
+    print(error)
+lewm.collect(Mine, {path!r}, 2, max_steps=4).close()
+"""
+
+
+def test_a_notebook_is_told_what_works_there(tmp_path):
+    """What is typed at a prompt lies in no module, so that other processes cannot import it."""
+    code = NOTEBOOK.format(path=str(tmp_path / "a.h5"))
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "defined in a notebook or at a prompt. Move it to a .py file, or use processes=1" in (
+        ended.stdout
+    )

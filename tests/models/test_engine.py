@@ -13,6 +13,11 @@ from lewm.models.lewm import LeWM
 from lewm.models.nn.engine import ROWS_AT_LEAST, Engine
 from tests.support.models import model, question
 
+NO_BF16 = pytest.mark.skipif(
+    not devices.multiplies_bf16("cpu"), reason="this CPU has no matrix products in bfloat16"
+)
+BF16 = pytest.param("bfloat16", marks=NO_BF16)
+
 
 def costs(rollout):
     goal = torch.ones(rollout.shape[-1], dtype=rollout.dtype)
@@ -76,7 +81,7 @@ def test_gradients_reach_the_actions(full):
     assert gradients[1].abs().amin(dim=(0, 1, 3)).min() > 0
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", BF16, "int8"])
 @pytest.mark.parametrize("full", [False, True])
 def test_it_keeps_its_hands_off_the_model_and_the_inputs(precision, full):
     plain = model(3, full=full)
@@ -93,7 +98,9 @@ def test_it_keeps_its_hands_off_the_model_and_the_inputs(precision, full):
         assert torch.equal(engine(*asked), answer), "an engine holds the weights it was built from"
 
 
-@pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.03), ("int8", 0.12)])
+@pytest.mark.parametrize(
+    ("precision", "error"), [pytest.param("bfloat16", 0.03, marks=NO_BF16), ("int8", 0.12)]
+)
 def test_low_precision_ranks_nearly_the_same(precision, error):
     plain = model(3, full=True)
     engine = Engine(plain.state_dict(), plain.config.predictor_heads, precision)
@@ -208,5 +215,22 @@ def test_bfloat16_is_refused_where_it_is_slow(monkeypatch):
     monkeypatch.setattr(devices, "fastest_precision", lambda device: "32-true")
     with pytest.raises(ValueError, match="multiplies faster in bfloat16, got cpu"):
         model().engine("bfloat16")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_bfloat16_is_refused_where_there_is_none(full, monkeypatch):
+    """In the engine's own words, whatever it would have met: on a CPU without AVX-512 small weights
+    would be emulated and large ones end in a library's error."""
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda device: False)
+    plain = model(full=full)
+    with pytest.raises(ValueError, match=r"products in bfloat16, got cpu.* Use 'float32'"):
+        Engine(plain.state_dict(), plain.config.predictor_heads, "bfloat16")
+    assert devices.fastest_precision("cpu") == "32-true"  # so nobody chooses it either
+    with pytest.raises(ValueError, match="bfloat16"):
+        plain.engine("bfloat16")
+
+
+@NO_BF16
+def test_bfloat16_is_given_where_it_is_fast(monkeypatch):
     monkeypatch.setattr(devices, "fastest_precision", lambda device: "bf16-mixed")
     assert model().engine("bfloat16")(*question(model())).dtype == torch.float32

@@ -169,11 +169,28 @@ def test_diverging_rollouts_are_avoided():
     assert states[-1, 0, 0] > 0.4
 
 
-def test_a_model_that_only_diverges_stops_nobody():
+def test_where_every_rollout_diverges_planning_is_refused_in_words():
+    """It would else stand still for ever, and look like a model that plans badly."""
+
+    def right_is_unknown(latents):
+        return latents[..., :1].expand_as(latents) > 0.7
+
+    agent = Agent(PointModel(diverges=right_is_unknown), SMALL, SPEC, range(2))
+    active = np.array([True, False])  # what is not planned for is not asked
+    agent.act(draw(STARTS[:2]), draw(GOALS[:2]), active)
+    agent.reset()
+    with pytest.raises(ValueError, match=r"got NaN or infinity for all .* environment 1 at step 0"):
+        agent.act(draw(STARTS[:2]), draw(GOALS[:2]))  # the second begins at .8
+    agent.reset()
+    with pytest.raises(ValueError, match="environment 1 at step 0"):  # its own number, alone too
+        agent.act(draw(STARTS[:2]), draw(GOALS[:2]), ~active)
+
+
+def test_without_time_nothing_was_tried_and_nothing_is_refused():
     model = PointModel(diverges=lambda latents: torch.ones_like(latents, dtype=torch.bool))
-    agent = Agent(model, SMALL, SPEC, range(2), trace=True)
-    _, actions = control(agent, STARTS[:2], GOALS[:2], steps=10)
-    np.testing.assert_allclose(actions[:, 0], np.tile(STATISTICS.action_mean, (10, 1)), atol=1e-6)
+    agent = Agent(model, SMALL, SPEC, range(2))
+    actions = agent.act(draw(STARTS[:2]), draw(GOALS[:2]), deadline_s=0.0)
+    np.testing.assert_allclose(actions, np.tile(STATISTICS.action_mean, (2, 1)), atol=1e-6)
 
 
 def test_the_goal_is_encoded_once():

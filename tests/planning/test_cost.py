@@ -9,7 +9,7 @@ import torch
 
 from lewm.contracts import Plan
 from lewm.planning.agent import Agent
-from lewm.planning.cost import PlanCost, Scorer, Situation
+from lewm.planning.cost import OutOfTime, PlanCost, Scorer, Situation
 from lewm.planning.objectives.l2 import L2
 from tests.support.control import GOALS, SMALL, SPEC, STARTS, Proposer, control
 from tests.support.point_world import STATISTICS, PointModel
@@ -173,6 +173,83 @@ def test_a_plan_cut_short_is_what_the_next_one_starts_from():
     )
     expected = L2().cost(latents, torch.from_numpy(agent.trace[1].goal))[:, 0]
     np.testing.assert_allclose(agent.trace[1].rounds[0].costs[:, 0], expected, atol=1e-6)
+
+
+UNEVEN = (10, 30, 5, 5, 20)
+"""Milliseconds of the rounds, by a clock that nothing else moves."""
+
+
+@pytest.mark.parametrize(
+    ("deadline", "rounds"),
+    [
+        (0.1, 1),  # of the first nothing is known
+        (24.9, 1),  # 10 + 1.5 x 10
+        (25, 2),
+        (84.9, 2),  # 40 + 1.5 x 30: the longest counts
+        (85, 3),
+        (89.9, 3),  # 45 + 1.5 x 30, though the last one took 5
+        (90, 4),
+        (94.9, 4),
+        (95, 5),
+    ],
+)
+def test_after_rounds_of_uneven_length_the_longest_counts(deadline, rounds):
+    now = [0.0]
+    lengths = iter(UNEVEN)
+
+    def slow(context, past_actions, actions):
+        now[0] += next(lengths)
+        return actions
+
+    cost = PlanCost(
+        Scorer(slow, L2()), NOW, lambda actions: actions, False, deadline, lambda: now[0]
+    )
+    done = 0
+    for candidate in (5.0, 1.0, 4.0, 3.0, 2.0):
+        try:
+            cost(torch.full((2, 1, 1, 1), candidate))
+        except OutOfTime:
+            break
+        done += 1
+    assert done == rounds
+    assert now[0] == sum(UNEVEN[:rounds])
+    start = Plan(torch.full((2, 1, 1), 9.0), torch.ones(2, 1, 1))
+    best = 5.0 if rounds == 1 else 1.0  # of all rounds, not of the last
+    assert cost.best(start).mean.flatten().tolist() == [best, best]
+
+
+def test_a_round_that_began_is_finished_and_a_passed_deadline_begins_none():
+    now = [0.0]
+
+    def slow(context, past_actions, actions):
+        now[0] += 1000
+        return actions
+
+    cost = PlanCost(Scorer(slow, L2()), NOW, lambda actions: actions, False, 5.0, lambda: now[0])
+    cost(torch.ones(2, 1, 1, 1))
+    with pytest.raises(OutOfTime):
+        cost(torch.ones(2, 1, 1, 1))
+    late = PlanCost(Scorer(slow, L2()), NOW, lambda actions: actions, False, 5.0, lambda: 5.0)
+    with pytest.raises(OutOfTime):
+        late(torch.ones(2, 1, 1, 1))
+
+
+def test_an_environment_without_one_finite_cost_is_named():
+    def left_diverges(context, past_actions, actions):
+        return torch.where(context[:, None] < 0, torch.nan, actions)
+
+    situation = Situation(
+        torch.tensor([1.0, -1.0])[:, None, None], torch.zeros(2, 0, 1), torch.zeros(2, 1)
+    )
+    cost = PlanCost(
+        Scorer(left_diverges, L2()), situation, lambda actions: actions, False, None, lambda: 0.0
+    )
+    assert cost.hopeless == []  # nothing was asked
+    cost(torch.tensor([[1.0, torch.nan, 2.0]] * 2)[..., None, None])
+    assert cost.hopeless == [1]  # a NaN beside numbers is no reason
+    situation.context[1] = 1.0  # one number in one round is enough
+    cost(torch.ones(2, 1, 1, 1))
+    assert cost.hopeless == []
 
 
 def test_a_batch_never_changes_a_plan_that_is_cut_short():

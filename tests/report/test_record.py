@@ -62,7 +62,7 @@ def test_an_answer_of_another_version_is_no_answer_and_says_how_to_ask_again(run
     assert "unknown field 'place_of_old' of ProbingResult" in answer.why
     assert f"lewm analyse {run} probing --again" in answer.why
     assert main(["report", str(run), "--out", str(run.parent / "report.html")]) == 0
-    assert "place_of_old" in (run.parent / "report.html").read_text()
+    assert "place_of_old" in (run.parent / "report.html").read_text("utf-8")
     assert "without " in capsys.readouterr().out
 
 

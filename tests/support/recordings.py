@@ -127,9 +127,9 @@ def lance_table(made, encode):
 CAMERA = "observation.images.top"
 
 
-def lerobot(folder, made, version="v2.1", cameras=(CAMERA,), encode=None):
+def lerobot(folder, made, version="v2.1", cameras=(CAMERA,), encode=None, timed=True):
     """A LeRobot folder of either layout; with `encode`, pictures as {bytes, path} in the tables and
-    no videos."""
+    no videos. Without `timed` no column says when a row was recorded."""
     packed = version.startswith("v3")
     height, width = made[0][0].shape[1:3]
     kind = "image" if encode else "video"
@@ -145,6 +145,8 @@ def lerobot(folder, made, version="v2.1", cameras=(CAMERA,), encode=None):
             for name in ("frame_index", "episode_index", "index")
         },
     }
+    if timed:
+        features["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
     chunk, episode = "{episode_chunk:03d}", "episode_{episode_index:06d}"
     info = {
         "codebase_version": version,
@@ -162,6 +164,8 @@ def lerobot(folder, made, version="v2.1", cameras=(CAMERA,), encode=None):
     (folder / "meta").mkdir(parents=True)
     (folder / "meta" / "info.json").write_text(json.dumps(info))
     tables = [_lerobot_rows(i, *episode, cameras, encode) for i, episode in enumerate(made)]
+    if not timed:
+        tables = [table.drop_columns(["timestamp"]) for table in tables]
     if packed:
         _pack(folder, made, tables, cameras, encode)
         return folder
@@ -185,6 +189,7 @@ def _lerobot_rows(i, pixels, actions, states, cameras, encode):
         "action": lists(actions),
         "observation.state": lists(states),
         "gain": pa.array(np.full(len(pixels), 2.0, np.float32)),
+        "timestamp": pa.array((np.arange(len(pixels)) / FPS).astype(np.float32)),
     }
     columns |= {
         "frame_index": pa.array(np.arange(len(pixels))),
@@ -198,9 +203,9 @@ def _lerobot_rows(i, pixels, actions, states, cameras, encode):
 
 
 def _pack(folder, made, tables, cameras, encode):
-    """Version 3: episodes 0 and 1 share files, episode 2 is in the next."""
+    """Version 3: all episodes but the last share files, the last is in the next."""
     rows = []
-    for file, members in enumerate(([0, 1], [2])):
+    for file, members in enumerate((range(len(made) - 1), [len(made) - 1])):
         target = folder / f"data/chunk-000/file-{file:03d}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.concat_tables([tables[i] for i in members]), target)

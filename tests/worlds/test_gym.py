@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from lewm import registry
 from lewm.contracts import Ending, WorldSpec
 from lewm.data.collecting import collect
 from lewm.worlds.kit.gym import GymWorld
@@ -200,7 +201,7 @@ REFUSED = {
         {},
         "a Box of floats, got Box",
     ),
-    "not square": (Wide, {}, r"square pictures \(H, H, 3\), got \(24, 48, 3\).*crop=center"),
+    "not square": (Wide, {}, r"square pictures, got 48 x 24 .*crop=center.*--image-size"),
     "unknown crop": (Wide, {"crop": "centre"}, "unknown crop 'centre'.*Did you mean 'center'"),
     "no picture": (Dot, {"render_mode": None}, r"uint8 \(H, W, 3\).*got None.*'rgb_array'"),
     "no length": (Dot, {"max_steps": None}, "how many steps an episode has.*max_steps=100"),
@@ -219,6 +220,31 @@ def test_what_is_refused_is_said_with_its_cure(case):
     world, options, words = REFUSED[case]
     with pytest.raises(ValueError, match=words):
         open_world(world, 1, **{"max_steps": 12, **options})
+
+
+@pytest.mark.parametrize("size", [0, -1, 10**9])
+def test_impossible_sizes_are_refused(size):
+    with pytest.raises(ValueError, match=r"expected pictures of 1 to 4096 px.*--image-size"):
+        open_world(Dot, 1, max_steps=12, image_size=size)
+
+
+def test_a_world_that_draws_another_size_than_it_says_is_told_how_to():
+    plugin = registry.load("worlds", "two-room")
+
+    class Wrong(plugin):
+        def render(self):
+            return np.zeros((24, 48, 3), np.uint8)
+
+        def render_state(self, state):
+            return np.zeros((16, 16, 3))
+
+    world = Looped([Wrong(image_size=16)])
+    with pytest.raises(
+        ValueError, match=r"expected uint8 .*`render\(\)`.*got uint8 \(24, 48, 3\).*--image-size"
+    ):
+        world.render()
+    with pytest.raises(ValueError, match=r"`render_state\(state\)`.*got float64"):
+        world.render(world.states)
 
 
 def test_an_id_with_a_module_imports_nothing(monkeypatch):

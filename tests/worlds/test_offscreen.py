@@ -1,15 +1,18 @@
 """Finding an OpenGL without a screen, the looks, and scenes in threads and processes."""
 
+import ast
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from lewm import worlds
 from lewm.worlds.kit import offscreen
 from lewm.worlds.kit.opening import open_world
 
@@ -71,6 +74,32 @@ def test_a_chosen_backend_that_fails_is_named_too(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "nonesuch")
     with pytest.raises(ValueError, match=r"'nonesuch' does not work.*libosmesa6"):
         offscreen.Scene(mujoco.MjModel.from_xml_string("<mujoco/>"), SIZE, "fixed")
+
+
+def test_a_backend_that_fails_when_mujoco_is_imported_is_explained(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    words = r"an OpenGL that works, got MUJOCO_GL=osmesa, .*glGetError.*libosmesa6 \(OSMesa\)"
+    with pytest.raises(ValueError, match=words), offscreen.opengl_explained():
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+    with pytest.raises(ModuleNotFoundError), offscreen.opengl_explained():
+        raise ModuleNotFoundError("No module named 'mujoco'", name="mujoco")
+    for path in Path(worlds.__file__).parent.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            bare = isinstance(node, ast.Import) and "mujoco" in {name.name for name in node.names}
+            assert not bare, f"{path} imports mujoco outside of opengl_explained"
+
+
+def test_a_backend_that_is_none_is_explained_by_a_whole_process():
+    code = "from lewm.worlds.kit.opening import open_world; open_world('reacher', 1)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "MUJOCO_GL": "nonesuch"},
+    )
+    said = ended.stderr.strip().splitlines()[-1]
+    assert said.startswith("ValueError: expected an OpenGL that works, got MUJOCO_GL=nonesuch")
 
 
 def test_the_trial_is_a_real_one(monkeypatch):

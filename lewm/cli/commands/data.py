@@ -1,7 +1,11 @@
 """`lewm data`: what is in recordings, are they sound, and how do they become an episode file?"""
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +79,10 @@ def convert(
     camera: str | None = None,
     action_columns: str = "",
     state_columns: str = "",
+    discrete_actions: int | None = None,
     world: str | None = None,
-    episodes: int | None = None,
+    episodes: str | None = None,
+    skip_episodes: str = "",
     compression: str | None = None,
     format: str | None = None,
     max_expansion: float = MAX_EXPANSION,
@@ -99,8 +105,13 @@ def convert(
             format by default.
         state_columns: the columns that hold the ground truth, side by side, such as
             "pos_agent,block_pose".
+        discrete_actions: how many choices there are, where an action is a choice numbered from 0;
+            each becomes a column. 0: whole numbers are amounts, and stay as they are. Without it
+            choices are refused.
         world: that was recorded, if evaluation is to act in it.
-        episodes: convert only the first so many.
+        episodes: convert only the first so many, such as 100; or those with certain numbers, which
+            count from 0, such as 0-9,12. One alone is 12-12.
+        skip_episodes: leave those out, such as 3,20-29.
         compression: of the pixels: blosc or zstd; None, the default, is the published layout.
         format: of the recordings, where it is not recognised: hdf5, lance, lerobot or videos.
         max_expansion: refuse archives that hold more than this many times their own size.
@@ -114,6 +125,7 @@ def convert(
         image_size,
         crop,
         max_expansion,
+        discrete_actions,
     )
     converted = False
 
@@ -123,19 +135,45 @@ def convert(
         bars.update(progress)
 
     try:
-        with console.Bars() as bars:
-            file = converting.convert(source, out, selection, world, episodes, compression, report)
+        with console.Bars() as bars, _sigterm_as_ctrl_c():
+            file = converting.convert(
+                source, out, selection, world, episodes, compression, report, skip_episodes
+            )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(out)) from None
     with file:
-        summary = file.summary()
+        summary, told = file.summary(), loads(file.provenance.options or "{}")
     size = f"{summary['image_size']} px, {summary['bytes'] / 1e6:.1f} MB"
     before = "" if converted else "nothing to do: "
     console.say(
         f"{before}{out} holds {summary['episodes']} episodes, {summary['steps']} frames of {size}."
     )
+    for role, names in told.get("taken", {}).items():
+        console.say(f"taken as {role}: {', '.join(names) or 'nothing'} ({len(names)} numbers)")
+    if "frames" in told:
+        console.say(f"frames were found {told['frames']}.")
     if json:
         write_json(json, summary)
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let what ends a process kindly be like Ctrl-C: temporary copies go, whole episodes stay."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if ours:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _listed(words: str) -> tuple[str, ...]:

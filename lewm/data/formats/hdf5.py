@@ -135,7 +135,9 @@ class HDF5:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    """Those in a folder; ._a.h5 and its like are a system's notes."""
+    entries = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in entries if path.suffix.lower() in SUFFIXES)
 
 
 def _has_index(path: Path) -> bool:

@@ -38,11 +38,11 @@ class Lance:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        return path.is_dir() and (path.suffix == ".lance" or any(path.glob("*.lance")))
+        return path.is_dir() and (path.suffix == ".lance" or any(path.glob("[!.]*.lance")))
 
     def __init__(self, path: Path):
         if path.suffix != ".lance":
-            tables = sorted(path.glob("*.lance"))
+            tables = sorted(path.glob("[!.]*.lance"))
             if len(tables) > 1:
                 raise ValueError(
                     f"{path}: expected one Lance table, got {', '.join(t.name for t in tables)}. "

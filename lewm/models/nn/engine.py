@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lewm import devices
 from lewm.models.nn.products import PACKING, Affine, Map, chained, exact
 
 ROWS_AT_LEAST = 16
@@ -75,7 +76,8 @@ class Engine:
             own, so that what shares a batch changes nothing. Small matrices stay in float32.
 
     Raises:
-        ValueError: no such precision; or "int8" where PyTorch has no kernels for it.
+        ValueError: no such precision; "int8" where PyTorch has no kernels for it, or "bfloat16"
+            where the device has no products in it.
 
     Source: Ours; absorbing one projection into its neighbour is known from multi-head latent
     attention (DeepSeek-V2).
@@ -92,6 +94,11 @@ class Engine:
             raise ValueError(
                 f"int8 needs a CPU with quantised kernels, got {device} with '{kernels}'. Use "
                 "'float32'."
+            )
+        if precision == "bfloat16" and not devices.multiplies_bf16(device):
+            raise ValueError(
+                f"expected a device with matrix products in bfloat16, got {device}, which has none "
+                "(a CPU needs AVX-512 for them). Use 'float32'."
             )
         part, packed = partial(Affine.of, weights), PACKING[precision]
         layers = [

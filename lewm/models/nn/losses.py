@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["STILL", "prediction", "spread", "straightness", "turns"]
+__all__ = ["STILL", "copying", "prediction", "spread", "straightness", "turns"]
 
 STILL = 1e-3
 """Velocities shorter than this share of their root mean square count as standing still: they are
@@ -47,6 +47,23 @@ def prediction(predicted: Tensor, target: Tensor) -> Tensor:
             "0..T-2 with latents[:, 1:]."
         )
     return F.mse_loss(full_precision(predicted), full_precision(target))
+
+
+def copying(latents: Tensor) -> Tensor:
+    """Mean squared error of predicting that nothing changes: of each latent from the one before.
+
+    What `prediction` is to be compared with. A model that is no better than this knows nothing of
+    what happens, however small its error is; and the quotient of the two has no scale.
+
+    Args:
+        latents: (..., T, D), T > 1, of consecutive observations.
+
+    Returns:
+        A detached scalar, over every element.
+
+    Source: Ours.
+    """
+    return full_precision(latents.detach()).diff(dim=-2).square().mean()
 
 
 def spread(latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,7 @@ class Gradient:
         search = Search(start, box, generators, self.stop_spread)
         actions = search.sample(self.num_candidates)
         first, second = torch.zeros_like(actions), torch.zeros_like(actions)
-        moved = torch.full_like(actions[:, 0, 0, 0], torch.inf)
+        moved = torch.full_like(actions, torch.inf)
         for count in range(1, self.num_iterations + 1):
             costs, slope = _slope(cost, actions)
             search.select(actions, costs, 1)
@@ -95,7 +95,7 @@ class Gradient:
                 actions,
                 torch.where(moving, box.clamp(actions - self.learning_rate * step), actions),
             )
-            moved = (actions - before).abs().mean(dim=(1, 2, 3))
+            moved = (actions - before).abs()
         else:
             search.select(actions, cost(actions), 1)
         return search.cheapest()

@@ -29,6 +29,9 @@ OPTIONS = ("image_size", "crop", "max_steps")
 
 CROPS = ("center",)
 
+MAX_SIZE = 4096
+"""Height and width of a picture; a model that sees more is none of ours."""
+
 TOLD = ("state", "goal", "success")
 """Entries of a world plug-in's `info` that a plain environment may lack."""
 
@@ -89,6 +92,11 @@ class GymWorld:
         self.envs, self.num_envs = list(envs), len(envs)
         self._crop = None if crop is None else choose("crop", crop, CROPS)
         self._name, self._size = name, image_size
+        if image_size is not None and not 1 <= image_size <= MAX_SIZE:
+            raise ValueError(
+                f"world '{name}': expected pictures of 1 to {MAX_SIZE} px, got image_size="
+                f"{image_size}. Give another --image-size."
+            )
         first = self.envs[0]
         low, high = _bounds(name, first.action_space)
         self._sees_pictures = _is_picture(first.observation_space)
@@ -235,10 +243,16 @@ class GymWorld:
                 "'rgb_array', and take `render_mode` as an argument."
             )
         height, width, colours = picture.shape
-        if colours != 3 or (height != width and self._crop is None):
+        if colours != 3 or not height or not width:
             raise ValueError(
-                f"world '{self._name}': expected square pictures (H, H, 3), got "
-                f"{picture.shape}. With the option crop=center the middle is taken."
+                f"world '{self._name}': expected pictures in RGB, (H, W, 3), got {picture.shape}. "
+                "Return three colours, the last axis, from `render()`."
+            )
+        if height != width and self._crop is None:
+            raise ValueError(
+                f"world '{self._name}': expected square pictures, got {width} x {height} (width x "
+                "height). The option crop=center takes their middle (`lewm collect ... --option "
+                "crop=center`), and --image-size then scales it. Or draw squares."
             )
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2

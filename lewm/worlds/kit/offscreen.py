@@ -18,8 +18,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
@@ -36,6 +36,7 @@ __all__ = [
     "find_backend",
     "once_per_thread",
     "open_scene",
+    "opengl_explained",
     "thin_meshes",
 ]
 
@@ -72,6 +73,22 @@ model = mujoco.MjModel.from_xml_string("<mujoco/>")
 mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50).free()
 context.free()
 """
+
+
+@contextmanager
+def opengl_explained() -> Iterator[None]:
+    """Put into words what `import mujoco` meets where `MUJOCO_GL` names an OpenGL that is not
+    there."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # each backend has exceptions of its own
+        backend = os.environ.get("MUJOCO_GL", "")
+        raise ValueError(
+            f"expected an OpenGL that works, got MUJOCO_GL={backend}, which does not here "
+            f"({error!r}). {PACKAGES} Unset, it is found."
+        ) from error
 
 
 def find_backend() -> str:

@@ -75,8 +75,29 @@ class Looped:
 
     def render(self, states: np.ndarray | None = None) -> np.ndarray:
         if states is None:
-            return np.stack([env.render() for env in self.envs])
-        return np.stack([self.envs[0].render_state(state) for state in states])
+            return np.stack([self._fitting("render()", env.render()) for env in self.envs])
+        return np.stack(
+            [
+                self._fitting("render_state(state)", self.envs[0].render_state(state))
+                for state in states
+            ]
+        )
+
+    def _fitting(self, method: str, picture: Any) -> np.ndarray:
+        """A picture of the size that the world's spec promises, or a ValueError."""
+        shape = (self.spec.image_size, self.spec.image_size, 3)
+        if not isinstance(picture, np.ndarray) or (picture.shape, picture.dtype) != (shape, "u1"):
+            got = (
+                f"{picture.dtype} {picture.shape}"
+                if isinstance(picture, np.ndarray)
+                else f"{type(picture).__name__}"
+            )
+            raise ValueError(
+                f"world '{self.spec.name}': expected uint8 {shape} from `{method}`, as "
+                f"`env_spec.image_size` says, got {got}. Take `image_size` as an argument, as "
+                "--image-size gives it, draw squares of that size, and put it into `env_spec`."
+            )
+        return picture
 
     def success(self, criterion: str | None = None) -> np.ndarray:
         first, name = (
