@@ -77,6 +77,9 @@ class Statistics:
         action_mean, action_std: one number per action dimension `a`, in the env's units.
         action_low, action_high: least and largest recorded, likewise; empty where nobody counted.
             Equal where the data never vary, which then have the std 1.
+
+    Raises:
+        ValueError: other counts, numbers that are not finite, or a std that is not above 0.
     """
 
     pixel_mean: tuple[float, ...]
@@ -85,6 +88,21 @@ class Statistics:
     action_std: tuple[float, ...]
     action_low: tuple[float, ...] = ()
     action_high: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        means, stds = (*self.pixel_mean, *self.action_mean), (*self.pixel_std, *self.action_std)
+        counts = [len(values) for values in vars(self).values()]
+        if (
+            counts[:2] != [3, 3]
+            or not 0 < counts[2] == counts[3]
+            or counts[4:] not in ([0, 0], counts[2:4])
+            or not all(map(math.isfinite, (*means, *stds, *self.action_low, *self.action_high)))
+            or min(stds) <= 0
+        ):
+            raise ValueError(
+                "statistics: expected finite means and stds above 0, of 3 colours and of every "
+                f"dimension of the action, got {self}. Take them from the training data."
+            )
 
     @property
     def action_dim(self) -> int:

@@ -1,5 +1,9 @@
 """What a terminal shows: progress on stderr, results on stdout. Nothing here computes, and no other
-module draws text."""
+module draws text.
+
+Names come from files, and files from strangers: all text passes `legible`, so that none of it
+steers the terminal.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +29,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from lewm.files import legible
+
 if TYPE_CHECKING:  # it imports torch, and `lewm --help` answers at once
     from lewm.contracts import Progress
 
-__all__ = ["Bars", "alarm", "facts", "number", "say", "table"]
+__all__ = ["Bars", "alarm", "complain", "facts", "number", "say", "table"]
 
 PLAIN_WIDTH = 160
 """Columns where there is no terminal to ask: tables in files and logs are read unwrapped."""
@@ -87,13 +93,15 @@ class Bars:
         leaves note and alarm."""
         if self._interrupted:
             raise KeyboardInterrupt
-        stage, done, total = progress.stage, progress.done, progress.total
+        stage, done, total = legible(progress.stage, lines=False), progress.done, progress.total
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, completed=done)
             self._note = self._alarm = ""
         self._progress.update(self._tasks[stage], completed=done, total=total)
         if progress.note:
-            self._note, self._alarm = progress.note, progress.alarm
+            self._note, self._alarm = (
+                legible(text, lines=False) for text in (progress.note, progress.alarm)
+            )
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._said > PLAIN_SECONDS or done == total):
             self._said = now
@@ -118,12 +126,19 @@ class Bars:
 
 def say(text: str) -> None:
     """A line on stdout."""
-    _console().print(Text(text), soft_wrap=True)
+    _console().print(Text(legible(text)), soft_wrap=True)
 
 
 def alarm(text: str) -> None:
     """A red line on stderr."""
-    _console(stderr=True).print(Text(text, style="bold red"), soft_wrap=True)
+    _console(stderr=True).print(Text(legible(text), style="bold red"), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """A paragraph on stderr, from one of the processes of a training on several devices of a
+    machine: all of them meet the same trouble."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(legible(text), file=sys.stderr)
 
 
 def table(
@@ -132,12 +147,14 @@ def table(
     """A table on stdout; columns from `numbers_from` on are aligned right."""
     console = _console()
     if title:
-        console.print(Text(title, style="bold"), soft_wrap=True)
+        console.print(Text(legible(title), style="bold"), soft_wrap=True)
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for place, name in enumerate(header):
-        grid.add_column(Text(name), justify="right" if place >= numbers_from else "left")
+        grid.add_column(
+            Text(legible(name, lines=False)), justify="right" if place >= numbers_from else "left"
+        )
     for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
+        grid.add_row(*(Text(legible(str(cell), lines=False)) for cell in row))
     console.print(grid)
 
 
@@ -146,8 +163,8 @@ def facts(values: Mapping[str, Any], title: str = "") -> None:
     "success rate"."""
     console = _console()
     if title:
-        console.print(Text(title, style="bold"), soft_wrap=True)
-    lines = list(_lines(values))
+        console.print(Text(legible(title), style="bold"), soft_wrap=True)
+    lines = [tuple(legible(word, lines=False) for word in pair) for pair in _lines(values)]
     width = max((len(name) for name, _ in lines), default=0)
     for name, value in lines:
         console.print(Text.assemble((f"  {name:<{width}}  ", "dim"), value), soft_wrap=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -83,10 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    """A paragraph on stderr, from one of the processes of a training on several devices: all of
-    them meet the same trouble."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(text, file=sys.stderr)
+    from lewm.cli.console import complain  # only now: rich takes its time
+
+    complain(text)
 
 
 def _help() -> str:

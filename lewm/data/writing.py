@@ -20,7 +20,7 @@ import numpy as np
 
 from lewm.data.episodes import EPISODE_COLUMNS, Episode, Episodes, Provenance
 from lewm.data.soundness import open_hdf5
-from lewm.files import sync
+from lewm.files import hold, require_own, sync
 from lewm.registry import choose
 
 __all__ = ["EpisodeWriter"]
@@ -67,7 +67,16 @@ class EpisodeWriter:
     """
 
     def __init__(self, path: Path | str, provenance: Provenance, compression: str | None = None):
-        self.path, self.partial = Path(path), Path(f"{path}.partial")
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(hold(path, folder=False))
+            self._begin_with(Path(path), provenance, compression)
+            self._held = stack.pop_all()
+
+    def _begin_with(self, path: Path, provenance: Provenance, compression: str | None) -> None:
+        """Find out what is there of the file."""
+        self.path, self.partial = path, Path(f"{path}.partial")
+        require_own(self.path)
+        require_own(self.partial)
         self.provenance = provenance
         self._filter: Any = (
             {}
@@ -140,6 +149,10 @@ class EpisodeWriter:
     def close(self) -> None:
         """Cut to the complete episodes and give the file its name; if there is not one, leave
         nothing behind."""
+        with self._held:
+            self._close()
+
+    def _close(self) -> None:
         if self._file is None:
             return
         with contextlib.suppress(OSError):  # on a full disk, what is still reserved must do
@@ -220,16 +233,6 @@ class EpisodeWriter:
                 f"expected one of {self.path} and {self.partial}, got both. Move one of them away."
             )
         try:
-            h5py.File(self.partial, "r").close()
-        except BlockingIOError:
-            cure = "Wait for it, or write to another path"
-            raise ValueError(
-                f"{self.path}: expected to be its only writer, got another process writing it. "
-                f"{cure}."
-            ) from None
-        except OSError:
-            pass  # torn; what follows may mend it
-        try:
             # HDF5 opens no file that is shorter than it was to become, which a process killed while
             # trimming may leave. So it is lengthened by a hole, and none of the rows may lie in
             # there.
@@ -247,6 +250,8 @@ class EpisodeWriter:
                     column.id.chunk_iter(lambda chunk: ends.append(chunk.byte_offset + chunk.size))
                 if max(ends, default=0) > size:
                     raise ValueError("its last rows are cut off")
+                # it may lack nothing but this mark
+                file.attrs["complete"] = len(lengths) == self.provenance.requested_episodes
             Episodes.open(self.partial).close()
         except Exception as error:  # whatever HDF5 makes of a torn file
             warnings.warn(

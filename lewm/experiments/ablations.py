@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +26,7 @@ from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
 from lewm.experiments.experiment import Experiment
 from lewm.experiments.pipeline import collect_episodes, open_recipe_world, seeded
-from lewm.files import read_json, write_json
+from lewm.files import hold, read_json, write_json
 from lewm.planning.config import plain_search
 from lewm.runs import checkpoints
 from lewm.runs.run import Run
@@ -97,7 +96,7 @@ def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) 
         }
     probing = Probing(mlp=False, controls=False, rollouts=0, seed=seed)
     probe = probing.run(Run(model, episodes, split["train"], split["heldout"])).variables
-    lines = [json.loads(line) for line in (run / checkpoints.METRICS).read_text().splitlines()]
+    lines = checkpoints.metrics(run)
     measured = {
         "variant": variant,
         "changes": VARIANTS[variant],
@@ -174,9 +173,10 @@ def main(say: Callable[[str], None]) -> None:
     rows = []
     for seed in arguments.seeds:
         for variant in arguments.variants:
-            rows.append(row(experiment, variant, seed, arguments.out, arguments.pairs))
+            with hold(arguments.out):
+                rows.append(row(experiment, variant, seed, arguments.out, arguments.pairs))
+                write_json(arguments.out / "ablations.json", {"rows": rows})
             say(as_table(rows)[-1])
-            write_json(arguments.out / "ablations.json", {"rows": rows})
     say("\n".join(as_table(rows)))
 
 

@@ -17,7 +17,7 @@ from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
 from lewm.experiments.book import Book
 from lewm.experiments.pipeline import Scope, carry_out, result_of, seeded, shortened
-from lewm.files import read_json, write_atomically, write_json
+from lewm.files import hold, read_json, write_atomically, write_json
 from lewm.report.page import render
 from lewm.report.record import record_of
 
@@ -51,10 +51,14 @@ def run(
         report: called as stages proceed.
 
     Raises:
-        ValueError: `out` holds a quickstart with other settings.
+        ValueError: `out` holds a quickstart with other settings, or another process writes to it.
         KeyboardInterrupt: Ctrl-C; what was complete stays.
     """
-    out = Path(out)
+    with hold(out):
+        return _run(Path(out), seed, short, report)
+
+
+def _run(out: Path, seed: int, short: bool, report: Report) -> dict[str, Any]:
     book = Book.open(out / "quickstart.json", {"recipe": RECIPE, "seed": seed, "short": short})
     if (out / "result.json").exists() and (out / "report.html").exists():
         report(Progress("report", 1, 1, "finished before"))

@@ -21,7 +21,7 @@ from lewm.evaluation.tasks import Task
 from lewm.experiments import recipes
 from lewm.experiments.book import Book
 from lewm.experiments.pipeline import Scope, carry_out, result_of, seeded, shortened
-from lewm.files import read_json, write_atomically, write_json
+from lewm.files import hold, read_json, write_atomically, write_json
 from lewm.runs import checkpoints
 
 __all__ = ["reproduce"]
@@ -53,10 +53,23 @@ def reproduce(
             collecting and evaluating take their own time beside it. The result says so.
 
     Raises:
-        ValueError: no such recipe, or `out` holds a reproduction with other settings.
+        ValueError: no such recipe, `out` holds a reproduction with other settings, or another
+            process writes to it.
         KeyboardInterrupt: Ctrl-C; what was complete stays.
     """
-    out = Path(out)
+    with hold(out):
+        return _reproduce(recipe, Path(out), seed, pairs, short, report, minutes)
+
+
+def _reproduce(
+    recipe: str,
+    out: Path,
+    seed: int,
+    pairs: int,
+    short: bool,
+    report: Report,
+    minutes: float | None,
+) -> dict[str, Any]:
     experiment = seeded(recipes.load(recipe), seed)
     if short:
         experiment = shortened(experiment, SHORT_EPISODES, SHORT_UPDATES, SHORT_UPDATES)

@@ -10,6 +10,9 @@ from lewm.report import sections
 from lewm.report.canvas import Panel
 from lewm.runs.results import Result
 
+LONGEST = 120
+"""Characters of a file name: a title may hold names of any length."""
+
 __all__ = ["panels_of", "slug", "write_figures"]
 
 
@@ -36,4 +39,4 @@ def panels_of(result: Result) -> list[Panel]:
 
 def slug(title: str) -> str:
     """A title as a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "panel"
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:LONGEST] or "panel"

@@ -19,6 +19,7 @@ import numpy as np
 
 import lewm
 from lewm import registry
+from lewm.files import legible
 from lewm.report import sections
 from lewm.report.animation import Clip
 from lewm.report.canvas import THEME, Panel
@@ -33,6 +34,7 @@ from lewm.report.words import (
     percent,
     with_interval,
 )
+from lewm.runs.results import legible_result
 
 __all__ = ["render"]
 
@@ -93,10 +95,10 @@ def render(records: Sequence[Record], command: str) -> str:
         "number": number,
         "cell": cell,
     }
-    records = _labelled(records)
+    records = [legible_result(record) for record in _labelled(records)]  # before they are drawn
     story = records[0].story if len(records) == 1 else None
     clips = [_clips(record, max(1, MOST_CLIPS // len(records))) for record in records]
-    return templates.get_template("page.html.j2").render(
+    page = templates.get_template("page.html.j2").render(
         records=records,
         story=story,
         command=command,
@@ -120,6 +122,7 @@ def render(records: Sequence[Record], command: str) -> str:
         evaluation=lambda record: shlex.quote(str(record.path / EVALUATION)),
         version=lewm.__version__,
     )
+    return legible(page)  # paths and the command too; the templates hold nothing that it changes
 
 
 def _labelled(records: Sequence[Record]) -> list[Record]:

@@ -86,7 +86,7 @@ def record_of(run: Path | str, story: Mapping[str, Any] | None = None) -> Record
         ValueError: not a run, or damaged; the file is named.
     """
     run = Path(run)
-    experiment = read_json(run / checkpoints.EXPERIMENT)
+    experiment = checkpoints.experiment(run)
     told, beside = story, run.resolve().parent / RESULT
     if told is None and run.resolve().name == "run" and beside.exists():
         told = read_json(beside)
@@ -103,7 +103,7 @@ def record_of(run: Path | str, story: Mapping[str, Any] | None = None) -> Record
             outcomes = (
                 [_outcome(task) for task in told.get("evaluations", ())] if told is not None else []
             )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:  # a file may hold anything
         source = run / EVALUATION if (run / EVALUATION).exists() else beside
         raise ValueError(
             f"{source} is damaged: expected what lewm writes there, got {error!r}. Delete it."

@@ -19,17 +19,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from safetensors.numpy import save as packed
 
 import lewm
 from lewm import registry
 from lewm.contracts import Progress, Report, silent
-from lewm.files import write_atomically, write_json
+from lewm.files import read_json, remove, sweep, write_atomically, write_json
 from lewm.runs import checkpoints
 from lewm.runs.heads import digest_of_head
-from lewm.runs.results import Result, plain
+from lewm.runs.results import Result, legible_result, plain
 from lewm.runs.run import Analysis, Run, Unsupported
 
 __all__ = [
@@ -111,21 +109,24 @@ def analyse(
         Analysis -> its result, or why this run cannot be asked.
 
     Raises:
-        ValueError: there is no such analysis, or the run is damaged.
+        ValueError: there is no such analysis, the run is damaged, or another process writes to it.
         KeyboardInterrupt: Ctrl-C; what was complete stays.
     """
     assert run.path is not None, "answers are kept in the run's folder"
     answers: dict[str, Result | Unsupported] = {}
-    for analysis in analyses(names, seed, settings):
-        folder, about = run.path / ANALYSES / analysis.name, _about(run, analysis)
-        kept = None if again else _kept(folder, analysis.result, about)
-        if kept is not None:
-            answers[analysis.name] = kept
-            if draw is not None and not any(folder.glob("*.svg")):
-                draw(kept, folder)
-            report(Progress(analysis.name, 1, 1, f"{analysis.name}: kept"))
-        else:
-            answers[analysis.name] = _ask(analysis, run, folder, about, report, draw)
+    with checkpoints.held(run.path):
+        for analysis in analyses(names, seed, settings):
+            folder, about = run.path / ANALYSES / analysis.name, _about(run, analysis)
+            sweep(folder)
+            kept = None if again else _kept(folder, analysis.result, about)
+            if kept is not None:
+                answers[analysis.name], drawn = kept
+                if draw is not None and not drawn:
+                    draw(kept[0], folder)
+                    _note_drawn(folder)
+                report(Progress(analysis.name, 1, 1, f"{analysis.name}: kept"))
+            else:
+                answers[analysis.name] = _ask(analysis, run, folder, about, report, draw)
     return answers
 
 
@@ -145,23 +146,29 @@ def _ask(
     report(Progress(analysis.name, 0, 1))
     began = time.perf_counter()
     try:
-        result = analysis.run(run, named)
+        result = legible_result(analysis.run(run, named))
+        if undefined := result.undefined():
+            raise Unsupported(
+                f"{analysis.name}: expected numbers, got NaN or infinity in "
+                f"{', '.join(undefined[:3])}. The model has diverged, or the data do not vary: "
+                "look at its metrics.jsonl, and train again."
+            )
     except (Unsupported, ImportError) as error:
         refusal = error if isinstance(error, Unsupported) else Unsupported(str(error))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RESULT).unlink(missing_ok=True)
+        remove(folder / RESULT)
         write_json(
             folder / REFUSAL, {"name": analysis.name, "about": dict(about), "why": str(refusal)}
         )
         report(Progress(analysis.name, 1, 1, f"{analysis.name}: not possible"))
         return refusal
     about = {**about, "seconds": round(time.perf_counter() - began, 2)}
-    for old in (*folder.glob("*.svg"), *folder.glob("*.webp")):
-        old.unlink()
+    remove(folder / RESULT)  # first: its presence means that all beside it is of one answer
+    for old in (*folder.glob("*.svg"), *folder.glob("*.webp"), folder / REFUSAL):
+        remove(old)
     if draw is not None:
         draw(result, folder)
-    save_result(folder, result, about)
-    (folder / REFUSAL).unlink(missing_ok=True)
+    save_result(folder, result, about, drawn=draw is not None)
     report(Progress(analysis.name, 1, 1))
     return result
 
@@ -187,9 +194,9 @@ def _about(run: Run, analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _kept(folder: Path, kind: type[R], about: Mapping[str, Any]) -> R | None:
-    """The answer that is there, if it is about the same; one that is damaged, or of another
-    version, is asked for anew."""
+def _kept(folder: Path, kind: type[R], about: Mapping[str, Any]) -> tuple[R, bool] | None:
+    """The answer that is there, if it is about the same, and whether its figures are there; one
+    that is damaged, or of another version, is asked for anew."""
     try:
         found = load_result(folder, kind)
     except ValueError:
@@ -198,7 +205,15 @@ def _kept(folder: Path, kind: type[R], about: Mapping[str, Any]) -> R | None:
         return None
     result, told = found
     told.pop("seconds", None)
-    return result if told == json.loads(json.dumps(about)) else None
+    if told != json.loads(json.dumps(about)):
+        return None
+    drawn = read_json(folder / RESULT).get("drawn", any(folder.glob("*.svg")))
+    return result, bool(drawn)
+
+
+def _note_drawn(folder: Path) -> None:
+    told = read_json(folder / RESULT)
+    _write_result(folder, {**told, "drawn": True})
 
 
 ANALYSES, REFUSAL = "analyses", "refusal.json"
@@ -206,24 +221,40 @@ ANALYSES, REFUSAL = "analyses", "refusal.json"
 RESULT, ARRAYS = "result.json", "arrays.safetensors"
 
 
-def save_result(folder: Path, result: Result, about: Mapping[str, Any]) -> None:
+def save_result(
+    folder: Path, result: Result, about: Mapping[str, Any], drawn: bool = False
+) -> None:
     """Write a result into its folder. The JSON comes last, so that its presence means that all is
     there. The tables stand in it for other programs, and are never read back.
 
     Args:
         about: JSON-ready: what was asked of what, so that a reader knows whether it still holds.
+        drawn: are its figures there?
+
+    Raises:
+        ValueError: what must be a number is none; nothing is written.
     """
+    if undefined := result.undefined():
+        raise ValueError(
+            f"{folder}: expected a result of numbers, got NaN or infinity in "
+            f"{', '.join(undefined[:3])}. Mend the analysis, or make such a field `float | None`."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {place: np.ascontiguousarray(array) for place, array in result.arrays().items()}
-    (folder / RESULT).unlink(missing_ok=True)  # of an earlier result, whose arrays these are not
+    remove(folder / RESULT)  # of an earlier result, whose arrays these are not
     write_atomically(folder / ARRAYS, packed(arrays))
     told = {
         "name": result.name,
         "about": dict(about),
         "values": result.to_json(),
         "tables": result.tables(),
+        "drawn": drawn,
     }
-    write_atomically(folder / RESULT, json.dumps(plain(told), indent=1, allow_nan=False).encode())
+    _write_result(folder, plain(told))
+
+
+def _write_result(folder: Path, told: Mapping[str, Any]) -> None:
+    write_atomically(folder / RESULT, json.dumps(told, indent=1, allow_nan=False).encode())
 
 
 def load_result(folder: Path, kind: type[R]) -> tuple[R, dict[str, Any]] | None:
@@ -239,18 +270,24 @@ def load_result(folder: Path, kind: type[R]) -> tuple[R, dict[str, Any]] | None:
     if not source.exists():
         return None
     try:
-        told, arrays = json.loads(source.read_text()), load_file(folder / ARRAYS)
+        told = read_json(source, "the JSON of an analysis", "Ask again")
+        arrays = {n: t.numpy() for n, t in checkpoints.read_tensors(folder / ARRAYS).items()}
         values, about = dict(told["values"]), dict(told["about"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder} is damaged: expected {RESULT} and {ARRAYS} of an analysis, got {error!r}. "
+            f"{folder} is damaged: expected {RESULT} and {ARRAYS} of an analysis, got {error}. "
             "Delete the folder and run the analysis again."
         ) from None
     try:
-        return kind.from_json(values, arrays), about
-    except ValueError as error:
+        result = legible_result(kind.from_json(values, arrays))
+        if undefined := result.undefined():
+            raise ValueError(f"NaN or infinity in field '{undefined[0]}'")
+        result.tables()  # of entries that do not belong together it cannot be made
+        return result, about
+    except (ValueError, LookupError, ArithmeticError) as error:
         run = shlex.quote(str(folder.parent.parent))
         raise Outdated(
-            f"{source}: {error}. It was written by another version of lewm. Ask again: lewm "
+            f"{source}: expected the fields of this version of lewm, got {error}. It was written "
+            "by another version of lewm. Ask again: lewm "
             f"analyse {run} {folder.name} --again"
         ) from None

@@ -10,7 +10,8 @@
 A checkpoint is one folder that appears by a rename once all of it is on disk, so that a reader
 finds the last whole one whatever happened to the writer; so is a head. Weights are safetensors,
 models and heads are looked up by registered name: loading a run from a stranger executes nothing
-that it brings.
+that it brings. Weights pass one door, `check_weights`, when they are saved and when they are read.
+Whoever writes to a run holds it, see `held`.
 """
 
 from __future__ import annotations
@@ -21,20 +22,31 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lewm import registry
 from lewm.contracts import DataSpec, Described, Statistics, require
-from lewm.files import read_json, sync, write_atomically, write_json
+from lewm.files import (
+    append_line,
+    hold,
+    parse_json,
+    read_json,
+    read_text,
+    remove,
+    sweep,
+    sync,
+    whole_folder,
+    write_atomically,
+    write_json,
+)
 
 MODEL, EXPERIMENT, METRICS, CHECKPOINTS = (
     "model.json",
@@ -43,6 +55,7 @@ MODEL, EXPERIMENT, METRICS, CHECKPOINTS = (
     "checkpoints",
 )
 HEADS, HEAD = "heads", "head.json"
+WEIGHTS, OPTIMISER = "weights.safetensors", "optimiser.safetensors"
 
 
 def describe_model(model: Any) -> dict[str, Any]:
@@ -77,10 +90,18 @@ def build_model(
             **{name: tuple(values) for name, values in spec["statistics"].items()}
         )
         return config.build(DataSpec(int(spec["image_size"]), int(spec["frameskip"]), statistics))
-    except (KeyError, TypeError, AttributeError) as error:
+    # a file may hold anything, and a size be anything
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
         raise ValueError(
-            f"{source} does not describe a model this version knows: {error!r}. Use the lewm "
-            "version that wrote it, or train again."
+            f"{source} does not describe a model this version knows: expected its name, config and "
+            f"spec, got {error!r}. Use the lewm version that wrote it, or train again."
         ) from None
 
 
@@ -104,7 +125,7 @@ def claim(
             write_json(run / MODEL, description["model"])
             write_json(run / EXPERIMENT, {**description, **extra})
         return
-    there = read_json(run / EXPERIMENT)
+    there = experiment(run)
     if differing := list(_differences({key: there.get(key) for key in description}, description)):
         raise ValueError(
             f"{run} holds another experiment: {'; '.join(differing[:5])}. Continue with the "
@@ -121,7 +142,7 @@ def budget(run: Path, description: Mapping[str, Any]) -> dict[str, float] | None
     """
     if not (run / EXPERIMENT).exists():
         return None
-    there, description = read_json(run / EXPERIMENT), json.loads(json.dumps(description))
+    there, description = experiment(run), json.loads(json.dumps(description))
     found = there.get("budget")
     if found is None or {key: there.get(key) for key in description} != description:
         return None
@@ -144,41 +165,117 @@ def budget_in_words(experiment: Mapping[str, Any]) -> str:
     return f"{found['minutes']:g}-minute budget, {found['updates']:,} updates" if found else ""
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """What a training logged, oldest first; nothing of a run that was never trained here.
+def experiment(run: Path) -> dict[str, Any]:
+    """What training, or an import, recorded of a run: experiment.json.
 
     Raises:
-        ValueError: a line is damaged; the file is named.
+        ValueError: it is missing or damaged, or an entry is of another kind; it is named.
+    """
+    told = read_json(run / EXPERIMENT)
+    for name, kinds in KINDS.items():
+        if not isinstance(told.get(name), (*kinds, type(None))):
+            expected, got = " or ".join(kind.__name__ for kind in kinds), type(told[name]).__name__
+            raise ValueError(
+                f"{run / EXPERIMENT} is damaged: expected '{name}' to be of type {expected}, got "
+                f"{got}. Restore it, or train the run again."
+            )
+    return told
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "data", "split", "training", "planning", "budget"), (dict,)),
+    **dict.fromkeys(("world", "recipe", "data_path", "lewm", "precision"), (str,)),
+}
+"""Entries of experiment.json, where they are there, and what they are."""
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """What a training logged, oldest first; nothing of a run that was never trained here. A last
+    line that a kill cut short does not count.
+
+    Raises:
+        ValueError: a line is damaged; the file is named, and the line.
     """
     path = run / METRICS
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged: expected a JSON object per line, got {error}. Train the run again."
-        ) from None
+    if not path.exists():
+        return []
+    cure = "Train the run again"
+    *lines, last = read_text(path, "a JSON object per line", cure).split("\n")
+    with suppress(ValueError):
+        if last:  # all of a line but its end
+            parse_json(last, path, "", "")
+            lines.append(last)
+    found = []
+    for number, line in enumerate(lines, 1):
+        source = f"{path}, line {number},"
+        row = parse_json(line, source, "a JSON object", cure)
+        wrong = [
+            name
+            for name, value in row.items()
+            if type(value) not in ((str,) if name == "alarm" else (int, float))
+        ]
+        if wrong or type(row.get("update")) is not int:
+            got = f"{wrong[0]} {_short(row[wrong[0]])}" if wrong else "no such number"
+            raise ValueError(
+                f"{source} is damaged: expected the number of an update, and numbers, got {got}. "
+                f"{cure}."
+            )
+        found.append(row)
+    return found
 
 
 class Log:
-    """metrics.jsonl: one line per report, cut back to the update from which a run goes on."""
+    """metrics.jsonl: one line per report, cut back to the update from which a run goes on.
+
+    Raises:
+        ValueError: a line other than the last one is damaged.
+    """
 
     def __init__(self, run: Path, first: int) -> None:
         self.path = run / METRICS
-        kept = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
-            try:
-                update = json.loads(line)["update"]
-            except (json.JSONDecodeError, KeyError, TypeError):  # the line that a kill cut short
-                break
-            if update > first:
-                break
-            kept.append(line + "\n")
+        kept = [json.dumps(row) + "\n" for row in metrics(run) if row["update"] <= first]
         write_atomically(self.path, "".join(kept).encode())
 
     def write(self, record: Mapping[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        sync(self.path)
+        append_line(self.path, json.dumps(record, allow_nan=False))
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Be the only process that writes to a run, see `files.hold`. What killed ones left unfinished,
+    and the checkpoints that a newer one stands for, are removed first.
+
+    Raises:
+        ValueError: another holds it; who, and since when.
+    """
+    with hold(run):
+        for folder in (CHECKPOINTS, HEADS):
+            sweep(run / folder)
+        _drop_older(run)
+        yield
+
+
+def _drop_older(run: Path) -> None:
+    """Remove the checkpoints that the newest whole one stands for, and no other name than theirs,
+    or than earlier versions gave to an unfinished one."""
+    for folder in (*_checkpoints(run)[:-1], *(run / CHECKPOINTS).glob(".*[0-9].partial")):
+        if NUMBERED.fullmatch(folder.name.removeprefix(".").removesuffix(".partial")):
+            remove(folder)
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Folders of whole checkpoints, and none that a link leads to, oldest first."""
+    found = [
+        folder
+        for folder in (run / CHECKPOINTS).glob("[0-9]*")
+        if NUMBERED.fullmatch(folder.name)
+        and not folder.is_symlink()
+        and (folder / PROGRESS).exists()
+    ]
+    return sorted(found, key=lambda folder: int(folder.name))
+
+
+NUMBERED, PROGRESS = re.compile(r"[0-9]{8,18}"), "progress.json"
 
 
 def save(
@@ -196,33 +293,29 @@ def save(
         model: the bare model, its batch-norm statistics re-estimated.
         optimiser: its state is kept, so that training can go on.
         progress: whatever else training wants back, JSON-ready.
+
+    Raises:
+        ValueError: weights, or what the optimiser keeps, are unsound; nothing is written.
     """
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    state = {} if optimiser is None else _flatten(optimiser.state_dict()["state"])
+    final = run / CHECKPOINTS / f"{update:08d}"
+    check_weights(weights, final)
+    check_weights(state, final)
     if not (run / MODEL).exists():
         write_json(run / MODEL, describe_model(model))
-    final = run / CHECKPOINTS / f"{update:08d}"
     with whole_folder(final) as partial:
-        write_tensors(
-            {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
-            partial / "weights.safetensors",
-        )
+        write_tensors(weights, partial / WEIGHTS)
         if optimiser is not None:
-            write_tensors(
-                _flatten(optimiser.state_dict()["state"]), partial / "optimiser.safetensors"
-            )
-        write_json(partial / "progress.json", {"update": update, **(progress or {})})
-    for other in final.parent.iterdir():
-        if other != final:
-            shutil.rmtree(other, ignore_errors=True)
+            write_tensors(state, partial / OPTIMISER)
+        write_json(partial / PROGRESS, {"update": update, **(progress or {})})
+    _drop_older(run)
     return final
 
 
 def latest(run: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None."""
-    found = sorted(
-        folder
-        for folder in (run / CHECKPOINTS).glob("[0-9]*")
-        if (folder / "progress.json").exists()
-    )
+    found = _checkpoints(run)
     return found[-1] if found else None
 
 
@@ -234,85 +327,156 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Any:
             file is named.
     """
     run = Path(run)
-    model = build_model(read_json(run / MODEL), run / MODEL)
+    description = read_json(run / MODEL)
     checkpoint = latest(run)
     if checkpoint is None:
         raise ValueError(
             f"{run} holds no checkpoint yet: expected one in {run / CHECKPOINTS}. Let `lewm "
             "train` write it."
         )
-    restore_weights(model, checkpoint / "weights.safetensors")
-    return model.to(device).eval()
+    weights = checkpoint / WEIGHTS
+    return made_of(description, read_tensors(weights), weights, run / MODEL).to(device).eval()
+
+
+def made_of(
+    description: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path, described: Path
+) -> Any:
+    """Make a model of its description and its weights. Of sizes that the weights do not bear out
+    nothing is allocated.
+
+    Args:
+        source, described: files of the weights and of the description, for messages.
+
+    Raises:
+        ValueError: as for `build_model` and `fill`.
+    """
+    with torch.device("meta"):
+        _require_fit(build_model(description, described), tensors, source)
+    model = build_model(description, described)
+    fill(model, tensors, source)
+    return model
 
 
 def restore(run: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Bring model and optimiser to a run's newest checkpoint; return its progress, or None if there
-    is none."""
+    is none.
+
+    Raises:
+        ValueError: a file of it is damaged; it is named.
+    """
     checkpoint = latest(run)
     if checkpoint is None:
         return None
-    restore_weights(model, checkpoint / "weights.safetensors")
-    state = _unflatten(_tensors(checkpoint / "optimiser.safetensors"))
+    progress = read_json(checkpoint / PROGRESS)
+    update, seconds = progress.get("update"), progress.get("seconds", 0.0)
+    if update != int(checkpoint.name) or type(seconds) not in (int, float):
+        raise ValueError(
+            f"{checkpoint / PROGRESS} is damaged: expected update {int(checkpoint.name)} and the "
+            f"seconds that it took, got {_short(update)} and {_short(seconds)}. Restore it, or "
+            "train the run again."
+        )
+    restore_weights(model, checkpoint / WEIGHTS)
+    groups = optimiser.state_dict()["param_groups"]
+    state = read_tensors(checkpoint / OPTIMISER)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     optimiser.load_state_dict(
-        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+        {"state": _unflatten(state, parameters, checkpoint / OPTIMISER), "param_groups": groups}
     )
-    return read_json(checkpoint / "progress.json")
+    return progress
 
 
 def restore_weights(model: nn.Module, path: Path) -> None:
     """Load a safetensors file into `model`, strictly.
 
     Raises:
-        ValueError: the file is damaged, or tensors are missing, unexpected or of another shape (up
-            to ten are named).
+        ValueError: the file is damaged, or as for `fill`.
     """
-    fill(model, _tensors(path), path)
+    fill(model, read_tensors(path), path)
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Give a model its weights, strictly.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of another shape (up to ten are named, and
-            `source`).
+        ValueError: tensors are missing, unexpected, of another shape or type, or unsound (up to ten
+            are named, and `source`).
     """
+    _require_fit(model, tensors, source)
+    check_weights(tensors, source)
+    model.load_state_dict(tensors)
+
+
+def _require_fit(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     own = model.state_dict()
     wrong = [f"{name} is missing" for name in own.keys() - tensors.keys()]
     wrong += [f"{name} is unexpected" for name in tensors.keys() - own.keys()]
     wrong += [
-        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
+        f"{name} is {_kind(tensors[name])}, expected {_kind(own[name])}"
         for name in own.keys() & tensors.keys()
-        if own[name].shape != tensors[name].shape
+        if _kind(own[name]) != _kind(tensors[name])
     ]
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise ValueError(
-            f"{source} does not fit its model.json: {'; '.join(sorted(wrong)[:10])}{more}. Keep "
-            "the two together."
+            f"{source} does not fit its model.json: expected its tensors, got "
+            f"{'; '.join(sorted(wrong)[:10])}{more}. Keep the two together."
         )
-    model.load_state_dict(tensors)
 
 
-@contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the name `final` once it is whole; an error leaves nothing of
-    it."""
-    partial, old = (final.with_name(f".{final.name}.{suffix}") for suffix in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if (
-        final.exists()
-    ):  # no folder replaces another in one step, and half of one must never bear the name
-        shutil.rmtree(old, ignore_errors=True)
-        final.replace(old)
-    partial.replace(final)
-    sync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def check_weights(tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Refuse weights that are not plain, finite numbers: the one door for what is saved and read.
+
+    Raises:
+        ValueError: up to ten tensors are named, each with its flaw, and `source`.
+    """
+    wrong = [
+        f"{name} {flaw}" for name, tensor in tensors.items() if (flaw := flaw_of(name, tensor))
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise ValueError(
+            f"{source}: expected weights that are finite numbers, got {'; '.join(wrong[:10])}{more}"
+            ". They are damaged, or the training diverged: restore them, or train again with a "
+            "lower learning rate."
+        )
+
+
+def flaw_of(name: str, tensor: Tensor) -> str:
+    """What is wrong with a tensor of weights, in words that follow its name; "" if nothing is.
+
+    Args:
+        name: it says whether the tensor holds variances, or second moments, which are never
+            negative.
+    """
+    for flawed, what in (
+        (tensor.is_meta, "has no values (it is on the meta device)"),
+        (tensor.layout != torch.strided, "is sparse"),
+        (tensor.is_quantized, "is quantised"),
+        (tensor.is_complex(), "is complex"),
+        (_repeats(tensor), "holds fewer numbers than its shape says"),
+    ):
+        if flawed:
+            return what
+    tensor = tensor.detach()
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        return "holds NaN" if bool(tensor.isnan().any()) else "holds infinity"
+    if name.endswith(NEVER_NEGATIVE) and bool((tensor < 0).any()):
+        return "holds a variance or a count below 0"
+    return ""
+
+
+def _repeats(tensor: Tensor) -> bool:
+    """Has it a shape of more numbers than it stores? A file may say so of a few bytes."""
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+        return False
+    return tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
+
+
+NEVER_NEGATIVE = ("running_var", "num_batches_tracked", "exp_avg_sq", "/step")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def digest_of_newest(run: Path) -> str:
@@ -323,7 +487,7 @@ def digest_of_newest(run: Path) -> str:
             f"{run} holds no checkpoint yet: expected one in {run / CHECKPOINTS}. Let `lewm "
             "train` write it."
         )
-    return digest(checkpoint / "weights.safetensors")
+    return digest(checkpoint / WEIGHTS)
 
 
 def digest(path: Path) -> str:
@@ -331,18 +495,34 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: it is missing or damaged; it is named.
+    """
+    return read_safetensors(path)[0]
+
+
+def read_safetensors(
+    path: Path, cure: str = "Restore it, or train the run again"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and what its header says beside them.
+
+    Raises:
+        ValueError: as for `read_tensors`.
+    """
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            names, told = file.keys(), file.metadata()
+            return {name: file.get_tensor(name) for name in names}, dict(told or {})
     except FileNotFoundError:
-        raise ValueError(
-            f"{path} is missing: expected a safetensors file. Restore it, or train the run again."
-        ) from None
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is damaged: expected safetensors, got {error}. Restore it, or train the run "
-            "again."
-        ) from None
+        raise ValueError(f"{path} is missing: expected a safetensors file. {cure}.") from None
+    # a damaged header may provoke anything, of the library or of torch
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{path} is damaged: expected safetensors, got {error}. {cure}.") from None
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -385,9 +565,24 @@ def _flatten(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
     }
 
 
-def _unflatten(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+def _unflatten(
+    tensors: Mapping[str, Tensor], parameters: Sequence[Tensor], source: Path
+) -> dict[int, dict[str, Tensor]]:
+    """Named tensors as optimiser state, each of its parameter's shape or a single number."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, slot = name.partition("/")
-        state.setdefault(int(index), {})[slot] = tensor
+        place = int(index) if re.fullmatch(r"[0-9]{1,9}", index) else len(parameters)
+        if (
+            place >= len(parameters)
+            or slot not in ("step", "exp_avg", "exp_avg_sq")
+            or tensor.shape not in ((), parameters[place].shape)
+            or not tensor.is_floating_point()
+        ):
+            raise ValueError(
+                f"{source} does not fit its model.json: expected the optimiser's numbers of "
+                f"{len(parameters)} parameters, got {name}, {_kind(tensor)}. Keep the two together."
+            )
+        state.setdefault(place, {})[slot] = tensor
+    check_weights(tensors, source)
     return state

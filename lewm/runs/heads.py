@@ -9,15 +9,16 @@ from typing import Any
 
 from lewm import registry
 from lewm.contracts import WorldModel
-from lewm.files import read_json, write_json
+from lewm.files import read_json, whole_folder, write_json
 from lewm.models.nn.frozen import device_of
 from lewm.runs.checkpoints import (
     HEAD,
     HEADS,
+    WEIGHTS,
+    check_weights,
     digest,
     digest_of_newest,
     restore_weights,
-    whole_folder,
     write_tensors,
 )
 
@@ -32,13 +33,15 @@ def save_head(run: Path, name: str, head: Any, record: Mapping[str, Any]) -> Pat
         name: the head's plug-in.
         head: with its `config`.
         record: what else to keep, JSON-ready.
+
+    Raises:
+        ValueError: its weights are unsound; nothing is written.
     """
     final = run / HEADS / name
+    weights = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
+    check_weights(weights, final)
     with whole_folder(final) as partial:
-        write_tensors(
-            {name: tensor.contiguous() for name, tensor in head.state_dict().items()},
-            partial / "weights.safetensors",
-        )
+        write_tensors(weights, partial / WEIGHTS)
         described = {
             "head": name,
             "config": dataclasses.asdict(head.config),
@@ -76,21 +79,30 @@ def load_head(run: Path, name: str, model: WorldModel) -> Any:
     description = read_json(source)
     if description.get("head") != name:
         raise ValueError(
-            f"{source} describes another head, '{description.get('head')}'. Run: lewm fit {run} "
-            f"{name}"
+            f"{source} describes another head: expected '{name}', got '{description.get('head')}'. "
+            f"Run: lewm fit {run} {name}"
         )
     try:
         head = registry.load("heads", name)(**description["config"]).build(
             model.latent_dim, model.spec.block_dim
         )
-    except (KeyError, TypeError) as error:
+    # a file may hold anything, and a size be anything
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
         raise ValueError(
-            f"{source} describes no head this version knows: {error!r}. Run: lewm fit {run} {name}"
+            f"{source} describes no head this version knows: expected its config, got {error!r}. "
+            f"Run: lewm fit {run} {name}"
         ) from None
-    restore_weights(head, run / HEADS / name / "weights.safetensors")
+    restore_weights(head, run / HEADS / name / WEIGHTS)
     return head.to(device_of(model)).eval().requires_grad_(False)
 
 
 def digest_of_head(run: Path, name: str) -> str:
     """Of a head's weights: what was found with these may not hold for those of another fit."""
-    return digest(run / HEADS / name / "weights.safetensors")
+    return digest(run / HEADS / name / WEIGHTS)

@@ -15,11 +15,11 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lewm.files import read_json, write_atomically
+from lewm.files import hold, parse_json, read_json, remove, write_atomically
 from lewm.runs import checkpoints
 
 __all__ = ["PIECE_BYTES", "is_pieces", "join_pieces", "save_pieces"]
@@ -30,7 +30,7 @@ PIECE_BYTES = 15_000_000
 HEADER_BYTES = 1 << 16
 """Room in a piece for its header beside the records that it carries."""
 
-NAME = re.compile(r"weights-(\d+)-of-(\d+)\.safetensors")
+NAME = re.compile(r"weights-([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
 
 
 def save_pieces(run: Path, out: Path, limit: int = PIECE_BYTES) -> list[Path]:
@@ -53,7 +53,7 @@ def save_pieces(run: Path, out: Path, limit: int = PIECE_BYTES) -> list[Path]:
     model = checkpoints.load(run)
     records = {
         "model": json.dumps(read_json(run / checkpoints.MODEL)),
-        "experiment": json.dumps(read_json(run / checkpoints.EXPERIMENT)),
+        "experiment": json.dumps(checkpoints.experiment(run)),
         "whole": checkpoints.digest_of_newest(run),
         "update": str(int((checkpoints.latest(run) or Path("0")).name)),
     }
@@ -64,11 +64,12 @@ def save_pieces(run: Path, out: Path, limit: int = PIECE_BYTES) -> list[Path]:
     files = [
         out / f"weights-{i}-of-{len(portions)}.safetensors" for i in range(1, len(portions) + 1)
     ]
-    for file, portion in zip(files, portions, strict=True):
-        write_atomically(file, save(portion, metadata=records))
-    for other in out.iterdir():
-        if NAME.fullmatch(other.name) and other not in files:
-            other.unlink()
+    with hold(out):
+        for file, portion in zip(files, portions, strict=True):
+            write_atomically(file, save(portion, metadata=records))
+        for other in out.iterdir():
+            if NAME.fullmatch(other.name) and other not in files:
+                remove(other)
     return files
 
 
@@ -87,7 +88,7 @@ def join_pieces(folder: Path, out: Path) -> Path:
     Raises:
         ValueError: pieces are missing, damaged or of different runs, or `out` holds another run.
     """
-    found = sorted(
+    found: list[tuple[int, int, Path]] = sorted(
         (int(m[1]), int(m[2]), file)
         for file in folder.iterdir()
         if (m := NAME.fullmatch(file.name))
@@ -102,7 +103,7 @@ def join_pieces(folder: Path, out: Path) -> Path:
     tensors: dict[str, Tensor] = {}
     first: Mapping[str, str] = {}
     for _, _, file in found:
-        records, portion = _read(file)
+        portion, records = checkpoints.read_safetensors(file, "Fetch it again")
         first = first or records
         if records != first:
             raise ValueError(
@@ -111,22 +112,28 @@ def join_pieces(folder: Path, out: Path) -> Path:
             )
         tensors |= portion
     source = found[0][2]
-    try:
-        description, experiment = json.loads(first["model"]), json.loads(first["experiment"])
-        whole, update = first["whole"], int(first["update"])
-    except (KeyError, ValueError) as error:
+    expected, cure = "a model and an experiment in its header", "Fetch it again"
+    described = {
+        name: parse_json(first.get(name, ""), source, expected, cure)
+        for name in ("model", "experiment")
+    }
+    if not re.fullmatch("[0-9]{1,18}", first.get("update", "")):
         raise ValueError(
-            f"{source} is damaged: expected a model and an experiment in its header, got {error!r}."
-        ) from None
-    if not isinstance(description, dict) or not isinstance(experiment, dict):
-        raise ValueError(
-            f"{source} is damaged: expected a model and an experiment in its header, got "
-            "something else."
+            f"{source} is damaged: expected the number of an update in its header, got none. "
+            f"{cure}."
         )
-    model = checkpoints.build_model(description, source)
-    checkpoints.fill(model, {name: tensor.float() for name, tensor in tensors.items()}, folder)
-    checkpoints.claim(out, {"model": description}, {**experiment, "pieces_of": whole})
-    checkpoints.save(out, update, model)
+    tensors = {
+        name: tensor.float() if tensor.dtype == torch.half else tensor
+        for name, tensor in tensors.items()
+    }
+    model = checkpoints.made_of(described["model"], tensors, folder, source)
+    with checkpoints.held(out):
+        checkpoints.claim(
+            out,
+            {"model": described["model"]},
+            {**described["experiment"], "pieces_of": first.get("whole")},
+        )
+        checkpoints.save(out, int(first["update"]), model)
     return out
 
 
@@ -153,14 +160,3 @@ def _halved(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     half = tensor.half()
     return half if tensor.is_floating_point() and bool(half.isfinite().all()) else tensor
-
-
-def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = opened.keys()
-            return dict(opened.metadata() or {}), {name: opened.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{file} is damaged: expected safetensors, got {error}. Fetch it again."
-        ) from None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ from lewm import registry
 from lewm.contracts import DataSpec, Statistics
 from lewm.data.episodes import Episodes, check_fits
 from lewm.data.split import statistics as statistics_of
-from lewm.files import fetch, write_atomically, write_json
+from lewm.files import fetch, hold, read_json, write_atomically, write_json
 from lewm.planning.config import PlanningConfig, describe_planning
 from lewm.runs import checkpoints
 from lewm.runs.dialects import (
@@ -105,7 +104,7 @@ def read_checkpoint(source: Path | str) -> Published:
             "no such folder",
             "To fetch one, write hf:user/name",
         )
-    config = _read_json(path.with_name(CONFIG), "the sizes of the model")
+    config = _beside(path, CONFIG, "the sizes of the model")
     tensors, cls = _load_tensors(path), PARAMETERS["encoder.cls"]
     first = next((name for name in tensors if name.endswith(cls)), None)
     if first is None:
@@ -166,17 +165,21 @@ def build(published: Published, action_mean: Iterable[float], action_std: Iterab
             f"{statistics.action_dim} numbers",
             "Take those of the training data",
         )
+    spec = DataSpec(image_size, frameskip, statistics)
     try:
         config = registry.load("models", "lewm")(**sizes)
-        model = config.build(DataSpec(image_size, frameskip, statistics))
-    except ValueError as error:
+        with torch.device("meta"):  # of sizes that the tensors do not bear out
+            own = config.build(spec).state_dict()  # nothing is allocated
+    except (ValueError, RuntimeError, ArithmeticError) as error:
         raise _unfit(
             published.path.with_name(CONFIG),
             "sizes that fit each other",
             str(error).rstrip("."),
             "Mend it",
         ) from None
-    model.load_state_dict(_our_tensors(published, model.state_dict()))
+    tensors = _our_tensors(published, own)
+    model = config.build(spec)
+    checkpoints.fill(model, tensors, published.path)
     return model.eval()
 
 
@@ -255,8 +258,18 @@ def _our_tensors(published: Published, own: Mapping[str, Tensor]) -> dict[str, T
             wrong += [
                 f"{their} is {tuple(there[their].shape)}, expected {shape}" for their in misfits
             ]
-        elif not all(part.isfinite().all() for part in parts):
-            wrong.append(f"{' or '.join(theirs)} is not finite")
+        elif flaws := [
+            f"{their} {flaw}"
+            for their, part in zip(theirs, parts, strict=True)
+            if (flaw := checkpoints.flaw_of(name, part))
+        ]:
+            wrong += flaws
+        elif odd := [
+            f"{their} is {part.dtype}, expected {like.dtype}"
+            for their, part in zip(theirs, parts, strict=True)
+            if part.is_floating_point() != like.is_floating_point()
+        ]:
+            wrong += odd
         else:
             ours[name] = torch.stack(parts).reshape(like.shape).to(like.dtype)
     wrong += [f"{name} is unexpected" for name in left]
@@ -304,18 +317,12 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
     return {str(name): tensor.detach() for name, tensor in loaded.items()}
 
 
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise _unfit(path, what, "no such file", "It belongs beside the weights") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _unfit(
-            path, f"{what} as JSON", f"a damaged file ({error})", "Fetch it again"
-        ) from None
-    if not isinstance(value, dict):
-        raise _unfit(path, f"{what} as a JSON object", type(value).__name__, "Fetch it again")
-    return value
+def _beside(path: Path, name: str, what: str) -> dict[str, Any]:
+    """A JSON file that lies beside the weights."""
+    beside = path.with_name(name)
+    if not beside.is_file():
+        raise _unfit(beside, what, "no such file", "It belongs beside the weights")
+    return read_json(beside, f"{what} as JSON", "Fetch it again")
 
 
 # -------------------------------------------------------------------------------------------- a run
@@ -408,8 +415,9 @@ def import_run(
     }
     if world is not None and world in plannings:
         extra["planning"] = describe_planning(plannings[world])
-    checkpoints.claim(Path(out), description, extra)
-    checkpoints.save(Path(out), 0, model)
+    with checkpoints.held(Path(out)):
+        checkpoints.claim(Path(out), description, extra)
+        checkpoints.save(Path(out), 0, model)
     return Path(out)
 
 
@@ -422,7 +430,8 @@ def _known_statistics(
     if not mean and not std:
         if not beside.is_file():
             return (), (), ""
-        values, origin = _read_json(beside, "the statistics of the actions"), str(beside)
+        values = _beside(published.path, STATISTICS, "the statistics of the actions")
+        origin = str(beside)
         mean, std = values.get("action_mean", ()), values.get("action_std", ())
     try:
         sound = (
@@ -481,14 +490,16 @@ def export(model: Any, folder: Path, dialect: str = "first") -> Published:
         parts = tensor.reshape(len(theirs), *published_shape(name, tensor, len(theirs)))
         # Clones: the parts of what is fused share its memory, and the model lives on.
         tensors |= {their: part.cpu().clone() for their, part in zip(theirs, parts)}
+    checkpoints.check_weights(tensors, path)
     content = io.BytesIO()
     torch.save(tensors, content)
     statistics = {
         name: list(getattr(model.spec.statistics, name)) for name in ("action_mean", "action_std")
     }
-    write_json(path.with_name(CONFIG), config)
-    write_json(path.with_name(STATISTICS), statistics)
-    write_atomically(path, content.getvalue())
+    with hold(path.parent):
+        write_json(path.with_name(CONFIG), config)
+        write_json(path.with_name(STATISTICS), statistics)
+        write_atomically(path, content.getvalue())
     return Published(path, tensors, config, dialect)
 
 

@@ -1,10 +1,10 @@
 """Results of analyses: frozen records that become JSON and arrays, and come back as they were.
 
-Three rules about what is not a number:
+Two rules about what is not a number:
 
 - A number that may be undefined is `float | None`, and None then; a sentence says what it does.
-- Any other float is a number. Of a diverged model it may be NaN.
-- JSON writes both as null, which comes back as None where the field allows it, else as NaN.
+- Any other float, in a field or an array, is finite. A result with one that is not is refused when
+  it is stored and when it is read: NaN is never a result.
 """
 
 from __future__ import annotations
@@ -13,13 +13,24 @@ import math
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-__all__ = ["Interval", "Result", "Table", "Tables", "defined", "interval", "plain"]
+from lewm.files import legible
+
+__all__ = [
+    "Interval",
+    "Result",
+    "Table",
+    "Tables",
+    "defined",
+    "interval",
+    "legible_result",
+    "plain",
+]
 
 Interval = tuple[float, float]
 """Ends of a 95% interval, the lower one first."""
@@ -57,6 +68,10 @@ class Result(ABC):
         told: dict[str, Any] = plain(self)
         return told
 
+    def undefined(self) -> list[str]:
+        """Places of what is NaN or infinite and may not be; a sound result has none."""
+        return list(_undefined(self))
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Place in the record -> array, such as "attempts/0/pixels"."""
         return dict(_arrays(self))
@@ -89,8 +104,20 @@ def interval(ends: Any) -> Interval:
 # ---------------------------------------------------------------------------------------- writing
 
 
+def legible_result(value: Any) -> Any:
+    """A record whose words steer no terminal and break no figure, see `files.legible`: they may be
+    names from a data file."""
+    if isinstance(value, str):
+        return legible(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: legible_result(item) for name, item in _items(value) or ()})
+    if isinstance(value, Mapping):
+        return {legible_result(name): legible_result(item) for name, item in value.items()}
+    return type(value)(map(legible_result, value)) if type(value) in (tuple, list) else value
+
+
 def plain(value: Any) -> Any:
-    """JSON-ready: null for what is not a number, and in a list for an array."""
+    """JSON-ready: null in a list for an array, and for what is no number in a table."""
     if (items := _items(value)) is not None:
         return {key: plain(item) for key, item in items if not isinstance(item, np.ndarray)}
     if isinstance(value, list | tuple):
@@ -108,6 +135,18 @@ def _arrays(value: Any, place: str = "") -> Iterator[tuple[str, np.ndarray]]:
     items = enumerate(value) if isinstance(value, list | tuple) else _items(value) or ()
     for name, item in items:
         yield from _arrays(item, f"{place}/{name}" if place else str(name))
+
+
+def _undefined(value: Any, place: str = "") -> Iterator[str]:
+    """Where a record is not finite."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "fc" and not np.isfinite(value).all():
+            yield place
+    elif isinstance(value, float | np.floating) and not math.isfinite(value):
+        yield place
+    items = enumerate(value) if isinstance(value, list | tuple) else _items(value) or ()
+    for name, item in items:
+        yield from _undefined(item, f"{place}.{name}" if place else str(name))
 
 
 def _items(value: Any) -> Iterable[tuple[str, Any]] | None:
@@ -175,9 +214,7 @@ def _read(kind: Any, told: Any, place: str) -> Any:
             )
     elif origin is not None and issubclass(origin, Mapping) and isinstance(told, Mapping):
         return {name: _read(args[1], value, f"{place}{name}.") for name, value in told.items()}
-    elif kind is float and (told is None or type(told) in (float, int)):
-        return math.nan if told is None else told
-    elif type(told) is kind:
+    elif (kind is float and type(told) in (float, int)) or type(told) is kind:
         return told
     expected = getattr(kind, "__name__", kind) if origin is None else kind
     raise ValueError(f"field '{place[:-1]}': expected {expected}, got {type(told).__name__}")

@@ -3,7 +3,6 @@ how its recipe plans."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from lewm import registry
 from lewm.contracts import Report, World, WorldModel, WorldSpec
 from lewm.data.episodes import Episodes, check_fits
 from lewm.devices import device_named
-from lewm.files import read_json
+from lewm.files import parse_json, read_json
 from lewm.planning.agent import Agent
 from lewm.planning.changes import PlanningChanges
 from lewm.planning.config import PlanningConfig, attach, build_planning, heads_of, plain_search
@@ -234,7 +233,7 @@ def open_run(
     """
     path, where = Path(path), device_named(device)
     source = path / checkpoints.EXPERIMENT
-    experiment = read_json(source)
+    experiment = checkpoints.experiment(path)
     training = _training_of(experiment, source)
     model = checkpoints.load(path, where)
     heads = {name: load_head(path, name, model) for name in head_names(path)}
@@ -344,7 +343,9 @@ def _recorded_options(
 ) -> dict[str, Any]:
     """Options that a file says its world was opened with. A registered id is given its numbers and
     its crop only: a word may be the address of a file."""
-    options: dict[str, Any] = json.loads(provenance.get("options") or "{}")
+    options = parse_json(
+        provenance.get("options") or "{}", "the options of a world", "JSON", "Record it again"
+    )
     words = [
         f"{name}={value!r}"
         for name, value in options.items()
@@ -387,7 +388,8 @@ def _training_of(experiment: Mapping[str, Any], source: Path) -> _Training:
         return _Training(
             path, trained, dict(known["provenance"]), (int(known["episodes"]), int(known["steps"]))
         )
-    except (KeyError, TypeError, ValueError) as error:
+    # a file may hold anything
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         expected = "the split and the data that a training records"
         raise ValueError(
             f"{source} is damaged: expected {expected}, got {error!r}. Restore it, or train again."
@@ -409,7 +411,8 @@ def _same_data(training: _Training, episodes: Episodes) -> bool | None:
 
 def _episodes_of_head(source: Path, episodes: Episodes) -> frozenset[int]:
     """Those of a file that a head was, or may have been, fitted to."""
-    training = _training_of(read_json(source).get("fitted_to", {}), source)
+    fitted = read_json(source).get("fitted_to")
+    training = _training_of(fitted if isinstance(fitted, dict) else {}, source)
     return frozenset() if _same_data(training, episodes) is False else training.episodes
 
 

@@ -12,7 +12,7 @@ CONDUCT = ("batches", "workers", "log_every", "checkpoint_every", "tensorboard")
 continued with others."""
 
 
-LATER = {"minutes": None, "compile": False}
+LATER = {"minutes": None, "compile": False, "nodes": 1}
 """Settings that older runs did not record, and the values that change nothing of them: those are
 left out of the record."""
 
@@ -28,7 +28,7 @@ class TrainingConfig:
         minutes: wall time that the training may take, reading included. It decides the number of
             updates in place of `updates` and `epochs`: from the speed of the first ones, once, and
             so that the schedule fits it. None: no such limit.
-        batch_size: windows per update over all devices.
+        batch_size: windows per update over all devices of all nodes.
         window: T, frames per window.
         frameskip: env steps from one frame to the next.
         learning_rate: peak, reached after `warmup` and followed by a cosine to 0, set anew at each
@@ -42,7 +42,9 @@ class TrainingConfig:
             (measured).
         compile: put the model's parts through `torch.compile`. It takes up to minutes before the
             first update.
-        accelerator, devices: as in Fabric.
+        accelerator, devices: as in Fabric; devices of each node.
+        nodes: machines that train together, each with so many devices. `torchrun` starts the
+            processes; how many there are must be what these settings say.
         batches: "resident" (all pixels in memory), "streamed" (worker processes) or "auto"
             (resident where it fits).
         workers: processes of the streamed reader.
@@ -69,6 +71,7 @@ class TrainingConfig:
     compile: bool = False
     accelerator: str = "auto"
     devices: int = 1
+    nodes: int = 1
     batches: str = "auto"
     workers: int = 2
     log_every: int = 10
@@ -82,16 +85,22 @@ class TrainingConfig:
         choose("precision", self.precision, ("auto", "32-true", "bf16-mixed"))
         choose("way to read batches", self.batches, ("auto", "resident", "streamed"))
         often = {"log_every": 1, "checkpoint_every": 1, "recalibration": 1}
+        machines = {"devices": 1, "nodes": 1}
         check_numbers(
             self,
-            least={"updates": 1, "batch_size": 1, "window": 2, "frameskip": 1, "devices": 1}
-            | often,
-            most={"batch_size": 10**6, "window": 10**4, "workers": 10**3, "devices": 10**4},
+            least={"updates": 1, "batch_size": 1, "window": 2, "frameskip": 1} | machines | often,
+            most={"batch_size": 10**6, "window": 10**4, "workers": 10**3}
+            | dict.fromkeys(machines, 10**4),
             above={"minutes": 0, "epochs": 0},
             below={"warmup": 1, "holdout": 1},
         )
-        if self.batch_size % self.devices:
+        if self.batch_size % self.processes:
             raise ValueError(
-                f"batch_size is shared by all devices: it must be divisible by {self.devices}, "
-                f"got {self.batch_size}. Choose a multiple of {self.devices}."
+                f"batch_size is shared by all devices: it must be divisible by {self.processes}, "
+                f"got {self.batch_size}. Choose a multiple of {self.processes}."
             )
+
+    @property
+    def processes(self) -> int:
+        """One for each device of each node."""
+        return self.devices * self.nodes

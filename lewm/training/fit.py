@@ -32,6 +32,7 @@ from lewm.contracts import (
 from lewm.data.episodes import Episodes
 from lewm.devices import deterministic
 from lewm.models.nn.frozen import device_of
+from lewm.runs import checkpoints
 from lewm.runs.heads import save_head
 from lewm.stats import rank_correlation
 from lewm.training.hindsight import MAX_FRAMES, Latents, encode_episodes
@@ -120,10 +121,20 @@ def descend(
             optimiser.step()
             schedule.step()
             losses.append(value.detach())
+            if update % 10 == 9:  # where the host waits for a number anyway
+                _require_finite(update, losses[-1])
             note = f"loss {float(losses[-1]):.3g}" if update % 10 == 9 else ""
             report(Progress("fit", update + 1, config.updates, note))
     network.eval()
     return torch.stack(losses)
+
+
+def _require_finite(update: int, loss: Tensor) -> None:
+    if not bool(loss.isfinite()):
+        raise ValueError(
+            f"expected finite losses, got {float(loss)} by update {update + 1}. Lower the learning "
+            "rate, or see whether all latents are finite."
+        )
 
 
 def fit(
@@ -202,9 +213,23 @@ def fit_heads(
         the steps between held-out frames.
 
     Raises:
-        ValueError: an unknown head, episodes on both sides, too few of them, or a model in training
-            mode.
+        ValueError: an unknown head, episodes on both sides, too few of them, a model in training
+            mode, or another process writes to the run.
     """
+    with checkpoints.held(Path(run)):
+        return _fit_heads(run, model, episodes, fit_ids, heldout_ids, names, config, report)
+
+
+def _fit_heads(
+    run: Path,
+    model: WorldModel,
+    episodes: Episodes,
+    fit_ids: Sequence[int],
+    heldout_ids: Sequence[int],
+    names: Sequence[str] | None,
+    config: FittingConfig,
+    report: Report,
+) -> dict[str, dict[str, float]]:
     configs = {name: registry.load("heads", name)() for name in names or registry.names("heads")}
     if shared := set(fit_ids) & set(heldout_ids):
         raise ValueError(
@@ -271,7 +296,9 @@ def _agreement(head: Distance, pairs: Iterator[Hindsight]) -> dict[str, float]:
             for p in pairs
         ]
     steps, learnt, plain = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
-    return {
+    found = {
         "rank_correlation": rank_correlation(learnt, steps),
         "l2_rank_correlation": rank_correlation(plain, steps),
     }
+    # where nothing varies there is none
+    return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -17,7 +17,6 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lewm.devices import fastest_precision
-from lewm.files import read_json
 from lewm.runs import checkpoints
 from lewm.training.config import TrainingConfig
 
@@ -29,6 +28,7 @@ precision was decided."""
 def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
     """Start what a training runs on: the launched Fabric, and its precision, which is a run's own
     once it is decided."""
+    _require_world_size(config)
     if config.devices > 1 and hasattr(sys, "ps1"):  # Fabric would start them as scripts
         raise ValueError(
             f"expected one device in a notebook or an interactive Python, got {config.devices}: "
@@ -45,13 +45,15 @@ def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
         fabric = Fabric(
             accelerator=config.accelerator,
             devices=config.devices,
+            num_nodes=config.nodes,
             precision=precision,
-            strategy="ddp" if config.devices > 1 else "auto",
+            strategy="ddp" if config.processes > 1 else "auto",
             loggers=loggers,
         )
     except (RuntimeError, MisconfigurationException) as error:
         raise ValueError(
-            f"expected {config.devices} device(s) of accelerator '{config.accelerator}' with "
+            f"expected {config.devices} device(s) of accelerator '{config.accelerator}' on each of "
+            f"{config.nodes} node(s), with "
             f"precision '{config.precision}', got: {error} `lewm doctor` says what this machine "
             "has."
         ) from error
@@ -60,7 +62,35 @@ def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
         fabric.launch()
     finally:
         del os.environ[PRECISION]
+    if anywhere(fabric, precision != fabric.broadcast(precision), asked=True):
+        raise ValueError(
+            "expected all processes to find the same precision faster, got different answers. Say "
+            "which with --training.precision."
+        )
     return fabric, precision
+
+
+def is_first() -> bool:
+    """Is this the process of a training that writes, by what its launcher says? The others only
+    compute. It can be asked before anything is launched."""
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def _require_world_size(config: TrainingConfig) -> None:
+    """Refuse processes that the settings do not say: each would train all of it, into one folder.
+
+    Raises:
+        ValueError: whoever started this process started another number of them.
+    """
+    started = os.environ.get("WORLD_SIZE")
+    if started is not None and started.strip() != str(config.processes):
+        raise ValueError(
+            f"expected {config.processes} process(es), one for each of --training.devices "
+            f"{config.devices} on each of --training.nodes {config.nodes}, got WORLD_SIZE="
+            f"{started}. Give the numbers that torchrun was given (--nproc-per-node, --nnodes), or "
+            "start `lewm train` without it."
+        )
 
 
 def _precision(config: TrainingConfig, run: Path) -> str:
@@ -71,7 +101,7 @@ def _precision(config: TrainingConfig, run: Path) -> str:
     if PRECISION in os.environ:
         return os.environ[PRECISION]
     if (run / checkpoints.EXPERIMENT).exists():
-        known = read_json(run / checkpoints.EXPERIMENT).get("precision")
+        known = checkpoints.experiment(run).get("precision")
         if known:
             return str(known)
     return fastest_precision(Fabric(accelerator=config.accelerator, devices=1).device)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -40,12 +39,13 @@ from lewm.data.readers import Batches, open_windows
 from lewm.data.split import Split, split, statistics
 from lewm.data.windows import beginnings
 from lewm.devices import deterministic, synchronise
+from lewm.files import scratch
 from lewm.models.nn import losses
 from lewm.models.nn.layers import recalibrating
 from lewm.planning.coverage import unseen
 from lewm.runs import checkpoints
 from lewm.training.config import CONDUCT, LATER, TrainingConfig
-from lewm.training.launch import anywhere, graceful_stop, launch
+from lewm.training.launch import anywhere, graceful_stop, is_first, launch
 from lewm.training.watch import alarm_of, note_of
 from lewm.worlds.kit.opening import open_world
 
@@ -94,10 +94,26 @@ def train(
 
     Raises:
         ValueError: the data do not fit the settings, `run` holds another experiment (the fields
-            that differ are named), or the time budget is too short.
+            that differ are named), another process writes to it, there are other processes than
+            the settings say, the time budget is too short, or the training diverges: it stops at
+            the first bad update, and the last checkpoint stays.
         KeyboardInterrupt: Ctrl-C, after the update in progress is finished and saved.
     """
     began, run = time.monotonic(), Path(run)
+    # the first process holds the run; before others are started, which would wait for it for ever
+    with checkpoints.held(run) if is_first() else nullcontext():
+        return _train(model_config, config, data, run, experiment, report, began)
+
+
+def _train(
+    model_config: ModelConfig,
+    config: TrainingConfig,
+    data: Path | str,
+    run: Path,
+    experiment: Mapping[str, Any] | None,
+    report: Report,
+    began: float,
+) -> Path:
     episodes = Episodes.open(data)
     # whole episodes are held out; the statistics are those of the others
     drawn = config.seed if config.holdout_seed is None else config.holdout_seed
@@ -264,8 +280,10 @@ class Trainer:
             total: planned updates; with it, the learning rate.
 
         Raises:
-            ValueError: on a CPU, the gradient is not finite. An accelerator says so in `look` and
-                `settle`.
+            ValueError: on a CPU, the loss, its gradient or the new weights are not finite. On an
+                accelerator nobody waits for the answer: loss and gradient are judged there, `look`
+                and `settle` read the verdict, so a bad update is noticed up to `log_every` updates
+                late, and never after a save; weights are judged by the next loss and by the save.
         """
         config, device = self.config, self.fabric.device
         self.model.train()
@@ -281,18 +299,21 @@ class Trainer:
             self.model, self.optimiser, max_norm=config.clip, error_if_nonfinite=False
         )
         assert isinstance(norm, Tensor)
-        self._broke = torch.where(norm.isfinite(), self._broke, self._broke.clamp(max=update))
-        if device.type == "cpu":
+        self._judge(update, loss.detach(), norm)
+        if self._is_cpu:
             self._require_finite()
         self.optimiser.step()
         self.optimiser.zero_grad()
+        if self._is_cpu:
+            self._judge(update, torch.nn.utils.get_total_norm(self.bare.parameters()))
+            self._require_finite()
         return Step(rate, loss.detach(), norm, terms, latents)
 
     def look(self, seen: Step, done: int) -> dict[str, float]:
         """Read the numbers of an update, means over all devices.
 
         Raises:
-            ValueError: a gradient was not finite.
+            ValueError: an update went wrong.
         """
         self._require_finite()
         local = {"loss": seen.loss, **seen.terms, "gradient_norm": seen.norm}
@@ -314,17 +335,16 @@ class Trainer:
         if self.paths is None:
             return {}
         with self._eager(), recalibrating(self.bare):  # running averages have a history
-            return {
-                "straightness": float(
-                    losses.straightness(self.bare.encode(self.paths.to(self.fabric.device)))
-                )
-            }
+            straight = float(
+                losses.straightness(self.bare.encode(self.paths.to(self.fabric.device)))
+            )
+            return {"straightness": straight} if math.isfinite(straight) else {}
 
     def settle(self) -> None:
         """Make the model ready for use and for saving: re-estimate its batch-norm statistics.
 
         Raises:
-            ValueError: a gradient was not finite: what was saved before is better than this.
+            ValueError: an update went wrong: what was saved before is better than this.
         """
         self._require_finite()
         with self._eager():
@@ -376,16 +396,13 @@ class Trainer:
             worthwhile = round(min(max(TIMED_SHARE * limit / update_s, TIMED[0]), TIMED[1] - FIRST))
             if count := fabric.broadcast(worthwhile if time.monotonic() - began < limit else 0):
                 update_s, seen = timed(batches, 2 * FIRST, count)
-        run.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".timed-", dir=run) as folder:
-            log = checkpoints.Log(Path(folder), 0)
+        with scratch(run / "timed") as folder:
+            log = checkpoints.Log(folder, 0)
             log_s = seconds(lambda: log.write(self.look(seen, 0)))
             look_s = seconds(self.look_at_paths)
             save_s = seconds(self.settle)
             if fabric.is_global_zero:
-                save_s += seconds(
-                    lambda: checkpoints.save(Path(folder), 0, self.bare, self.optimiser)
-                )
+                save_s += seconds(lambda: checkpoints.save(folder, 0, self.bare, self.optimiser))
 
         self.bare.load_state_dict(before)
         self.optimiser.state.clear()
@@ -411,15 +428,28 @@ class Trainer:
         """What is done now and then, and otherwise than training, is not worth compiling."""
         return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
 
+    @property
+    def _is_cpu(self) -> bool:
+        return self.fabric.device.type == "cpu"
+
+    def _judge(self, update: int, *numbers: Tensor) -> None:
+        """Note on the device, without waiting for it, the first update with a number that is not
+        finite."""
+        for number in numbers:
+            bad = self._broke.clamp(max=update)
+            self._broke = torch.where(number.isfinite(), self._broke, bad)
+
     def _require_finite(self) -> None:
-        """Stop if a gradient was not finite. DDP made it the same on all devices, so all of them
-        stop."""
+        """Stop if an update went wrong. DDP made the gradient the same on all devices, so all of
+        them stop."""
         first = int(self._broke)
         if first < NEVER:
             raise ValueError(
-                f"the gradient is not finite at update {first}: expected numbers, got NaN or "
-                "infinity. The last checkpoint is whole. Lower the learning rate, or train in "
-                "precision '32-true'."
+                f"training diverged at update {first + 1}: expected a loss, a gradient and weights "
+                "that are finite, got NaN or infinity. The last checkpoint, if there is one, is "
+                "whole. Most likely the learning rate is too high, bf16 overflowed, or the data "
+                "hold absurd values: lower --training.learning-rate, take --training.precision "
+                "32-true, or run `lewm data verify`."
             )
 
 

@@ -1,14 +1,20 @@
 """What a terminal shows: names and numbers as they are, from one process, and a Ctrl-C that is
 never lost."""
 
+import ast
 import io
+import re
 import signal
 import sys
+import unicodedata
+import warnings
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from lewm.cli import console
+from lewm.cli.main import main
 from lewm.contracts import Progress
 
 
@@ -97,3 +103,81 @@ def test_square_brackets_are_no_markup(monkeypatch, capsys):
         bars.update(Progress(NAME, 1, 2, NAME, NAME))
     assert terminal.file.getvalue().count(NAME) % 3 == 0
     assert terminal.file.getvalue().count(NAME) >= 3
+
+
+HOSTILE = (
+    "\x1b]8;;http://evil\x07x\x1b[2J\x9b1A\x9d0;title\x9c\u202egnp.exe\u2066\r\x08\x7f\x00\udcff"
+)
+
+
+def controls(text):
+    """What may not reach a terminal, line breaks apart."""
+    return [c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c != "\n"]
+
+
+def test_nothing_from_a_file_steers_the_terminal(monkeypatch, capsys):
+    """Through every function of the console, and the bars on a terminal and in a log."""
+    console.say(HOSTILE)
+    console.alarm(HOSTILE)
+    console.complain(HOSTILE)
+    console.facts({HOSTILE: HOSTILE, "of": {HOSTILE: [HOSTILE]}}, title=HOSTILE)
+    console.table((HOSTILE, "b\nb"), [(HOSTILE, "b\nb")], title=HOSTILE)
+    with console.Bars() as bars:
+        bars.update(Progress(HOSTILE, 1, 1, HOSTILE, HOSTILE))
+    said = capsys.readouterr()
+    for text in (said.out, said.err):
+        assert not controls(text)
+        assert r"\x1b]8;;http://evil\x07x\x1b[2J\x9b1A" in text
+        assert r"\u202egnp.exe\u2066\r\x08\x7f\x00\udcff" in text
+    assert said.out.count(r"b\nb") == 2, "a name of two lines is one cell"
+    assert {"say", "alarm", "complain", "facts", "table", "Bars", "number"} == set(console.__all__)
+
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=500, color_system=None)
+    monkeypatch.setattr(console, "_console", lambda stderr=False: terminal)
+    console.say(HOSTILE)
+    with console.Bars() as bars:
+        bars.update(Progress(HOSTILE, 1, 2, HOSTILE, HOSTILE))
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", terminal.file.getvalue())  # rich's own
+    assert not controls(drawn)
+    assert drawn.count(r"\x1b[2J") >= 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(HOSTILE),
+        OSError(2, HOSTILE, HOSTILE),
+        ImportError(HOSTILE),
+        KeyboardInterrupt(HOSTILE),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_nothing_in_an_error_or_a_warning_steers_the_terminal(error, monkeypatch, capsys):
+    def fail(words):
+        warnings.warn(HOSTILE, stacklevel=1)
+        raise error
+
+    monkeypatch.setattr("lewm.cli.commands.doctor.main", fail)
+    assert main(["doctor"]) in (2, 130)
+    said = capsys.readouterr().err
+    assert not controls(said)
+    assert said.count(r"\x1b[2J") >= 2
+
+
+def test_only_the_console_draws_and_prints():
+    """In the command line too: one door."""
+    folder = Path(console.__file__).parent
+    speaking = set()
+    for path in folder.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "print",
+                "sys.stdout.write",
+                "sys.stderr.write",
+            ):
+                speaking.add(path.relative_to(folder).as_posix())
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rich"):
+                speaking.add(path.relative_to(folder).as_posix())
+    # our own help and version, without a word from a file
+    assert speaking == {"console.py", "main.py"}

@@ -38,7 +38,7 @@ def test_missing_and_left_over_tensors_and_shapes_are_named_up_to_ten(tmp_path):
         "projector.net.1.running_var is missing",
         "encoder.pooler.dense.weight is unexpected",
         "predictor.transformer.layers.1.mlp.net.4.bias is (7,), expected (32,)",
-        "projector.net.3.bias is not finite",
+        "projector.net.3.bias holds NaN",
     ):
         assert words in said
     assert "attention.query.bias" not in said
@@ -185,7 +185,7 @@ def test_damaged_files_and_other_files(tmp_path):
     folder = checkpoint(tmp_path / "c")
     for text in ("{", "[]", '{"encoder": '):
         (folder / "config.json").write_text(text)
-        assert "config.json: expected the sizes of the model" in refusal(folder)
+        assert "config.json is damaged: expected the sizes of the model" in refusal(folder)
     (folder / "config.json").unlink()
     assert "config.json" in refusal(folder)
     folder = checkpoint(checkpoint(tmp_path / "d", name="one.pt"), name="two.pt")

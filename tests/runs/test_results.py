@@ -118,13 +118,54 @@ def test_an_array_that_is_missing_or_has_another_name_is_refused(place):
         Found.from_json(FOUND.to_json(), {**FOUND.arrays(), "other": moved})
 
 
-def test_what_is_no_number_is_null_and_comes_back_by_its_type():
-    odd = replace(FOUND, error=math.inf, best=Score(math.nan, (math.nan, 1.0)))
-    told = json.loads(json.dumps(odd.to_json(), allow_nan=False))
-    again = Found.from_json(told, odd.arrays())
-    assert math.isnan(again.error)
-    assert again.best.r is None
-    assert math.isnan(again.best.interval[0])
+@pytest.mark.parametrize(
+    ("odd", "place"),
+    [
+        (replace(FOUND, error=math.inf), "error"),
+        (replace(FOUND, best=Score(math.nan, (0.0, 1.0))), r"best\.r"),
+        (replace(FOUND, best=Score(None, (math.nan, 1.0))), r"best\.interval\.0"),
+        (replace(FOUND, curve=((1, np.float64("nan")),)), r"curve\.0\.1"),
+        (replace(FOUND, latents=np.array([[0.0, np.nan]])), "latents"),
+        (replace(FOUND, weights={"mean": np.array([-np.inf])}), r"weights\.mean"),
+    ],
+)
+def test_what_is_no_number_is_no_result_and_names_its_place(odd, place, tmp_path):
+    save_result(tmp_path, FOUND, {})
+    with pytest.raises(ValueError, match=f"got NaN or infinity in {place}"):
+        save_result(tmp_path, odd, {})
+    assert alike(load_result(tmp_path, Found)[0], FOUND), "what was there stays"
+    assert FOUND.undefined() == []
+
+
+def test_what_is_no_number_in_a_file_is_refused(tmp_path):
+    save_result(tmp_path, FOUND, {})
+    file = tmp_path / "result.json"
+    sound = file.read_text()
+    for bad, words in (
+        ("NaN", "NaN, which is no number"),
+        ("1e999", "1e999, which is no number"),
+        ("null", "field 'error': expected float, got NoneType"),
+    ):
+        file.write_text(sound.replace('"error": 0.1', f'"error": {bad}'))
+        with pytest.raises(ValueError, match=words):
+            load_result(tmp_path, Found)
+    file.write_text(sound)
+    from safetensors.numpy import load_file, save_file
+
+    arrays = load_file(tmp_path / "arrays.safetensors")
+    arrays["latents"][0, 0] = np.nan
+    save_file(arrays, tmp_path / "arrays.safetensors")
+    with pytest.raises(ValueError, match="NaN or infinity in field 'latents'"):
+        load_result(tmp_path, Found)
+
+
+def test_words_of_a_record_steer_no_terminal(tmp_path):
+    save_result(
+        tmp_path, replace(FOUND, words="a\x1b[2Jb", scores={"\u202ex": Score(0.5, (0, 1))}), {}
+    )
+    found, _ = load_result(tmp_path, Found)
+    assert found.words == r"a\x1b[2Jb"
+    assert list(found.scores) == [r"\u202ex"]
 
 
 def test_what_was_saved_is_loaded(tmp_path):
@@ -186,7 +227,7 @@ def test_numbers_without_arrays_count_as_none_that_were_written_whole(tmp_path, 
 
 
 def test_the_file_is_json_that_any_program_reads(tmp_path):
-    save_result(tmp_path, replace(FOUND, error=math.nan), {})
+    save_result(tmp_path, FOUND, {})
     assert json.loads(
         (tmp_path / "result.json").read_text(),
         parse_constant=lambda _: pytest.fail("NaN is not JSON"),

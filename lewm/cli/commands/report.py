@@ -8,7 +8,7 @@ import tyro
 from tyro.conf import Positional
 
 from lewm.cli import console
-from lewm.files import write_atomically
+from lewm.files import hold, write_atomically
 from lewm.report.page import render
 from lewm.report.record import record_of
 
@@ -36,9 +36,10 @@ def run(
     paths = (run, *others)
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError("expected runs that differ, got one of them twice. Name each once.")
-    records = [record_of(path) for path in paths]
     words = ["lewm", "report", *map(str, paths), "--out", str(out)]
-    write_atomically(out, render(records, shlex.join(words)).encode())
+    with hold(out, folder=False):
+        records = [record_of(path) for path in paths]
+        write_atomically(out, render(records, shlex.join(words)).encode())
     for record in records:
         missing = [name for name, answer in record.answers.items() if answer.result is None]
         if missing:

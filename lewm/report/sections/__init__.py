@@ -46,24 +46,24 @@ def title(analysis: str) -> str:
 
 def draw(result: Result) -> list[Panel]:
     """The panels of a result; none where it has no section."""
-    panels: list[Panel] = _of(result.name, "draw", lambda _: [])(result)
+    panels: list[Panel] = _asked(result, "draw", [])
     return panels
 
 
 def clips(result: Result, most: int | None = None) -> list[Clip]:
     """What moves in a result, at most so much; mostly nothing."""
-    moving: list[Clip] = _of(result.name, "clips", lambda *_: [])(result, most)
+    moving: list[Clip] = _asked(result, "clips", [], most)
     return moving
 
 
 def tell(result: Result) -> str:
     """A paragraph; "" for an analysis without a section."""
-    return " ".join(_of(result.name, "sentences", lambda _: [])(result))
+    return " ".join(_asked(result, "sentences", []))
 
 
 def headlines(result: Result) -> dict[str, str]:
     """Name -> number with its interval, as text, for a table that compares runs."""
-    told: dict[str, str] = _of(result.name, "headlines", lambda _: {})(result)
+    told: dict[str, str] = _asked(result, "headlines", {})
     return told
 
 
@@ -75,7 +75,7 @@ def notes(analysis: str, results: Sequence[Result]) -> list[str]:
 
 def rows(result: Result) -> Tables:
     """Numbers behind clouds of points, as tables."""
-    tables: Tables = _of(result.name, "rows", lambda _: {})(result)
+    tables: Tables = _asked(result, "rows", {})
     return tables
 
 
@@ -85,6 +85,18 @@ def judge(claim: int) -> tuple[str, Callable[[Evidence], Finding | None]]:
         if found := _of(analysis, "JUDGES", {}).get(claim):
             return analysis, found
     raise LookupError(f"no section judges claim {claim}")
+
+
+def _asked(result: Result, name: str, default: Any, *more: Any) -> Any:
+    """What a section makes of a result. One that was changed by hand may name what it does not
+    hold."""
+    try:
+        return _of(result.name, name, lambda *_: default)(result, *more)
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"the answer of '{result.name}': expected entries that belong together, got none for "
+            f"{error}. Ask again: lewm analyse RUN {result.name} --again"
+        ) from error
 
 
 def _of(analysis: str, name: str, default: Any) -> Any:
