@@ -31,7 +31,16 @@ import numpy as np
 
 from lewm.contracts import Progress, Report, silent
 from lewm.data.provenance import Provenance
-from lewm.data.soundness import FETCH, OtherLayout, open_hdf5, prove_written, reading, unfit
+from lewm.data.soundness import (
+    FETCH,
+    OtherLayout,
+    open_hdf5,
+    prove_chunks,
+    prove_written,
+    read_rows,
+    reading,
+    unfit,
+)
 
 __all__ = [
     "Episode",
@@ -164,6 +173,7 @@ class Episodes:
         source = self._file[column]
         dtype = np.uint8 if column == "pixels" else np.float32
         found = np.empty((len(indices), *source.shape[1:]), dtype)
+        prove_chunks(self.path, source, ascending)
         starts = np.flatnonzero(np.diff(ascending, prepend=-2) > 1)
         for start, stop in zip(starts, [*starts[1:], len(indices)]):
             first, last = int(ascending[start]), int(ascending[stop - 1])
@@ -362,10 +372,9 @@ class Episodes:
                 )
                 expected, got = "'action' of floating-point numbers", f"type {column.dtype}"
                 raise unfit(self.path, expected, got, cure, OtherLayout)
-        values = column[:]
+        values = read_rows(self.path, column)
         with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
             actions = values.astype(np.float32)
-        prove_written(self.path, column, np.arange(len(values)), values)
         if column.dtype.kind != "f" and (actions != values).any():
             cure = "Store them as float32, in a smaller unit"
             raise unfit(self.path, "actions that float32 holds", f"{np.abs(values).max()}", cure)
@@ -449,8 +458,7 @@ def _whole_numbers(path: Path, file: h5py.File, name: str) -> np.ndarray:
     if not isinstance(column, h5py.Dataset) or column.dtype.kind not in "iu" or column.ndim != 1:
         shape = f" and shape {column.shape}" if isinstance(column, h5py.Dataset) else ""
         raise unfit(path, f"'{name}' of whole numbers", kind + shape, WRONG_INDEX)
-    values = column[:]
-    prove_written(path, column, np.arange(len(values)), values)
+    values = read_rows(path, column)
     if len(values) and not 0 <= int(values.min()) <= int(values.max()) < 1 << 62:
         got = f"{values.min()} to {values.max()}"
         raise unfit(path, f"'{name}' to count rows or episodes", got, WRONG_INDEX)

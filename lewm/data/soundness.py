@@ -8,17 +8,28 @@ what makes a file one of episodes is said in `episodes`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import hdf5plugin  # noqa: F401  importing it is what lets HDF5 open compressed files
 import numpy as np
 from h5py import h5a, h5d, h5g, h5l, h5s
 
-__all__ = ["OtherLayout", "Unfit", "open_hdf5", "prove_written", "reading", "unfit"]
+__all__ = [
+    "OtherLayout",
+    "Unfit",
+    "open_hdf5",
+    "prove_chunks",
+    "prove_written",
+    "read_rows",
+    "reading",
+    "unfit",
+]
 
 MAX_OBJECTS = 4096
 """Columns and groups of a file, and attributes of its root. Published files have some twenty."""
@@ -30,17 +41,21 @@ MAX_EXPANSION = 4096
 """A column may declare so many times the bytes that it takes on disk. Ours: pictures of worlds
 shrink up to 90 times, an index up to 300; gzip cannot do more than 1032."""
 
+ROOM = 4096
+"""A packed chunk may take so much more than a plain one, twice."""
+
 SMALL_BYTES = 64 << 20
 """What a column may declare in any case: constant ones shrink to nearly nothing."""
 
 FILTERS = {
     **{1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset"},
-    **{307: "bzip2", 32000: "lzf", 32001: "blosc", 32026: "blosc2"},
+    **{32000: "lzf", 32001: "blosc", 32026: "blosc2"},
     **{32004: "lz4", 32008: "bitshuffle", 32015: "zstd"},
 }
-"""By HDF5's registered numbers. For any other it would look for a library to load."""
+"""By HDF5's registered numbers. For any other it would look for a library to load; bzip2 packs
+gigabytes into a chunk of a few kB, and nothing says so before they are unpacked."""
 
-FLETCHER = 3
+FLETCHER, BLOSC, LZ4, BITSHUFFLE, ZSTD = 3, 32001, 32004, 32008, 32015
 
 HEAP, HEAPS_BYTES = b"GCOL\1\0\0\0", 1 << 20
 """How a heap of texts begins, and how much of either end of a file is searched for them."""
@@ -242,6 +257,57 @@ def _first_gap(column: h5d.DatasetID, rows: int) -> int:
     present: set[int] = set()
     column.chunk_iter(lambda chunk: present.add(chunk.chunk_offset[0]))
     return next(n * rows for n in range(len(present) + 1) if n * rows not in present)
+
+
+def read_rows(path: Path, column: h5py.Dataset, start: int = 0, stop: int | None = None) -> Any:
+    """Rows of a column, all of which are what was written. Errors are HDF5's own."""
+    rows = np.arange(start, len(column) if stop is None else stop)
+    prove_chunks(path, column, rows)
+    values = column[start:stop]
+    prove_written(path, column, rows, values)
+    return values
+
+
+def prove_chunks(path: Path, column: h5py.Dataset, rows: np.ndarray) -> None:
+    """Refuse, before they are unpacked, chunks that say of themselves that they hold more than a
+    chunk does. Compressions allocate what they say."""
+    plan = column.id.get_create_plist()
+    if not plan.get_nfilters() or not rows.size:
+        return
+    chunk, shape = column.chunks, column.shape
+    plain, packed, place = math.prod(chunk) * column.dtype.itemsize, 0, 0
+    for number in range(plan.get_nfilters()):  # the last is unpacked first; checksums apart
+        code, _, options, _ = plan.get_filter(number)
+        if code != FLETCHER:
+            plainly = code == BITSHUFFLE and not any(options[4:5])
+            packed, place = 0 if plainly else code, number
+    others = [range(0, n, c) for n, c in zip(shape[1:], chunk[1:])]
+    for number in np.unique(rows // chunk[0]):
+        for corner in itertools.product([int(number) * chunk[0]], *others):
+            try:
+                mask, stored = column.id.read_direct_chunk(corner)
+            except (RuntimeError, OSError, ValueError):
+                continue  # it is not there, as reading will find
+            said = 0 if mask >> place & 1 else _says(packed, stored)
+            if max(len(stored) // 2, said) > plain + ROOM:
+                name, got = column.name.lstrip("/"), f"one of {max(len(stored), said)}"
+                expected = f"chunks of {name!r} that hold {plain} bytes"
+                raise unfit(path, expected, f"{got} at row {corner[0]}", FETCH)
+
+
+def _says(filter: int, stored: bytes) -> int:
+    """How many bytes a chunk says that it holds, before it is unpacked; 0 where it does not."""
+    if filter == BLOSC:
+        return int.from_bytes(stored[4:8], "little")
+    if filter in (LZ4, BITSHUFFLE):
+        return int.from_bytes(stored[:8], "big")
+    if filter != ZSTD or len(stored) < 5:
+        return 0
+    # RFC 8878, 3.1.1.1: magic, descriptor, window, dictionary, size
+    flags = stored[4]
+    single, width = flags >> 5 & 1, (0, 2, 4, 8)[flags >> 6]
+    start, width = 5 + (not single) + (0, 1, 2, 4)[flags & 3], width or single
+    return int.from_bytes(stored[start : start + width], "little") + 256 * (width == 2)
 
 
 def prove_written(path: Path, column: h5py.Dataset, rows: np.ndarray, values: np.ndarray) -> None:

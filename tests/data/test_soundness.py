@@ -2,6 +2,7 @@
 whoever opens."""
 
 import re
+import zlib
 from pathlib import Path
 
 import h5py
@@ -189,6 +190,58 @@ def test_rows_that_never_reached_the_disk_are_refused_by_everybody(path, name, c
     exchange(path, name, torn)
     gap = 0 if chunks is None else -(-10 // chunks[0]) * chunks[0]
     refused_by_everybody(path, f"all rows of '{name}' on disk, got none at row {gap}")
+
+
+PACKED = {
+    "gzip": {"compression": "gzip"},
+    "summed": {"compression": "gzip", "shuffle": True, "fletcher32": True},
+    "lzf": {"compression": "lzf"},
+    "blosc": dict(hdf5plugin.Blosc()),
+    "blosc2": dict(hdf5plugin.Blosc2()),
+    "lz4": dict(hdf5plugin.LZ4()),
+    "zstd": dict(hdf5plugin.Zstd()),
+    "summed zstd": {**hdf5plugin.Zstd(), "fletcher32": True},
+    "bitshuffle": dict(hdf5plugin.Bitshuffle()),
+    "bitshuffle, zstd": dict(hdf5plugin.Bitshuffle(cname="zstd")),
+    "bitshuffle alone": dict(hdf5plugin.Bitshuffle(cname="none")),
+}
+
+
+@pytest.mark.parametrize("size", [1, 8, 224])  # a picture of 3, 192 and 150528 bytes
+@pytest.mark.parametrize("how", PACKED)
+def test_honest_compression_is_read(tmp_path, how, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, size, size, 3), np.uint8)
+    pixels[5:10] = 7
+    made = [(pixels[start : start + len(a)], a, s) for start, (_, a, s) in zip((0, 5, 14), SMALL)]
+    with Episodes.open(recordings.hdf5(tmp_path / "a.h5", made, **PACKED[how])) as episodes:
+        np.testing.assert_array_equal(episodes.pixels_at(range(20)), pixels)
+
+
+def bomb(how):
+    """A chunk that says that it is 64 MB."""
+    zeros = bytes(1 << 26)
+    if how == "gzip":
+        return zlib.compress(zeros)
+    if how == "zstd":
+        return pytest.importorskip("zstandard").compress(zeros)
+    if how == "blosc":
+        return b"\2\1\x21\1" + (1 << 26).to_bytes(4, "little") + bytes(200)
+    return (1 << 26).to_bytes(8, "big") + bytes(200)
+
+
+@pytest.mark.parametrize("how", ["gzip", "zstd", "blosc", "lz4", "bitshuffle"])
+def test_chunks_that_would_expand_are_not_unpacked(tmp_path, how):
+    path = recordings.hdf5(tmp_path / "a.h5", SMALL, **PACKED[how])
+    with h5py.File(path, "r+") as file:
+        file["pixels"].id.write_direct_chunk((6, 0, 0, 0), bomb(how), 0)
+    with Episodes.open(path) as episodes:
+        for act in (lambda: episodes.pixels_at([2, 6, 7]), episodes.verify):
+            with pytest.raises(
+                ValueError, match=r"a\.h5: expected chunks of 'pixels' that hold 192"
+            ):
+                act()
+    with pytest.raises(ValueError, match=r"a\.h5: expected chunks of 'pixels' that hold 192 bytes"):
+        converting(path)
 
 
 def test_a_row_whose_index_is_damaged_is_no_black_frame(path):

@@ -17,7 +17,7 @@ import numpy as np
 
 from lewm.data.episodes import EPISODE_COLUMNS, INDEX, Episodes, read_index
 from lewm.data.provenance import Provenance
-from lewm.data.soundness import FETCH, OtherLayout, open_hdf5, prove_written, reading, unfit
+from lewm.data.soundness import FETCH, OtherLayout, open_hdf5, read_rows, reading, unfit
 
 __all__ = ["HDF5"]
 
@@ -118,9 +118,7 @@ class HDF5:
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
         with reading(self.path, f"'{name}' to decode in rows {start} to {stop - 1}"):
-            values = self._rows[name][start:stop]
-            prove_written(self.path, self._rows[name], np.arange(start, stop), values)
-        return values
+            return read_rows(self.path, self._rows[name], start, stop)
 
 
 def _files(folder: Path) -> list[Path]:
