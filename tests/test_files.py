@@ -328,7 +328,6 @@ DOORS = {
     "files.py": "the door",
     "benchmarks/reading.py": "works in a folder of the system's, of its own",
     "data/archives.py": "fills the new folder that it is given",
-    "data/sources.py": "makes that folder, and removes it",
     "data/writing.py": "appends to one growing file, which it holds, and HDF5 opens",
     "report/animation.py": "has a video written into memory",
 }

@@ -25,6 +25,7 @@ from torch import Tensor
 from lewm.data import split
 from lewm.data.collecting import collect
 from lewm.data.readers import Batches, Resident, Streamed
+from lewm.data.soundness import open_hdf5
 from lewm.data.windows import Windows
 
 IMAGE_SIZE, LENGTH, FRAMESKIP, BATCH = 96, 4, 5, 32
@@ -36,7 +37,7 @@ class Published(Streamed):
     file: h5py.File | None = None
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
-        self.file = self.file or h5py.File(self.windows.source.path, "r")
+        self.file = self.file or open_hdf5(self.windows.source.path)
         pixels = self.file["pixels"]
         found = np.empty((*frames.shape, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         for window, first in zip(found, self.windows.file_rows[frames[:, 0]]):

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import shutil
-import stat
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows: a copy that a killed process left there stays
-    fcntl = None  # type: ignore[assignment]
+from lewm.files import scratch
 
 __all__ = ["is_archive", "unpack", "unpacked"]
 
@@ -32,10 +26,6 @@ ARCHIVES = (".tar", ".tar.zst", ".tzst", ".zst")
 HEADER_BYTES = 1 << 20
 """Between two members, where names and attributes stand. They are held in memory, and may claim any
 size."""
-
-
-COPY = ".lewm-unpacked-"
-"""How the names of our temporary copies begin; eight random characters follow."""
 
 
 PIECE_BYTES = 1 << 12
@@ -57,61 +47,9 @@ def unpacked(archive: Path, parent: Path, max_expansion: float = MAX_EXPANSION) 
     A process that is killed leaves it there, and the next call removes it. A running process holds
     a lock on its copy, which ends with the process.
     """
-    parent.mkdir(parents=True, exist_ok=True)
-    _remove_orphans(parent)
-    folder, lock = _own_folder(parent)
-    try:
+    with scratch(parent / archive.name) as folder:
         unpack(archive, folder, max_expansion)
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _own_folder(parent: Path) -> tuple[Path, int | None]:
-    """A new folder and the descriptor that locks it; nobody else knows its name."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=COPY, dir=parent))
-        lock = _locked(folder)
-        # Between the two lines another process may have taken it for an orphan.
-        if lock is None or folder.is_dir():
-            return folder, lock
-        os.close(lock)
-
-
-def _remove_orphans(parent: Path) -> None:
-    """Remove the copies in a folder that no process holds: real folders of ours with a name that we
-    give, never a link and nothing behind one."""
-    for folder in parent.iterdir():
-        if not re.fullmatch(re.escape(COPY) + r"[a-z0-9_]{8}", folder.name):
-            continue
-        status = folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or (
-            hasattr(os, "getuid") and status.st_uid != os.getuid()
-        ):
-            continue
-        lock = _locked(folder)
-        if lock is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
-
-
-def _locked(folder: Path) -> int | None:
-    """The descriptor of a folder that is now locked; None if it is held, or where nothing can
-    be."""
-    if fcntl is None:
-        return None
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def unpack(archive: Path, folder: Path, max_expansion: float = MAX_EXPANSION) -> None:

@@ -14,7 +14,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from PIL import Image
 import lewm
 from lewm.contracts import Progress, Report, silent
 from lewm.data import pictures
-from lewm.data.episodes import Episode, Episodes
+from lewm.data.episodes import Episode, Episodes, refuse_one_colour, single_colours
 from lewm.data.provenance import Provenance
 from lewm.data.sources import (
     Selection,
@@ -171,22 +171,13 @@ def verify(
     with open_source(source, selection) as (_, recordings):
         if not recordings.unfit:
             with Episodes.open(recordings.path) as episodes:
-                found = episodes.verify(report)
-                if found["blank_frames"] == episodes.steps:
-                    first = episodes.pixels_at([0])[0, 0, 0]
-                    same = (
-                        (episodes.pixels_at([row])[0, 0, 0] == first).all()
-                        for row in range(episodes.steps)
-                    )
-                    _refuse_one_colour(recordings, {0} if all(same) else {0, 1}, "pixels")
-                return found
+                return episodes.verify(report)
         nonfinite, total = 0, len(recordings.lengths)
         # a picture that is not is sound all the same
         square = replace(selection, crop=selection.crop or "center")
         several = len(recordings.cameras) > 1 and not selection.camera
         cameras = recordings.cameras if several else [choose_camera(recordings, selection.camera)]
         shapes: dict[str, tuple[Any, ...]] = {}
-        # the colour of each frame that has but one, None for any other
         colours: dict[str, Counter[bytes | None]] = {camera: Counter() for camera in cameras}
         for i in range(total):
             for camera in cameras:
@@ -195,11 +186,7 @@ def verify(
                 shape = (episode.pixels.shape[1:], episode.actions.shape[1], width)
                 if shapes.setdefault(camera, shape) != shape:
                     raise _other(recordings, i, f"{shape} and not {shapes[camera]}")
-                flat = episode.pixels.reshape(len(episode), -1, 3)
-                blank = (flat == flat[:, :1]).all(axis=(1, 2))
-                colours[camera].update(
-                    frame[0].tobytes() if is_blank else None for frame, is_blank in zip(flat, blank)
-                )
+                colours[camera].update(single_colours(episode.pixels))
                 nonfinite += (
                     0
                     if episode.states is None
@@ -207,7 +194,7 @@ def verify(
                 )
             report(Progress("verify", i + 1, total))
         for camera, seen in colours.items():
-            _refuse_one_colour(recordings, seen, camera)
+            refuse_one_colour(recordings.path, seen, camera)
         return {
             "episodes": total,
             "steps": int(recordings.lengths.sum()),
@@ -223,16 +210,6 @@ def _other(recordings: Source, i: int, what: str) -> ValueError:
         f"another one ({what})",
         f"--image-size scales pictures to one size; to convert the others: --skip-episodes {i}",
     )
-
-
-def _refuse_one_colour(recordings: Source, colours: Collection[object], camera: str) -> None:
-    if len(colours) == 1 and None not in colours:
-        raise unfit(
-            recordings.path,
-            f"pictures of something in '{camera}'",
-            "one and the same colour in every pixel of every frame",
-            "Record again: the camera or the drawing did not work",
-        )
 
 
 # --------------------------------------------------------------------------------------- provenance

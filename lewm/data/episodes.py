@@ -20,19 +20,38 @@ such a file is a sound one of a world with wider actions; `step_idx` counts rows
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin  # noqa: F401  importing it is what lets HDF5 open compressed files
 import numpy as np
 
 from lewm.contracts import Progress, Report, silent
 from lewm.data.provenance import Provenance
+from lewm.data.soundness import (
+    FETCH,
+    OtherLayout,
+    open_hdf5,
+    prove_chunks,
+    prove_written,
+    read_rows,
+    reading,
+    unfit,
+)
 
-__all__ = ["Episode", "Episodes", "Provenance", "check_fits"]
+__all__ = [
+    "Episode",
+    "Episodes",
+    "Provenance",
+    "check_fits",
+    "read_index",
+    "refuse_one_colour",
+    "single_colours",
+    "unfit",
+]
 
 EPISODE_COLUMNS = ("ep_len", "ep_offset")
 """One row per episode; every other column has one row per observation."""
@@ -78,33 +97,36 @@ class Episodes:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self._handle, self._pid = _open(self.path), os.getpid()
+        self._handle, self._pid = open_hdf5(self.path), os.getpid()
         try:
-            self._verify_layout()
-            self.lengths = self._file["ep_len"][:].astype(np.int64)
-            self.offsets = self._file["ep_offset"][:].astype(np.int64)
-            self._actions = self._file["action"][:].astype(np.float32)
-            self._verify_episodes()
-            self.provenance = Provenance.read(self._file.attrs)
-            self.image_size, self.every = self._file["pixels"].shape[1], self.provenance.every
-            self.action_dim = self._verified_action_dim()
-            state = self._file.get("state")
-            self.has_states = state is not None and state.ndim == 2 and len(state) == self.steps
-            names, width = self.provenance.state_names, state.shape[1] if self.has_states else 0
-            self.state_names = (
-                names if len(names) == width else tuple(f"state {k}" for k in range(width))
-            )
+            with reading(self.path):
+                self._prove()
         except BaseException:
             self._handle.close()
             raise
 
     @classmethod
     def open(cls, path: Path | str) -> Episodes:
-        """Open and verify a file: its layout, its index, and that every action but the last of an
-        episode is a number.
+        """Open a file and prove that it is a sound one of episodes, whoever asks. No picture is
+        read.
 
-        Else a ValueError says in one paragraph the file, what was expected, what was found, and the
-        cure.
+        - What `soundness.open_hdf5` proves of any HDF5 file: nothing lies outside it, nothing
+          declares more than is there, no row is missing.
+        - Its columns have the layout's names, shapes and kinds: pixels are uint8, actions and
+          states numbers, indexes integers. Whole numbers as actions are refused unless the
+          column's attribute `discrete` is False: they may number choices.
+        - Episodes lie end to end over all rows, none is empty, and `step_idx`, `ep_idx` and
+          `episode_idx`, where present, say the same.
+        - The last row of `action` of an episode is NaN, and no other holds one or an infinity.
+        - A row of actions is a whole number of env actions.
+
+        Left to `verify`, which reads everything: that pictures decode and differ from each other,
+        and that states are finite. A picture that was never written, or does not decode, is
+        refused by whoever reads it.
+
+        Raises:
+            ValueError: says in one paragraph the file, what was expected, what was found, and the
+                cure.
         """
         return cls(path)
 
@@ -149,8 +171,9 @@ class Episodes:
                 f"{ascending[0]}..{ascending[-1]}."
             )
         source = self._file[column]
-        dtype = np.float32 if np.issubdtype(source.dtype, np.floating) else source.dtype
+        dtype = np.uint8 if column == "pixels" else np.float32
         found = np.empty((len(indices), *source.shape[1:]), dtype)
+        prove_chunks(self.path, source, ascending)
         starts = np.flatnonzero(np.diff(ascending, prepend=-2) > 1)
         for start, stop in zip(starts, [*starts[1:], len(indices)]):
             first, last = int(ascending[start]), int(ascending[stop - 1])
@@ -164,12 +187,10 @@ class Episodes:
                     )
                 else:
                     found[wanted] = source[first : last + 1][ascending[start:stop] - first]
-            except OSError as error:
-                got, cure = (
-                    f"an error in rows {first} to {last} ({error})",
-                    "Fetch or collect it again",
-                )
-                raise unfit(self.path, f"'{column}' to decode", got, cure) from None
+            except (OSError, RuntimeError, MemoryError) as error:
+                got = f"an error in rows {first} to {last} ({error})"
+                raise unfit(self.path, f"'{column}' to decode", got, FETCH) from None
+        prove_written(self.path, source, indices, found)
         return found
 
     def pixels_at(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -225,7 +246,8 @@ class Episodes:
             },
             "image_size": self.image_size,
             "compression": [
-                filters.get_filter(k)[3].decode() for k in range(filters.get_nfilters())
+                filters.get_filter(k)[3].decode(errors="replace")
+                for k in range(filters.get_nfilters())
             ]
             or None,
             "columns": {
@@ -248,61 +270,26 @@ class Episodes:
         """Read everything, reporting each episode ("verify"); count frames of one colour
         and states with a NaN.
 
-        Rows that are missing or cannot be decoded, or an index that contradicts the episodes, raise
-        ValueError.
+        Rows that are missing or cannot be decoded, or pictures that are all of one and the same
+        colour, raise ValueError.
         """
-        self.verify_index()
-        blank = nonfinite = 0
+        nonfinite, colours = 0, Counter[bytes | None]()
         for i in range(len(self)):
             episode = self.episode(i)
-            flat = episode.pixels.reshape(len(episode), -1, 3)
-            blank += int((flat == flat[:, :1]).all(axis=(1, 2)).sum())
+            colours.update(single_colours(episode.pixels))
             nonfinite += (
                 0
                 if episode.states is None
                 else int((~np.isfinite(episode.states)).any(axis=1).sum())
             )
             report(Progress("verify", i + 1, len(self)))
+        refuse_one_colour(self.path, colours)
         return {
             "episodes": len(self),
             "steps": self.steps,
-            "blank_frames": blank,
+            "blank_frames": colours.total() - colours[None],
             "nonfinite_states": nonfinite,
         }
-
-    def verify_index(self) -> None:
-        """Check that every row is on disk, and that `step_idx` and `ep_idx`, where present, count
-        as the episodes do.
-
-        Else ValueError. HDF5 answers rows that never reached the disk with zeros: a torn file would
-        read as black frames.
-        """
-        cure = "The file was torn, perhaps by a killed process. Fetch or collect it again"
-        for name, column in self._columns().items():
-            if column.chunks:
-                missing = set(range(0, len(column), column.chunks[0]))
-                column.id.chunk_iter(
-                    lambda chunk, missing=missing: missing.discard(chunk.chunk_offset[0])
-                )
-                if missing:
-                    raise unfit(
-                        self.path,
-                        f"all rows of '{name}' on disk",
-                        f"none at row {min(missing)}",
-                        cure,
-                    )
-        counts = {"step_idx": np.arange(self.steps) - np.repeat(self.offsets, self.lengths)}
-        counts["ep_idx"] = counts["episode_idx"] = np.repeat(np.arange(len(self)), self.lengths)
-        for name in counts.keys() & self._file.keys():
-            wrong = np.flatnonzero(self._file[name][:] != counts[name])
-            if len(wrong):
-                got = f"{self._file[name][wrong[0]]} in row {wrong[0]}"
-                raise unfit(
-                    self.path,
-                    f"'{name}' to count along the episodes ({counts[name][wrong[0]]})",
-                    got,
-                    cure,
-                )
 
     def _range(self, i: int) -> range:
         if not 0 <= i < len(self):
@@ -312,7 +299,7 @@ class Episodes:
     @property
     def _file(self) -> h5py.File:
         if self._pid != os.getpid():  # in a worker: no two processes may share a handle
-            self._handle, self._pid = _open(self.path), os.getpid()
+            self._handle, self._pid = open_hdf5(self.path), os.getpid()
         return self._handle
 
     def _columns(self) -> dict[str, h5py.Dataset]:
@@ -323,7 +310,8 @@ class Episodes:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None, "_pid": None}
 
-    def _verify_layout(self) -> None:
+    def _prove(self) -> None:
+        """What `open` promises."""
         file = self._file
         if missing := [name for name in REQUIRED if not isinstance(file.get(name), h5py.Dataset)]:
             got = f"no {', '.join(missing)} among {sorted(file) or 'none'}"
@@ -331,62 +319,77 @@ class Episodes:
                 "If it holds episodes in another layout, rename or convert its columns; else "
                 "give another file"
             )
-            raise unfit(self.path, f"the columns {', '.join(REQUIRED)}", got, cure)
-        shape, dtype = file["pixels"].shape, file["pixels"].dtype
-        if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or dtype != np.uint8:
-            cure = "Store square RGB, colour last, 0 to 255"
-            raise unfit(
-                self.path, "pixels (N, h, h, 3) of type uint8", f"{shape} of type {dtype}", cure
-            )
-        if len(got := file["action"].shape) != 2 or got[0] != shape[0]:
-            cure = "Each observation needs a row of actions; the last of an episode is NaN"
-            raise unfit(
-                self.path,
-                f"'action' of shape ({shape[0]}, a), as many rows as pixels",
-                str(got),
-                cure,
-            )
+            raise unfit(self.path, f"the columns {', '.join(REQUIRED)}", got, cure, OtherLayout)
+        pixels = file["pixels"]
+        shape, rows = pixels.shape, len(pixels) if pixels.shape else 0
+        square = len(shape) == 4 and shape[1] == shape[2] >= 1 and shape[3] == 3
+        if not square or pixels.dtype != np.uint8:
+            expected, cure = "pixels (N, h, h, 3) of type uint8", "Store square RGB, 0 to 255"
+            raise unfit(self.path, expected, f"{shape} of type {pixels.dtype}", cure, OtherLayout)
+        self._prove_numbers("action", rows)
+        self.has_states = "state" in file
+        if self.has_states:
+            self._prove_numbers("state", rows)
+        self.lengths, self.offsets = read_index(self.path, file, rows)
+        self.provenance = Provenance.read(file.attrs)
+        self.image_size, self.every = shape[1], self.provenance.every
+        self.action_dim = self._proven_action_dim()
+        self._actions = self._proven_actions()
+        names, width = self.provenance.state_names, file["state"].shape[1] if self.has_states else 0
+        self.state_names = (
+            names if len(names) == width else tuple(f"state {k}" for k in range(width))
+        )
 
-    def _verified_action_dim(self) -> int:
+    def _prove_numbers(self, name: str, rows: int) -> None:
+        column = self._file[name]
+        if not isinstance(column, h5py.Dataset) or column.dtype.kind not in "fiub":
+            got = f"type {column.dtype}" if isinstance(column, h5py.Dataset) else "a group"
+            cure = "Store them as float32"
+            raise unfit(self.path, f"'{name}' of numbers", got, cure, OtherLayout)
+        if len(column.shape) != 2 or column.shape[0] != rows:
+            expected = f"'{name}' of shape ({rows}, width), as many rows as pixels"
+            cure = "Each observation needs a row; the last of an episode's actions is NaN"
+            raise unfit(self.path, expected, str(column.shape), cure, OtherLayout)
+
+    def _proven_action_dim(self) -> int:
         width = self._file["action"].shape[1]
         if self.every < 1 or width % self.every or not width:
             expected = (
                 f"actions of {self.every} env steps side by side, as its attribute 'every' says"
             )
-            raise unfit(
-                self.path,
-                expected,
-                f"rows of {width} numbers",
-                "Correct the attribute, or collect the file again",
-            )
+            cure = "Correct the attribute, or collect the file again"
+            raise unfit(self.path, expected, f"rows of {width} numbers", cure)
         return width // self.every
 
-    def _verify_episodes(self) -> None:
-        lengths, offsets, steps = self.lengths, self.offsets, self.steps
-        cure = "The index does not belong to these rows. Fetch or collect the file again"
-        if (
-            not lengths.size
-            or lengths.ndim != 1
-            or lengths.shape != offsets.shape
-            or lengths.min() < 1
-        ):
-            got = f"shapes {lengths.shape} and {offsets.shape}, shortest {lengths.min(initial=0)}"
-            raise unfit(
-                self.path,
-                "ep_len and ep_offset with one entry per episode, each longer than 0",
-                got,
-                cure,
-            )
-        if lengths.sum() != steps or (np.cumsum(lengths) - lengths != offsets).any():
-            got = (
-                f"lengths that sum to {lengths.sum()} and offsets {offsets[:3].tolist()}.. to "
-                f"{offsets[-1]}"
-            )
-            raise unfit(self.path, f"episodes end to end over {steps} rows", got, cure)
-        inner = np.delete(np.arange(steps), offsets + lengths - 1)
-        self._refuse_nonfinite(
-            "finite actions but for the last row of an episode", self._actions[inner], inner
-        )
+    def _proven_actions(self) -> np.ndarray:
+        column, last = self._file["action"], self.offsets + self.lengths - 1
+        if column.dtype.kind != "f":
+            said = column.attrs.get("discrete")
+            if not isinstance(said, bool | np.bool_ | np.integer) or said:
+                cure = (
+                    "If they number choices, `lewm data convert` says what to do; if they are "
+                    "quantities, set the column's attribute 'discrete' to False"
+                )
+                expected, got = "'action' of floating-point numbers", f"type {column.dtype}"
+                raise unfit(self.path, expected, got, cure, OtherLayout)
+        values = read_rows(self.path, column)
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
+            actions = values.astype(np.float32)
+        if column.dtype.kind != "f" and (actions != values).any():
+            cure = "Store them as float32, in a smaller unit"
+            raise unfit(self.path, "actions that float32 holds", f"{np.abs(values).max()}", cure)
+        inner = np.delete(np.arange(len(actions)), last)
+        expected = "finite actions but for the last row of an episode"
+        self._refuse_nonfinite(expected, actions[inner], inner)
+        marked = np.isnan(actions[last]).all(axis=1)
+        if column.dtype.kind == "f" and not marked.all():
+            i = int(np.argmin(marked))
+            got = f"{actions[last[i]].tolist()} in episode {i} ({(~marked).sum()} such episodes)"
+            cure = "Nothing is done after its last picture: mark that row, or convert the file"
+            expected = "a last row of 'action' that is NaN in every episode"
+            raise unfit(self.path, expected, got, cure, OtherLayout)
+        actions[last] = np.nan  # whole numbers cannot say so
+        return actions
 
     def _refuse_nonfinite(self, expected: str, values: np.ndarray, rows: np.ndarray) -> None:
         bad = ~np.isfinite(values).all(axis=1)
@@ -397,34 +400,86 @@ class Episodes:
                 f"{values[first].tolist()} at step {rows[first] - self.offsets[i]} of episode {i} "
                 f"({bad.sum()} such rows)"
             )
-            raise unfit(self.path, expected, got, "Cut or drop what is not a number")
+            cure = "Cut or drop what is not a number"
+            raise unfit(self.path, expected, got, cure, OtherLayout)
 
 
-def unfit(path: Path, expected: str, got: str, cure: str) -> ValueError:
-    return ValueError(f"{path}: expected {expected}, got {got}. {cure}.")
+INDEX = ("step_idx", "ep_idx", "episode_idx")
+"""Row by row what `ep_len` and `ep_offset` say; a file need not have them."""
+
+WRONG_INDEX = "The index does not belong to these rows. Fetch or collect the file again"
 
 
-def _open(path: Path) -> h5py.File:
-    if not path.is_file():
-        got = "a folder" if path.is_dir() else "no such file"
-        raise unfit(path, "an episode file", got, "Check the path, or make one with `lewm collect`")
-    if not h5py.is_hdf5(path):
-        got = "an empty file" if not path.stat().st_size else "something else"
-        raise unfit(
-            path,
-            "an HDF5 file",
-            got,
-            "If it is an archive (.tar.zst), unpack it; a download may have failed",
-        )
-    try:
-        return h5py.File(path, "r")
-    except BlockingIOError:
-        raise unfit(
-            path, "a finished file", "one that another process is writing", "Wait for it"
-        ) from None
-    except OSError as error:
-        cure = "It was cut short while being copied or written. Fetch or collect it again"
-        raise unfit(path, "a whole HDF5 file", f"one that does not open ({error})", cure) from None
+def read_index(
+    path: Path, file: h5py.File, rows: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(E,) lengths and offsets of the episodes, which lie end to end over all rows, as the other
+    indexes of the file confirm. How many rows, `ep_len` says unless it is given.
+
+    Else a ValueError that names the column.
+    """
+    lengths, offsets = (_whole_numbers(path, file, name) for name in EPISODE_COLUMNS)
+    if not lengths.size or lengths.shape != offsets.shape or lengths.min() < 1:
+        expected = "ep_len and ep_offset with one entry per episode, each longer than 0"
+        got = f"shapes {lengths.shape} and {offsets.shape}, shortest {lengths.min(initial=0)}"
+        raise unfit(path, expected, got, WRONG_INDEX)
+    # a sum in Python's integers does not overflow
+    total = sum(lengths.tolist())
+    rows = total if rows is None else rows
+    if total != rows or (np.cumsum(lengths) - lengths != offsets).any():
+        got = f"lengths that sum to {total} and offsets {offsets[:3].tolist()}.. to {offsets[-1]}"
+        raise unfit(path, f"episodes end to end over {rows} rows", got, WRONG_INDEX)
+    for name in INDEX:
+        if name not in file:
+            continue
+        if len(values := _whole_numbers(path, file, name)) != rows:
+            expected = f"{rows} rows in every column"
+            raise unfit(path, expected, f"{len(values)} in '{name}'", WRONG_INDEX)
+        if name == "step_idx":
+            expected, right = (
+                "count along the episodes",
+                np.arange(rows) - np.repeat(offsets, lengths),
+            )
+        else:  # a file that holds a choice of episodes may keep their numbers
+            expected, numbers = "number the episodes", values[offsets]
+            right = np.repeat(numbers, lengths)
+            if len(np.unique(numbers)) < len(numbers):
+                raise unfit(path, f"'{name}' to {expected}", "a number twice", WRONG_INDEX)
+        if len(wrong := np.flatnonzero(values != right)):
+            got = f"{values[wrong[0]]} in row {wrong[0]}"
+            raise unfit(path, f"'{name}' to {expected} ({right[wrong[0]]})", got, WRONG_INDEX)
+    return lengths, offsets
+
+
+def _whole_numbers(path: Path, file: h5py.File, name: str) -> np.ndarray:
+    """(n,) int64 of a column of indexes."""
+    column = file.get(name)
+    kind = f"type {column.dtype}" if isinstance(column, h5py.Dataset) else "no column"
+    if not isinstance(column, h5py.Dataset) or column.dtype.kind not in "iu" or column.ndim != 1:
+        shape = f" and shape {column.shape}" if isinstance(column, h5py.Dataset) else ""
+        raise unfit(path, f"'{name}' of whole numbers", kind + shape, WRONG_INDEX)
+    values = read_rows(path, column)
+    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < 1 << 62:
+        got = f"{values.min()} to {values.max()}"
+        raise unfit(path, f"'{name}' to count rows or episodes", got, WRONG_INDEX)
+    return values.astype(np.int64)
+
+
+def single_colours(pixels: np.ndarray) -> list[bytes | None]:
+    """(L, h, w, 3) -> the colour of each frame that has but one, None for any other."""
+    flat = pixels.reshape(len(pixels), -1, 3)
+    blank = (flat == flat[:, :1]).all(axis=(1, 2))
+    return [frame[0].tobytes() if single else None for frame, single in zip(flat, blank)]
+
+
+def refuse_one_colour(
+    path: Path, colours: Collection[bytes | None], camera: str = "pixels"
+) -> None:
+    """Refuse recordings of which no frame shows anything, as `single_colours` says of all."""
+    if len(colours) == 1 and None not in colours:
+        got = "one and the same colour in every pixel of every frame"
+        cure = "Record again: the camera or the drawing did not work"
+        raise unfit(path, f"pictures of something in '{camera}'", got, cure)
 
 
 def check_fits(

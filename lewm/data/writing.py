@@ -19,6 +19,7 @@ import hdf5plugin
 import numpy as np
 
 from lewm.data.episodes import EPISODE_COLUMNS, Episode, Episodes, Provenance
+from lewm.data.soundness import open_hdf5
 from lewm.files import hold, require_own, sync
 from lewm.registry import choose
 
@@ -172,7 +173,7 @@ class EpisodeWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             os.replace(self.path, self.partial)
-            self._file = file = h5py.File(self.partial, "r+")
+            self._file = file = open_hdf5(self.partial, "r+")
             self._open = dict(file.items())
             return file
         self.partial.touch()
@@ -237,13 +238,13 @@ class EpisodeWriter:
             # there.
             size = self.partial.stat().st_size
             os.truncate(self.partial, size + HOLE_BYTES)
-            with h5py.File(self.partial, "r+") as file:
-                lengths = file["ep_len"][: len(file["ep_offset"])]
-                if lengths.sum() > len(file["pixels"]):
+            with open_hdf5(self.partial, "r+", torn=True) as file:
+                lengths = file["ep_len"][: len(file["ep_offset"])].tolist()
+                if sum(lengths) > len(file["pixels"]):
                     raise ValueError(
-                        f"its index names {lengths.sum()} rows of {len(file['pixels'])}"
+                        f"its index names {sum(lengths)} rows of {len(file['pixels'])}"
                     )
-                _trim(file, len(lengths), int(lengths.sum()))
+                _trim(file, len(lengths), sum(lengths))
                 ends: list[int] = []
                 for column in file.values():
                     column.id.chunk_iter(lambda chunk: ends.append(chunk.byte_offset + chunk.size))
@@ -251,8 +252,7 @@ class EpisodeWriter:
                     raise ValueError("its last rows are cut off")
                 # it may lack nothing but this mark
                 file.attrs["complete"] = len(lengths) == self.provenance.requested_episodes
-            with Episodes.open(self.partial) as episodes:
-                episodes.verify_index()
+            Episodes.open(self.partial).close()
         except Exception as error:  # whatever HDF5 makes of a torn file
             warnings.warn(
                 f"discarding {self.partial}, which a killed process left in no usable state: "
@@ -285,12 +285,18 @@ def _columns(episode: Episode, number: int, every: int) -> dict[str, np.ndarray]
                 f"episode {number}: expected {name} ({length}, width), got {rows.shape}. Pass one "
                 "per frame."
             )
+        if rows is not None and rows.dtype.kind not in "fiub":
+            raise ValueError(
+                f"episode {number}: expected {name} of numbers, got {rows.dtype}. Pass float32."
+            )
     if actions.shape[1] % every:
         got = f"rows of {actions.shape[1]} numbers"
         raise ValueError(
             f"episode {number}: expected the actions of {every} env steps per row, got {got}. "
             "Pass whole blocks."
         )
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
+        actions = actions.astype(np.float32)
     if not np.isfinite(actions[:-1]).all() or not np.isnan(actions[-1]).all():
         raise ValueError(
             f"episode {number}: expected finite actions and a last row of NaN, got others. "
@@ -298,7 +304,7 @@ def _columns(episode: Episode, number: int, every: int) -> dict[str, np.ndarray]
         )
     columns = {
         "pixels": pixels,
-        "action": actions.astype(np.float32),
+        "action": actions,
         "step_idx": np.arange(length, dtype=np.int64),
         "ep_idx": np.full(length, number, np.int64),
     }

@@ -216,8 +216,9 @@ def test_what_a_killed_conversion_left_is_removed_and_nothing_else(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "keep").write_text("x")
-    (out / ".lewm-unpacked-abcd1234").symlink_to(outside)
-    kept = [".lewm-unpacked-mine", ".lewm-unpacked-abcd12345", "other"]
+    planted = f".a.tar.{'0' * 16}.partial"
+    (out / planted).symlink_to(outside)
+    kept = [".a.tar.mine.partial", f".a.tar.{'0' * 17}.partial", "other"]
     for name in kept:
         (out / name).mkdir()
     assert (copy / "a.h5").is_file()
@@ -229,7 +230,7 @@ def test_what_a_killed_conversion_left_is_removed_and_nothing_else(tmp_path):
     killed.stdout.close()
     convert(tmp_path / "a.tar", out / "2.h5").close()
     names = {path.name for path in out.iterdir()}
-    assert names == {"1.h5", "2.h5", ".lewm-unpacked-abcd1234", *kept}
+    assert names == {"1.h5", "2.h5", planted, *kept}
     assert (outside / "keep").read_text() == "x"
 
 

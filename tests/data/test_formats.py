@@ -3,6 +3,7 @@ expected and what was found."""
 
 import json
 import re
+from importlib import import_module
 
 import h5py
 import lance
@@ -275,7 +276,7 @@ HDF5 = {
     ),
     "index with gaps": (
         replace("ep_offset", lambda rows: rows + 1),
-        "a.h5: expected episodes end to end, got an index with gaps",
+        r"a.h5: expected episodes end to end over 20 rows, .* offsets \[1, 6, 15\]",
     ),
     "no actions": (
         replace("action", lambda rows: None),
@@ -322,7 +323,45 @@ def cleared(folder):
         path.write_bytes(b"")
 
 
+def cloned(folder):
+    """A table whose rows lie in another folder."""
+    lance.write_dataset(recordings.lance_table(MADE, jpeg), str(folder / "far.lance"))
+    (folder / "in").mkdir()
+    lance.dataset(str(folder / "far.lance")).shallow_clone(str(folder / "in" / "t.lance"), 1)
+    return folder / "in" / "t.lance"
+
+
+def column(name, change):
+    """Exchange a column of a table."""
+
+    def both(table):
+        at = table.schema.get_field_index(name)
+        return table.set_column(at, name, change(table[name].combine_chunks()))
+
+    return lance_table(both)
+
+
 LANCE = {
+    "rows elsewhere": (
+        cloned,
+        "t.lance: expected rows that lie in this folder, got '.*' of another",
+    ),
+    "index of fractions": (
+        column("step_idx", lambda c: c.cast("float32")),
+        "t.lance: expected 'step_idx' of whole numbers, got float",
+    ),
+    "index of text": (
+        column("episode_idx", lambda c: c.cast("string")),
+        "t.lance: expected 'episode_idx' of whole numbers, got string",
+    ),
+    "index with holes": (
+        column("step_idx", lambda c: pa.array([*c[:-1].to_pylist(), None])),
+        "t.lance: expected 'step_idx' of whole numbers, got 1 empty ones",
+    ),
+    "index beyond counting": (
+        column("episode_idx", lambda c: pa.array([2**63 + n for n in c.to_pylist()], "uint64")),
+        "t.lance: expected 'episode_idx' to number rows, got 9223372036854775810",
+    ),
     "no index": (
         lance_table(lambda t: t.drop_columns(["step_idx"])),
         "t.lance: expected the columns episode_idx, .*got no step_idx",
@@ -360,6 +399,20 @@ LANCE = {
 @pytest.mark.parametrize("what", LANCE)
 def test_lance_tables(what, tmp_path):
     refused(*LANCE[what], tmp_path)
+
+
+def test_a_lance_table_holds_no_more_than_its_bytes_can(tmp_path, monkeypatch):
+    """20 MB of rows, where half of the bytes on disk are allowed."""
+    module = import_module("lewm.data.formats.lance")
+    wide = column("state", lambda c: recordings.lists(np.zeros((20, 1 << 18), np.float32)))
+    path = wide(tmp_path)
+    verify(path)
+    monkeypatch.setattr(module, "SMALL_BYTES", 1 << 20)
+    monkeypatch.setattr(module, "MAX_EXPANSION", 0.5)
+    with pytest.raises(
+        ValueError, match=r"t.lance: expected no more rows than .* got 20 of 'state'"
+    ):
+        verify(path)
 
 
 # ------------------------------------------------------------------------------------------ nothing

@@ -124,7 +124,7 @@ def test_ctrl_c_of_the_whole_group_is_one_message_and_no_ending_leaves_a_process
         assert "complete episodes are kept" in said
         assert "Traceback" not in said
         with Episodes.open(tmp_path / "a.h5") as kept:
-            kept.verify_index()
+            kept.verify()
 
 
 def wait_for(condition, seconds=60):

@@ -16,7 +16,7 @@ from lewm.report.claims import CLAIMS
 from lewm.report.page import render
 from lewm.report.record import Answer, Outcome, Record
 from lewm.report.verdicts import Evidence
-from lewm.report.words import cell, data_url, low_to_high, percent
+from lewm.report.words import cell, data_url, low_to_high, number, percent
 from tests.support.results import ALL, ROWS, decoding, planning
 
 MAKERS = ALL | {
@@ -139,6 +139,8 @@ def fragments(record):
         found[f"{name}: clips"] = [
             data_url(clip.animation) for clip in sections.clips(answer.result)
         ]
+    columns = ("update", "prediction", "sigreg", "latent_std", "effective_rank")
+    found["losses, rows"] = [line(number(row[name]) for name in columns) for row in record.metrics]
     found["losses"] = [panel.svg for panel in loss_panels(record.metrics)]
     outcome = record.outcomes[0]
     found["success"] = [success_panel(t, scores).svg for t, scores in outcome.counts.items()]
@@ -176,7 +178,7 @@ def label_before(page, place):
 KINDS = [
     *(f"{name}: {what}" for name in ALL for what in ("words", "figures", "tables")),
     "planning: clips",
-    *("losses", "success", "success, rows"),
+    *("losses", "losses, rows", "success", "success, rows"),
 ]
 
 

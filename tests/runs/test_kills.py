@@ -296,7 +296,7 @@ def test_an_episode_file(stride, tmp_path):
             rows = {name: column[:].tobytes() for name, column in file.items()}
             complete = bool(file.attrs["complete"])
         with Episodes.open(folder / "a.h5") as episodes:
-            episodes.verify_index()
+            episodes.verify()
         return rows, complete, sorted(path.name for path in folder.iterdir())
 
     for begun in (0, 2):

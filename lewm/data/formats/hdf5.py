@@ -15,15 +15,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lewm.data.episodes import EPISODE_COLUMNS, Episodes
+from lewm.data.episodes import EPISODE_COLUMNS, INDEX, Episodes, read_index
 from lewm.data.provenance import Provenance
+from lewm.data.soundness import FETCH, OtherLayout, open_hdf5, read_rows, reading, unfit
 
 __all__ = ["HDF5"]
 
 SUFFIXES = (".h5", ".hdf5")
-
-NOT_RECORDED = ("step_idx", "ep_idx", "episode_idx")
-"""Columns that only number the rows."""
 
 ROWS_AT_ONCE = 64
 
@@ -49,32 +47,24 @@ class HDF5:
         self.path, self.unfit = path, ""
         try:
             Episodes.open(path).close()
-        except ValueError as error:
-            # What lacks no more than our names or square pictures can be converted; all else stays
-            # refused.
-            if not path.is_file() or not _has_index(path):
-                raise
+        except OtherLayout as error:
+            # what lacks no more than our names, kinds or square pictures can be converted
             self.unfit = str(error)
-        self._file = h5py.File(path, "r")
-        self.provenance = Provenance.read(self._file.attrs)
-        self.lengths = self._file["ep_len"][:].astype(np.int64)
-        self._offsets = self._file["ep_offset"][:].astype(np.int64)
-        rows = self.lengths.sum()
-        if (
-            len(self.lengths) != len(self._offsets)
-            or (np.cumsum(self.lengths) - self.lengths != self._offsets).any()
-        ):
+        self._file = open_hdf5(path)
+        try:
+            if not all(isinstance(self._file.get(name), h5py.Dataset) for name in EPISODE_COLUMNS):
+                raise OtherLayout(self.unfit)
+            with reading(path):
+                self.provenance = Provenance.read(self._file.attrs)
+                self.lengths, self._offsets = read_index(path, self._file)
+                rows = int(self.lengths.sum())
+                short = [name for name, column in self._rows.items() if len(column) != rows]
+                if short:
+                    expected = f"{rows} rows in every column"
+                    raise unfit(path, expected, f"{short} of another length", FETCH)
+        except BaseException:
             self.close()
-            raise ValueError(
-                f"{path}: expected episodes end to end, got an index with gaps. Fetch or collect "
-                "the file again."
-            )
-        if short := [name for name, column in self._rows.items() if len(column) != rows]:
-            self.close()
-            raise ValueError(
-                f"{path}: expected {rows} rows in every column, got {short} of another length. "
-                "Fetch it again."
-            )
+            raise
 
     def close(self) -> None:
         self._file.close()
@@ -97,7 +87,7 @@ class HDF5:
         numeric = {
             n: c
             for n, c in self._rows.items()
-            if c.ndim <= 2 and c.dtype.kind in "iufb" and n not in NOT_RECORDED
+            if c.ndim <= 2 and c.dtype.kind in "iufb" and n not in INDEX
         }
         return {
             name: f"{column.dtype} {tuple(column.shape[1:])}" for name, column in numeric.items()
@@ -118,31 +108,20 @@ class HDF5:
         return f"{self.path}, episode {i}"
 
     def read(self, i: int, columns: Sequence[str]) -> Mapping[str, np.ndarray]:
-        start = self._offsets[i]
-        return {name: self._rows[name][start : start + self.lengths[i]] for name in columns}
+        start, length = int(self._offsets[i]), int(self.lengths[i])
+        return {name: self._read(name, start, start + length) for name in columns}
 
     def pictures(self, i: int, camera: str) -> Iterator[np.ndarray]:
-        end = self._offsets[i] + self.lengths[i]
-        for start in range(self._offsets[i], end, ROWS_AT_ONCE):
-            try:
-                yield from self._rows[camera][start : min(start + ROWS_AT_ONCE, end)]
-            except OSError as error:
-                cure = "Fetch or collect the file again"
-                raise ValueError(
-                    f"{self.origin(i)}: expected pictures that decode, got an error ({error}). "
-                    f"{cure}."
-                ) from None
+        start, end = int(self._offsets[i]), int(self._offsets[i] + self.lengths[i])
+        for first in range(start, end, ROWS_AT_ONCE):
+            yield from self._read(camera, first, min(first + ROWS_AT_ONCE, end))
+
+    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        with reading(self.path, f"'{name}' to decode in rows {start} to {stop - 1}"):
+            return read_rows(self.path, self._rows[name], start, stop)
 
 
 def _files(folder: Path) -> list[Path]:
     """Those in a folder; ._a.h5 and its like are a system's notes."""
     entries = (path for path in folder.iterdir() if not path.name.startswith("."))
     return sorted(path for path in entries if path.suffix.lower() in SUFFIXES)
-
-
-def _has_index(path: Path) -> bool:
-    try:
-        with h5py.File(path, "r") as file:
-            return all(isinstance(file.get(name), h5py.Dataset) for name in EPISODE_COLUMNS)
-    except OSError:
-        return False

@@ -8,7 +8,7 @@ taken from observation t; the last row of an episode is a mark (NaN) and no acti
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from lewm.data.provenance import Provenance
+from lewm.data.soundness import MAX_EXPANSION, SMALL_BYTES
 
 __all__ = ["Lance"]
 
@@ -50,17 +51,19 @@ class Lance:
                 )
             path = tables[0]
         self.path = path
-        try:
+        with self._whole():
             self._table = lance.dataset(str(path))
-        except (ValueError, OSError, RuntimeError) as error:
-            raise self._torn(error) from None
-        if missing := [name for name in INDEX if name not in self._table.schema.names]:
-            got = f"no {', '.join(missing)} among {', '.join(self._table.schema.names)}"
+            self._fields = {field.name: field.type for field in self._table.schema}
+        if missing := [name for name in INDEX if name not in self._fields]:
+            got = f"no {', '.join(missing)} among {', '.join(self._fields)}"
             raise ValueError(
                 f"{path}: expected the columns {', '.join(INDEX)}, got {got}. It holds no "
                 "episodes, or other ones."
             )
-        episode, step = (np.asarray(self._rows([name])[name].to_numpy()) for name in INDEX)
+        with self._whole():
+            self._prove()
+        index = [self._whole_numbers(name) for name in INDEX] if self._count else [np.arange(0)] * 2
+        episode, step = index
         self._offsets = np.flatnonzero(np.diff(episode, prepend=episode[:1] - 1))
         self.lengths = np.diff(self._offsets, append=len(episode))
         if not len(episode) or len(np.unique(episode)) < len(self.lengths):
@@ -79,12 +82,43 @@ class Lance:
                 "Rows are missing."
             )
 
+    def _prove(self) -> None:
+        """All rows lie in this folder, and are no more than its bytes can hold."""
+        folder = self.path.resolve()
+        self._count = rows = self._table.count_rows()
+        for fragment in self._table.get_fragments():
+            for file in fragment.data_files():
+                inside = (folder / "data" / file.path).resolve()
+                if not inside.is_relative_to(folder) or getattr(file, "base_id", None) is not None:
+                    raise ValueError(
+                        f"{self.path}: expected rows that lie in this folder, got {file.path!r} of "
+                        "another place. Copy the table as a whole."
+                    )
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        most = max(SMALL_BYTES, MAX_EXPANSION * size)
+        for name, kind in self._fields.items():
+            if rows * _least_bytes(kind) > most:
+                raise ValueError(
+                    f"{self.path}: expected no more rows than {size} bytes can hold, got {rows} of "
+                    f"'{name}' ({kind}). Fetch it again."
+                )
+
+    def _whole_numbers(self, name: str) -> np.ndarray:
+        column = self._rows([name])[name]
+        if not pa.types.is_integer(column.type) or column.null_count:
+            got = f"{column.null_count} empty ones" if column.null_count else str(column.type)
+            raise ValueError(
+                f"{self.path}: expected '{name}' of whole numbers, got {got}. Write it again as "
+                "int64."
+            )
+        values = np.asarray(column.to_numpy())
+        if len(values) and int(values.max()) >= 1 << 62:
+            got = f"{values.max()}. Fetch it again"
+            raise ValueError(f"{self.path}: expected '{name}' to number rows, got {got}.")
+        return values.astype(np.int64)
+
     def close(self) -> None:
         """Nothing is held open."""
-
-    @cached_property
-    def _fields(self) -> dict[str, pa.DataType]:
-        return {field.name: field.type for field in self._table.schema}
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -125,20 +159,37 @@ class Lance:
                 camera
             ].to_pylist()
 
-    def _rows(
-        self, columns: Sequence[str], start: int | None = None, count: int | None = None
-    ) -> pa.Table:
-        try:
-            return self._table.to_table(columns=list(columns), offset=start, limit=count)
-        except (ValueError, OSError, RuntimeError) as error:
-            raise self._torn(error) from None
+    def _rows(self, columns: Sequence[str], start: int = 0, count: int | None = None) -> pa.Table:
+        rows = range(start, start + (self._count if count is None else count))
+        with self._whole():
+            # not `to_table`, which streams: there an error with a null in its text ends the process
+            return self._table.take(rows, columns=list(columns))
 
-    def _torn(self, error: Exception) -> ValueError:
-        said = str(error).splitlines()[0][:200]
-        return ValueError(
-            f"{self.path}: expected a whole Lance table, got one that cannot be read ({said}). "
-            "Fetch it again."
-        )
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Whatever the library raises within is a refusal of the table, its panics included."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            if str(self.path) in (said := str(error)) and ": expected " in said:
+                raise  # our own
+            said = next(iter(said.splitlines()), type(error).__name__)[:200]
+            raise ValueError(
+                f"{self.path}: expected a whole Lance table, got one that cannot be read ({said}). "
+                "Fetch it again."
+            ) from None
+
+
+def _least_bytes(kind: pa.DataType) -> int:
+    """Of a row, in memory."""
+    if pa.types.is_fixed_size_list(kind):
+        return max(0, kind.list_size) * _least_bytes(kind.value_type)
+    try:
+        return max(1, kind.bit_width // 8)
+    except ValueError:  # lists, texts and bytes: of any length
+        return 1
 
 
 def _is_numeric(kind: pa.DataType) -> bool:
