@@ -24,13 +24,15 @@ from lewm.files import write_json
 from lewm.models.lewm import LeWMConfig
 from lewm.planning.heads.temporal import TemporalConfig
 from lewm.runs import checkpoints
-from lewm.runs.answers import analyse
+from lewm.runs.answers import _ask as ask_one
+from lewm.runs.answers import analyse, load_result
 from lewm.runs.heads import save_head
 from lewm.runs.pieces import join_pieces, save_pieces
 from lewm.runs.results import Result
 from lewm.runs.run import open_run
 
 CHANGING = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync", "write", "truncate", "fchmod")
+CHANGING += ("posix_fallocate",)
 CONFIG = LeWMConfig(
     patch_size=8,
     encoder_width=16,
@@ -273,6 +275,24 @@ def test_an_answer_and_its_figures(stride, asked_before, small_run, tmp_path, mo
     opened.episodes.close()
 
 
+def test_an_answer_that_is_being_replaced_is_no_answer(small_run, tmp_path):
+    """Else new figures would stand beside old numbers."""
+    run = shutil.copytree(small_run, tmp_path / "run")
+    folder = run / "analyses" / "counting"
+
+    def draw(result, where):
+        assert load_result(where, Counted) is None
+        drawn.append(where)
+
+    drawn = []
+    opened = open_run(run)
+    for _ in range(2):
+        ask_one(Counting(), opened, folder, {}, lambda *_: None, draw)
+        assert load_result(folder, Counted) is not None
+    opened.episodes.close()
+    assert len(drawn) == 2
+
+
 @STRIDES
 def test_an_episode_file(stride, tmp_path):
     """Interrupted after two of three episodes, and gone on with."""
@@ -298,6 +318,19 @@ def test_an_episode_file(stride, tmp_path):
         with Episodes.open(folder / "a.h5") as episodes:
             episodes.verify()
         return rows, complete, sorted(path.name for path in folder.iterdir())
+
+    # the last episode is in the file, and nothing but the mark is missing
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    child = os.fork()
+    if not child:
+        writer = EpisodeWriter(lacking / "a.h5", provenance)
+        for number in range(3):
+            writer.append(episode(number))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    collect(lacking)
+    assert content(lacking)[1] is True
 
     for begun in (0, 2):
         start = tmp_path / f"begun {begun}"

@@ -210,6 +210,10 @@ def test_only_checkpoints_of_ours_are_removed(run, tmp_path):
         (place / name).mkdir()
         (place / name / "progress.json").write_text("precious")
     (place / "notes.txt").write_text("precious")
+    assert checkpoints.latest(run).name == "00000030"
+    (place / "00000050").symlink_to(outside)
+    assert checkpoints.latest(run).name == "00000030", "a link is no checkpoint of this run"
+    (place / "00000050").unlink()
     checkpoints.save(run, 40, checkpoints.load(run))
     names = {path.name for path in place.iterdir()}
     assert names == {"00000001", "backup", "00000030-mine", "best", "123", "notes.txt", "00000040"}
