@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lewm.cli.commands import claims as command
 from lewm.report.claims import CLAIMS, Evidence, to_markdown
 from lewm.report.record import Answer, Outcome, Record
 from lewm.report.verdicts import FAILS, HOLDS, PARTLY, UNTESTED
@@ -223,6 +224,18 @@ def test_the_page_is_a_table_of_all_claims_with_their_commands():
     assert all(line.count("|") == 6 for line in rows), "a cell holds a bar"
     assert "**does not hold**" in rows[0], "a claim that fails stays in the table"
     assert "python -m lewm.experiments.ablations --seeds 0 1 2 --variants base lambda-0`" in page
+
+
+def test_files_of_one_benchmark_are_taken_together(tmp_path):
+    tables = [{"world": world, "rows": []} for world in ("two-room", "push-t", "reacher")]
+    paths = []
+    for k, some in enumerate((tables[:1], tables[1:])):
+        told = {"benchmarks": [{"name": "plan", "results": some}, {"name": f"own {k}", "rows": []}]}
+        paths.append(tmp_path / f"{k}.json")
+        paths[-1].write_text(json.dumps(told))
+    found = command._benchmarks(paths)
+    assert found["plan"]["results"] == tables
+    assert set(found) == {"plan", "own 0", "own 1"}
 
 
 def test_the_command_reads_files_and_refuses_others(tmp_path, capsys):
