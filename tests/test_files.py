@@ -406,29 +406,32 @@ def test_a_place_has_one_writer_and_a_kill_releases_it(folder, tmp_path):
     process = context.Process(target=holding, args=(place, folder, theirs.send, signal.pause))
     process.start()
     child = ours.recv()
-    lock = place / files.LOCK if folder else place.with_name(f".{place.name}{files.LOCK}")
-    assert lock.is_file()
-    words = rf"{place}: expected to be its only writer, got process {process.pid} on "
-    with (
-        pytest.raises(ValueError, match=words + r".*since \d{4}-.*\. Wait for it, stop it"),
-        hold(place, folder),
-    ):
-        pass
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    os.kill(child, 0)  # what it forked lives on, and holds nothing
-    with hold(place, folder):
+    try:
+        lock = place / files.LOCK if folder else place.with_name(f".{place.name}{files.LOCK}")
+        assert lock.is_file()
+        words = rf"{place}: expected to be its only writer, got process {process.pid} on "
         with (
-            pytest.raises(ValueError, match=f"got this process {os.getpid()}"),
+            pytest.raises(ValueError, match=words + r".*since \d{4}-.*\. Wait for it, stop it"),
             hold(place, folder),
         ):
             pass
-        assert lock.is_file()
-    assert not lock.exists()
-    with hold(tmp_path / "other" / "run"):
-        pass
-    assert not (tmp_path / "other").exists(), "what was made for the lock alone is gone"
-    os.kill(child, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        os.kill(child, 0)  # what it forked lives on, and holds nothing
+        with hold(place, folder):
+            with (
+                pytest.raises(ValueError, match=f"got this process {os.getpid()}"),
+                hold(place, folder),
+            ):
+                pass
+            assert lock.is_file()
+        assert not lock.exists()
+        with hold(tmp_path / "other" / "run"):
+            pass
+        assert not (tmp_path / "other").exists(), "what was made for the lock alone is gone"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.kill()
 
 
 def test_who_holds_is_not_believed_to_be_text(tmp_path):
