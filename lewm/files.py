@@ -348,7 +348,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
         return
     for entry in entries:
         parsed = TEMPORARY.fullmatch(entry.name)
-        if not parsed or entry.is_symlink() or parsed["name"] != (name or parsed["name"])[:LONGEST]:
+        if not parsed or parsed["name"] != (name or parsed["name"])[:LONGEST]:
             continue
         path = folder / entry.name
         descriptor = _locked(path)

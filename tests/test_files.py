@@ -264,6 +264,33 @@ def test_names_of_what_is_written_cannot_be_guessed(tmp_path, monkeypatch):
     assert all(re.fullmatch(r"\.b\.[0-9a-f]{16}\.partial", name) for name in names)
 
 
+def test_what_is_written_is_made_anew_whatever_bears_its_name(tmp_path, monkeypatch):
+    victim, guessed = put(tmp_path / "victim", b"precious"), tmp_path / "guessed"
+    monkeypatch.setattr(files, "temporary", lambda *_: guessed)
+    guessed.symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "a.txt", b"new")
+    with pytest.raises(FileExistsError), whole_folder(tmp_path / "a"):
+        pass
+    guessed.unlink(missing_ok=True)
+    os.link(victim, guessed)
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "a.txt", b"new")
+    assert victim.read_bytes() == b"precious"
+
+
+def test_half_a_folder_never_bears_its_name(tmp_path, monkeypatch):
+    """Whoever is killed while deleting leaves what is swept."""
+    (tmp_path / "a").mkdir()
+    put(tmp_path / "a" / "x", b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        remove(tmp_path / "a")
+    assert re.fullmatch(r"\.a\.[0-9a-f]{16}\.partial", next(tmp_path.iterdir()).name)
+    sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("target", ["/dev/null", "."])
 def test_devices_and_folders_are_no_files(target, tmp_path):
     with pytest.raises(ValueError, match="expected a file, or a name that is free"):
@@ -379,29 +406,32 @@ def test_a_place_has_one_writer_and_a_kill_releases_it(folder, tmp_path):
     process = context.Process(target=holding, args=(place, folder, theirs.send, signal.pause))
     process.start()
     child = ours.recv()
-    lock = place / files.LOCK if folder else place.with_name(f".{place.name}{files.LOCK}")
-    assert lock.is_file()
-    words = rf"{place}: expected to be its only writer, got process {process.pid} on "
-    with (
-        pytest.raises(ValueError, match=words + r".*since \d{4}-.*\. Wait for it, stop it"),
-        hold(place, folder),
-    ):
-        pass
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    os.kill(child, 0)  # what it forked lives on, and holds nothing
-    with hold(place, folder):
+    try:
+        lock = place / files.LOCK if folder else place.with_name(f".{place.name}{files.LOCK}")
+        assert lock.is_file()
+        words = rf"{place}: expected to be its only writer, got process {process.pid} on "
         with (
-            pytest.raises(ValueError, match=f"got this process {os.getpid()}"),
+            pytest.raises(ValueError, match=words + r".*since \d{4}-.*\. Wait for it, stop it"),
             hold(place, folder),
         ):
             pass
-        assert lock.is_file()
-    assert not lock.exists()
-    with hold(tmp_path / "other" / "run"):
-        pass
-    assert not (tmp_path / "other").exists(), "what was made for the lock alone is gone"
-    os.kill(child, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        os.kill(child, 0)  # what it forked lives on, and holds nothing
+        with hold(place, folder):
+            with (
+                pytest.raises(ValueError, match=f"got this process {os.getpid()}"),
+                hold(place, folder),
+            ):
+                pass
+            assert lock.is_file()
+        assert not lock.exists()
+        with hold(tmp_path / "other" / "run"):
+            pass
+        assert not (tmp_path / "other").exists(), "what was made for the lock alone is gone"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.kill()
 
 
 def test_who_holds_is_not_believed_to_be_text(tmp_path):

@@ -505,7 +505,7 @@ def export(model: Any, folder: Path, dialect: str = "first") -> Published:
 
 def _refuse_what_is_lost(config: Any, published: Published) -> None:
     """Every field that does not come back from the published form must be one of training alone."""
-    back, _, _ = _sizes(published)
+    back = registry.load("models", "lewm")(**_sizes(published)[0])
     names = [
         f.name
         for f in fields(config)

@@ -273,10 +273,12 @@ ARRIVES = {
                 ("--state-columns", "x,y", ("x", "y")),
                 ("--format", "hdf5", "hdf5"),
                 ("--max-expansion", "7.5", 7.5),
+                ("--discrete-actions", "3", 3),
             )
         },
         "--world": Case("--world push-t", equal("convert", "world", "push-t")),
         "--episodes": Case("--episodes 2", equal("convert", "episodes", 2)),
+        "--skip-episodes": Case("--skip-episodes 1", equal("convert", "skip_episodes", "1")),
         "--compression": Case("--compression zstd", equal("convert", "compression", "zstd")),
         "--json": JSON,
     },

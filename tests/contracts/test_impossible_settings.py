@@ -57,6 +57,7 @@ MAY_BE_ZERO = {
     "FittingConfig": "learning_rate warmup weight_decay clip seed",
     "Task": "seed",
     "CollectionConfig": "seed",
+    "Selection": "discrete_actions",
     "models: lewm": "dropout sigreg_weight",
     "solvers: cem": "stop_spread",
     "solvers: gradient": "stop_spread",

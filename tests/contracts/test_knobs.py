@@ -262,6 +262,7 @@ TRAINING = {
     "compile": lambda told, _, before: told["compiled"] > before["compiled"] == 0,
     "accelerator": fabric("accelerator"),
     "devices": fabric("devices"),
+    "nodes": fabric("num_nodes"),
     "batches": opened("mode"),
     "workers": opened("workers"),
     "log_every": lambda told, value, _: (
@@ -276,7 +277,7 @@ TRAINING = {
         len(told["fabric"]["loggers"]) == 1 > len(before["fabric"]["loggers"])
     ),
 }
-STOPS = ("precision", "accelerator", "devices", "tensorboard")
+STOPS = ("precision", "accelerator", "devices", "nodes", "tensorboard")
 """Are seen when the training is launched."""
 
 BEFORE: dict = {}
@@ -292,7 +293,7 @@ def test_a_setting_of_the_training_is_seen_in_it(field, trained, monkeypatch):
     value, more = other(knobs.TRAINING, tiny.TRAINING, field), {}
     if field == "epochs":
         more = {"updates": None}
-    if field == "devices":
+    if field in ("devices", "nodes"):
         more = {"batch_size": 8}
     if field == "batches":
         more = {"workers": 0}
@@ -726,7 +727,7 @@ def test_every_setting_of_a_conversion_is_seen_in_the_file(tmp_path):
         "image_size": (16, lambda of: of[0].shape[1] == 16),
         "crop": ("pad", lambda of: not np.array_equal(of[0], pixels)),
     }
-    assert [*seen, "max_expansion"] == names_of(Selection)
+    assert [*seen, "max_expansion", "discrete_actions"] == names_of(Selection)  # see below
     for field, (value, shown) in seen.items():
         if shown is None:
             with pytest.raises(ValueError, match=value):
@@ -742,6 +743,15 @@ def test_the_largest_expansion_is_that_of_the_archive(tmp_path):
     convert(packed, tmp_path / "out.h5", Selection(max_expansion=1e6)).close()
     with pytest.raises(ValueError, match="archive bomb"):
         convert(packed, tmp_path / "other.h5", Selection(max_expansion=1.01))
+
+
+def test_choices_are_as_many_columns_as_there_are_choices(tmp_path):
+    made = [(p, np.arange(len(p), dtype=np.float32)[:, None] % 3, s) for p, _, s in recordings.MADE]
+    source = recordings.hdf5(tmp_path / "a.h5", made)
+    for count in (3, 5):
+        chosen = Selection(discrete_actions=count)
+        with convert(source, tmp_path / f"{count}.h5", chosen) as file:
+            assert file.action_dim == count
 
 
 def test_every_setting_of_a_collection_is_handed_over(monkeypatch, tmp_path):

@@ -46,6 +46,7 @@ TRAINING = {
     "compile": (True, False),
     "accelerator": ("cpu", "auto"),
     "devices": (2, 1),
+    "nodes": (2, 1),
     "batches": ("streamed", "resident"),
     "workers": (1, 3),
     "log_every": (2, 4),
