@@ -170,6 +170,19 @@ def test_no_figure_of_an_older_answer_stays_beside_a_newer_one(plugged, run, ope
         assert drawn == {f"of {size}{suffix}" for suffix in (".svg", ".webp", ".still.webp")}
 
 
+def test_nothing_of_an_older_answer_stays_beside_a_refusal(plugged, monkeypatch, run, opened):
+    folder = run / ANALYSES / "counting"
+    analyse(opened, ["counting"])
+    (folder / "of 3.svg").touch()
+
+    def refuse(self, run, report=silent):
+        raise Unsupported("expected more, got less. Give up.")
+
+    monkeypatch.setattr(Counting, "run", refuse)
+    analyse(opened, ["counting"], again=True)
+    assert [path.name for path in folder.iterdir()] == ["refusal.json"]
+
+
 def test_a_damaged_answer_is_asked_for_anew(plugged, run, opened):
     analyse(opened, ["counting"])
     (run / ANALYSES / "counting" / ARRAYS).write_bytes(b"torn")
