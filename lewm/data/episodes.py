@@ -98,6 +98,7 @@ class Episodes:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self._handle, self._pid = open_hdf5(self.path), os.getpid()
+        self._proven: dict[str, set[int]] = {}  # column -> its chunks that were seen to be sound
         try:
             with reading(self.path):
                 self._prove()
@@ -173,7 +174,7 @@ class Episodes:
         source = self._file[column]
         dtype = np.uint8 if column == "pixels" else np.float32
         found = np.empty((len(indices), *source.shape[1:]), dtype)
-        prove_chunks(self.path, source, ascending)
+        prove_chunks(self.path, source, ascending, self._proven.setdefault(column, set()))
         starts = np.flatnonzero(np.diff(ascending, prepend=-2) > 1)
         for start, stop in zip(starts, [*starts[1:], len(indices)]):
             first, last = int(ascending[start]), int(ascending[stop - 1])
@@ -299,7 +300,7 @@ class Episodes:
     @property
     def _file(self) -> h5py.File:
         if self._pid != os.getpid():  # in a worker: no two processes may share a handle
-            self._handle, self._pid = open_hdf5(self.path), os.getpid()
+            self._handle, self._pid, self._proven = open_hdf5(self.path), os.getpid(), {}
         return self._handle
 
     def _columns(self) -> dict[str, h5py.Dataset]:
@@ -308,7 +309,7 @@ class Episodes:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None, "_pid": None}
+        return {**self.__dict__, "_handle": None, "_pid": None, "_proven": {}}
 
     def _prove(self) -> None:
         """What `open` promises."""

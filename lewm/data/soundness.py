@@ -268,9 +268,17 @@ def read_rows(path: Path, column: h5py.Dataset, start: int = 0, stop: int | None
     return values
 
 
-def prove_chunks(path: Path, column: h5py.Dataset, rows: np.ndarray) -> None:
+def prove_chunks(
+    path: Path, column: h5py.Dataset, rows: np.ndarray, proven: set[int] | None = None
+) -> None:
     """Refuse, before they are unpacked, chunks that say of themselves that they hold more than a
-    chunk does. Compressions allocate what they say."""
+    chunk does. Compressions allocate what they say.
+
+    Args:
+        rows: (n,) that are about to be read.
+        proven: chunks along the rows that were seen before, which are not asked again; those that
+            are seen now are added.
+    """
     plan = column.id.get_create_plist()
     if not plan.get_nfilters() or not rows.size:
         return
@@ -282,8 +290,9 @@ def prove_chunks(path: Path, column: h5py.Dataset, rows: np.ndarray) -> None:
             plainly = code == BITSHUFFLE and not any(options[4:5])
             packed, place = 0 if plainly else code, number
     others = [range(0, n, c) for n, c in zip(shape[1:], chunk[1:])]
-    for number in np.unique(rows // chunk[0]):
-        for corner in itertools.product([int(number) * chunk[0]], *others):
+    seen = set() if proven is None else proven
+    for number in set(np.unique(rows // chunk[0]).tolist()) - seen:
+        for corner in itertools.product([number * chunk[0]], *others):
             try:
                 mask, stored = column.id.read_direct_chunk(corner)
             except (RuntimeError, OSError, ValueError):
@@ -293,6 +302,7 @@ def prove_chunks(path: Path, column: h5py.Dataset, rows: np.ndarray) -> None:
                 name, got = column.name.lstrip("/"), f"one of {max(len(stored), said)}"
                 expected = f"chunks of {name!r} that hold {plain} bytes"
                 raise unfit(path, expected, f"{got} at row {corner[0]}", FETCH)
+        seen.add(number)
 
 
 def _says(filter: int, stored: bytes) -> int:

@@ -156,21 +156,26 @@ def _ask(
     except (Unsupported, ImportError) as error:
         refusal = error if isinstance(error, Unsupported) else Unsupported(str(error))
         folder.mkdir(parents=True, exist_ok=True)
-        remove(folder / RESULT)
+        _forget(folder)
         write_json(
             folder / REFUSAL, {"name": analysis.name, "about": dict(about), "why": str(refusal)}
         )
         report(Progress(analysis.name, 1, 1, f"{analysis.name}: not possible"))
         return refusal
     about = {**about, "seconds": round(time.perf_counter() - began, 2)}
-    remove(folder / RESULT)  # first: its presence means that all beside it is of one answer
-    for old in (*folder.glob("*.svg"), *folder.glob("*.webp"), folder / REFUSAL):
-        remove(old)
+    _forget(folder)
     if draw is not None:
         draw(result, folder)
     save_result(folder, result, about, drawn=draw is not None)
     report(Progress(analysis.name, 1, 1))
     return result
+
+
+def _forget(folder: Path) -> None:
+    """Remove an older answer, whole: nothing of it stands beside the next one."""
+    remove(folder / RESULT)  # first: its presence means that all beside it is of one answer
+    for old in (*folder.glob("*.svg"), *folder.glob("*.webp"), folder / ARRAYS, folder / REFUSAL):
+        remove(old)
 
 
 def _about(run: Run, analysis: Analysis) -> dict[str, Any]:

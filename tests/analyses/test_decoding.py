@@ -279,6 +279,32 @@ def test_the_same_run_gives_the_same_numbers_and_the_stored_decoder_draws_them(
     np.testing.assert_array_equal(stored.decoder().draw(latents), stored.films.encoded)
 
 
+class SparseDots(DotEpisodes):
+    """The same walks, recorded with a row per block."""
+
+    every = FRAMESKIP
+
+    def __init__(self):
+        super().__init__()
+        count, steps = self.places.shape[:2]
+        self.dense, self.places = self.places, self.places[:, ::FRAMESKIP]
+        self._actions = self._actions.reshape(count, steps // FRAMESKIP, -1)
+        self.lengths = np.full(count, steps // FRAMESKIP)
+        self.offsets = np.arange(count) * self.lengths
+
+
+@pytest.mark.parametrize("episodes", [DotEpisodes(), SparseDots()])
+def test_a_clip_begins_where_it_says_and_its_pictures_are_blocks_apart(episodes):
+    found = replace(QUICK, updates=1, clips=12).run(
+        Run(DotModel(), episodes, range(28), range(28, 40))
+    )
+    walks = getattr(episodes, "dense", episodes.places)
+    assert len(found.clips) == 12
+    for clip, film in zip(found.clips, found.films.truth, strict=True):
+        steps = clip.env_step + FRAMESKIP * np.arange(1 + found.horizon)
+        np.testing.assert_array_equal(film, dots(walks[clip.episode, steps]))
+
+
 def test_large_pictures_are_stored_small():
     from lewm.analyses.decoding import _shown
 

@@ -211,6 +211,18 @@ def test_a_small_gain_in_every_episode_is_shown_however_different_they_are():
     assert found.open_loop_not_better_from is None
 
 
+def test_a_test_has_two_sides():
+    """As much more and as much less surprise are equally significant, and p is that of both."""
+    generator = np.random.default_rng(0)
+    normal = generator.uniform(1, 2, (20, 3))
+    apart = generator.normal(0.3, 1, 20)
+    more, less = (compare(normal, normal[:, 1] + sign * apart, 1, 10) for sign in (1, -1))
+    for p in ("t_p", "wilcoxon_p"):
+        assert getattr(more, p) == pytest.approx(getattr(less, p), rel=1e-9)
+    # five differences of one sign: one way of 2^5, and its mirror image
+    assert compare(normal[:5], normal[:5, 1] + [1, 2, 3, 4, 5], 1, 10).wilcoxon_p == 2 / 2**5
+
+
 def test_surprise_has_the_sign_of_more():
     """Edited less normal: above 0 where the edit surprises, and the reverse where it calms."""
     generator = np.random.default_rng(0)

@@ -243,6 +243,36 @@ def test_episodes_that_are_missing_are_played():
     assert (other.surprise[1, -18:] != surprise[1, -18:]).any()
 
 
+def test_whatever_is_drawn_for_an_episode_follows_from_the_seed():
+    """What is met, how it is acted and where things are put: of another seed nothing is the
+    same."""
+
+    def drawn(seed):
+        asked = {"reset": [], "policy": [], "teleport": []}
+
+        class Noting(EditedWorld):
+            def reset(self, seeds):
+                asked["reset"] += list(seeds)
+                super().reset(seeds)
+
+            def policy(self, name, seeds):
+                asked["policy"] += list(seeds)
+                return super().policy(name, seeds)
+
+            def teleport(self, things, states, seeds):
+                if things:
+                    asked["teleport"] += list(seeds)
+                return super().teleport(things, states, seeds)
+
+        replace(SMALL, seed=seed).run(run_of(world=Noting, test=range(12)))
+        return asked
+
+    first, second = drawn(0), drawn(1)
+    for purpose in first:
+        assert first[purpose]
+        assert not {*first[purpose]} & {*second[purpose]}, purpose
+
+
 def test_episodes_with_a_row_per_block_give_the_same_and_none_is_played():
     found = SMALL.run(run_of(length=21, every=FRAMESKIP))
     assert found.surprise[0].max() < 1e-8

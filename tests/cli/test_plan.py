@@ -2,9 +2,12 @@
 
 import json
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from lewm.cli.commands import plan as command
 from lewm.cli.main import main
 
 QUICK = ["--candidates=20", "--elites=4", "--iterations=2"]
@@ -41,6 +44,24 @@ def test_realtime_is_drawn_where_it_is_asked_for(small_run, tmp_path):
     out = tmp_path / "live.gif"
     assert main(["plan", str(small_run), "--realtime=200", "--out", str(out), *QUICK]) == 0
     assert Image.open(out).n_frames > 10
+
+
+@pytest.mark.parametrize("how", [(), ("--realtime=500",)])
+def test_what_begins_solved_is_not_shown(how, small_run, tmp_path, monkeypatch):
+    draw, seen = command.draw_pairs, []
+
+    def first_begins_solved(episodes, held_out, world, protocol):
+        pairs = draw(episodes, held_out, world, replace(protocol, episodes=4))
+        seen.append(replace(pairs, strict=np.arange(len(pairs)) % 3 > 0))
+        return seen[-1]
+
+    monkeypatch.setattr(command, "draw_pairs", first_begins_solved)
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", str(small_run), "--episodes=2", *QUICK, *how, "--json", "p.json"]
+    assert main(words) == 0
+    told = json.loads((tmp_path / "p.json").read_text())["attempts"]
+    assert [attempt["start"] for attempt in told] == seen[0].starts[1:3].tolist()
+    assert [attempt["goal"] for attempt in told] == seen[0].goals[1:3].tolist()
 
 
 @pytest.mark.parametrize("rate", ["0", "-20"])

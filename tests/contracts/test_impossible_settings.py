@@ -79,11 +79,12 @@ MAY_BE_ZERO = {
 
 def refused(name, field, value):
     """By a message that names the field, says what it got, and what to do."""
-    config = CONFIGS[name]
-    if isinstance(getattr(config, field), tuple):
-        value = (value,)
-    with pytest.raises(ValueError, match=rf"^{field} must be .*, got .*\. [A-Z].*\.$"):
-        dataclasses.replace(config, **{field: value})
+    config, values = CONFIGS[name], [value]
+    if isinstance(known := getattr(config, field), tuple):  # wherever it stands among several
+        values = [(value,), (value, *known), (*known, value)]
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^{field} must be .*, got .*\. [A-Z].*\.$"):
+            dataclasses.replace(config, **{field: value})
 
 
 def of(numbers, name):

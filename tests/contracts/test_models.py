@@ -9,6 +9,7 @@ from lewm import registry
 from lewm.contracts import Batch, DataSpec, Statistics, WorldModel
 from lewm.models.lewm import LeWM, LeWMConfig
 from lewm.models.nn import losses as sigreg_losses
+from lewm.models.nn.layers import sincos_2d
 from lewm.models.nn.sigreg import draw_directions, sigreg_reference
 from lewm.runs import checkpoints
 
@@ -230,3 +231,19 @@ def test_a_conv_stem_reaches_the_same_grid_and_sees_across_patches():
         LeWMConfig(**{**SMALL, "overlap": False, "patch_size": 6}, stem="conv").build(SPEC)
     with pytest.raises(ValueError, match="no overlap"):
         LeWMConfig(**SMALL, stem="conv").build(SPEC)
+
+
+@pytest.mark.parametrize("side", [2, 3, 8])
+def test_every_place_of_the_grid_has_an_embedding_of_its_own(side):
+    """The first half says the row, the other the column; waves begin at 0, the quickest turns by a
+    radian from one patch to the next."""
+    grid = sincos_2d(side, 8).unflatten(0, (side, side))
+    rows, columns = grid.split(4, dim=-1)
+    assert torch.equal(rows, rows[:, :1].expand_as(rows))
+    assert torch.equal(columns, columns[:1].expand_as(columns))
+    assert torch.equal(rows[:, 0], columns[0])
+    assert len(grid.flatten(0, 1).unique(dim=0)) == side**2
+    place = torch.arange(float(side))
+    for k, frequency in ((0, 1.0), (1, 0.1)):
+        torch.testing.assert_close(columns[0, :, k], (frequency * place).sin())
+        torch.testing.assert_close(columns[0, :, 2 + k], (frequency * place).cos())

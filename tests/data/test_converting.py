@@ -387,6 +387,19 @@ def test_a_converted_file_keeps_what_was_known_of_it(small_data, tmp_path):
         convert(small_data, tmp_path / "other.h5", world="push-t")
 
 
+def test_units_are_those_of_the_columns_that_were_taken(small_data, tmp_path):
+    """Of others nobody told them, though they be as many."""
+    source = tmp_path / "more.h5"
+    source.write_bytes(small_data.read_bytes())
+    with h5py.File(source, "a") as file:
+        file["pace"] = np.asarray(file["state"]) / 10
+    for columns, units in ((), ("px", "px")), (("pace",), ()):
+        selection = Selection(state_columns=columns)
+        with convert(source, tmp_path / f"{len(columns)}.h5", selection, episodes=2) as after:
+            assert after.provenance.state_units == units
+            assert len(after.state_names) == 2
+
+
 @pytest.mark.parametrize("choice", ["0-1", "1", "0,2", "2-2", "1-2"])
 def test_episodes_are_chosen_by_number(choice, tmp_path):
     taken = {"0-1": [0, 1], "1": [0], "0,2": [0, 2], "2-2": [2], "1-2": [1, 2]}[choice]

@@ -207,7 +207,7 @@ PACKED = {
 }
 
 
-@pytest.mark.parametrize("size", [1, 8, 224])  # a picture of 3, 192 and 150528 bytes
+@pytest.mark.parametrize("size", [1, 8, 16, 224])  # of 3, 192, 768 and 150528 bytes
 @pytest.mark.parametrize("how", PACKED)
 def test_honest_compression_is_read(tmp_path, how, size):
     pixels = np.random.default_rng(0).integers(0, 256, (20, size, size, 3), np.uint8)
@@ -222,14 +222,14 @@ def bomb(how):
     zeros = bytes(1 << 26)
     if how == "gzip":
         return zlib.compress(zeros)
-    if how == "zstd":
+    if "zstd" in how:
         return pytest.importorskip("zstandard").compress(zeros)
     if how == "blosc":
         return b"\2\1\x21\1" + (1 << 26).to_bytes(4, "little") + bytes(200)
     return (1 << 26).to_bytes(8, "big") + bytes(200)
 
 
-@pytest.mark.parametrize("how", ["gzip", "zstd", "blosc", "lz4", "bitshuffle"])
+@pytest.mark.parametrize("how", ["gzip", "zstd", "summed zstd", "blosc", "lz4", "bitshuffle"])
 def test_chunks_that_would_expand_are_not_unpacked(tmp_path, how):
     path = recordings.hdf5(tmp_path / "a.h5", SMALL, **PACKED[how])
     with h5py.File(path, "r+") as file:
@@ -422,6 +422,5 @@ def test_there_is_one_door():
             calls[file.relative_to(package).as_posix()] = found
     assert calls == {
         "data/soundness.py": ["path, mode"],
-        # a new file, and a question to a lock, which reads nothing
-        "data/writing.py": ['self.partial, "w"', 'self.partial, "r"'],
+        "data/writing.py": ['self.partial, "w"'],  # a new file
     }

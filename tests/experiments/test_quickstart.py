@@ -67,7 +67,8 @@ def test_the_short_one_is_smaller_and_both_are_seeded():
     full = pipeline.seeded(recipes.load(quickstart.RECIPE), 5)
     short = pipeline.shortened(full, quickstart.SHORT_EPISODES, quickstart.SHORT_UPDATES, 200)
     for experiment in (full, short):
-        assert experiment.collection.seed == experiment.training.seed == 5
+        seeded = {n: of.seed for n, of in vars(experiment).items() if hasattr(of, "seed")}
+        assert seeded == {"collection": 5, "training": 5, "fitting": 5}
     assert short.collection.episodes < full.collection.episodes
     assert short.training.updates < full.training.updates
     for experiment, pairs in ((full, quickstart.PAIRS), (short, quickstart.SHORT_PAIRS)):

@@ -15,7 +15,7 @@ import zstandard
 from tests.kills.harness import WAYS, Command, contents, differences, lay_out, run, trial
 from tests.support import recordings
 
-MOMENTS = int(os.environ.get("LEWM_KILLS", "3"))
+MOMENTS = int(os.environ.get("LEWM_KILLS", "2"))
 SEED = int(os.environ.get("LEWM_KILLS_SEED", "0"))
 
 SMALL = (

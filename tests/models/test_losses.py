@@ -320,6 +320,16 @@ class TestSpread:
         line = gaussian(100, 1) * torch.tensor([1.0, 2.0, -1.0]) + 5
         assert spread(line)[1].item() == pytest.approx(1.0, abs=1e-3)
 
+    def test_where_the_cloud_lies_is_no_spread(self):
+        """Each dimension has a mean of its own: one that all share would leave it a variance."""
+        latents = gaussian(400, 3, 8, seed=4)
+        std, rank = spread(latents)
+        moved, moved_rank = spread(latents + 10 * torch.arange(8.0))
+        assert moved.item() == pytest.approx(std.item(), rel=1e-3)
+        assert moved_rank.item() == pytest.approx(rank.item(), rel=1e-3)
+        still = torch.arange(8.0).expand(5, 3, 8)
+        assert [number.item() for number in spread(still)] == [0.0, 1.0]
+
     def test_a_diverged_run_can_still_report(self):
         latents = gaussian(10, 3)
         latents[0, 0] = torch.inf

@@ -170,6 +170,29 @@ def test_noise_of_one_block_or_exponent_0_is_white():
     assert torch.equal(coloured(white[:, :1], 2.0), white[:, :1])
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.5])
+def test_icem_keeps_a_share_of_its_mean_and_of_its_spread(momentum):
+    """The mean competes as candidate 0 of the last iteration, so it can be seen there; the spread
+    is returned."""
+    seen, begin, elites = [], start(mean=0.4, std=0.7), 5
+
+    def cost(actions):
+        seen.append(actions.clone())
+        return BOWL(actions)
+
+    solver = ICEM(40, elites, 2, keep_fraction=0.0, momentum=momentum)
+    plan = solver.solve(cost, begin, BOX, generators(range(B)))
+    mean, std = begin.mean, begin.std
+    for candidates in seen:
+        order = BOWL(candidates).argsort(dim=1)[:, :elites]
+        best = torch.stack([candidates[b, order[b]] for b in range(B)])
+        if candidates is seen[1]:
+            torch.testing.assert_close(candidates[:, 0], mean)
+        mean = (1 - momentum) * best.mean(dim=1) + momentum * mean
+        std = (1 - momentum) * best.std(dim=1) + momentum * std
+    torch.testing.assert_close(plan.std, std)
+
+
 def test_icem_begins_with_coloured_noise_around_the_start():
     seen = []
 

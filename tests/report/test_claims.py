@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lewm.cli.commands import claims as command
 from lewm.report.claims import CLAIMS, Evidence, to_markdown
 from lewm.report.record import Answer, Outcome, Record
 from lewm.report.verdicts import FAILS, HOLDS, PARTLY, UNTESTED
@@ -168,6 +169,36 @@ def test_straightening_is_read_from_the_curve():
     assert verdict(15, runs=[ends()]) == UNTESTED
 
 
+def of_claim(number, speaks_for):
+    """A run that speaks for a claim, or against it."""
+    if number == 14:
+        return results.probing({"x": variable(0.999 if speaks_for else 0.7)})
+    if number == 15:
+        curve = ((10, 0.1), (20, 0.6 if speaks_for else -0.3))
+        return results.geometry(straightness=results.straightness(curve=curve))
+    if number == 16:
+        edits = {"teleport": edited("teleport", 1e-9 if speaks_for else 0.5)}
+        return results.surprise(edits | {"colour": edited("colour", 0.5)})
+    found = results.geometry()
+    near, far = found.open_loop.values()
+    loop = {"1": near, "2": far} if speaks_for else {"1": far, "2": near}
+    return results.geometry(open_loop=loop)
+
+
+@pytest.mark.parametrize("number", [14, 15, 16, 17])
+@pytest.mark.parametrize("worlds", [("two-room", "two-room"), ("two-room", "push-t")])
+def test_one_run_that_speaks_against_a_claim_is_enough(number, worlds):
+    """Whichever of two it is, of one world or of two."""
+
+    def said(*sides):
+        pairs = zip(worlds, sides, strict=False)
+        return verdict(number, runs=[run(world, of_claim(number, side)) for world, side in pairs])
+
+    against = said(False)
+    assert said(True, True) == said(True) != against
+    assert said(True, False) == said(False, True) == said(False, False) == against
+
+
 @pytest.mark.parametrize("number", [8, 9, 14, 15, 16, 17, 18])
 def test_a_claim_about_an_analysis_is_judged_by_its_section_which_reads_fields(number):
     """All analyses give all findings; a record that lost its fields gives none, loudly."""
@@ -193,6 +224,18 @@ def test_the_page_is_a_table_of_all_claims_with_their_commands():
     assert all(line.count("|") == 6 for line in rows), "a cell holds a bar"
     assert "**does not hold**" in rows[0], "a claim that fails stays in the table"
     assert "python -m lewm.experiments.ablations --seeds 0 1 2 --variants base lambda-0`" in page
+
+
+def test_files_of_one_benchmark_are_taken_together(tmp_path):
+    tables = [{"world": world, "rows": []} for world in ("two-room", "push-t", "reacher")]
+    paths = []
+    for k, some in enumerate((tables[:1], tables[1:])):
+        told = {"benchmarks": [{"name": "plan", "results": some}, {"name": f"own {k}", "rows": []}]}
+        paths.append(tmp_path / f"{k}.json")
+        paths[-1].write_text(json.dumps(told))
+    found = command._benchmarks(paths)
+    assert found["plan"]["results"] == tables
+    assert set(found) == {"plan", "own 0", "own 1"}
 
 
 def test_the_command_reads_files_and_refuses_others(tmp_path, capsys):

@@ -176,6 +176,14 @@ def test_marks_lie_where_states_and_read_latents_say():
     np.testing.assert_allclose(at(plan, (22, 20)), 255)  # and not yet here
 
 
+def test_a_plan_is_drawn_from_where_it_was_made():
+    """The first at step 0, in (10, 20); the second at step 5, in (30, 20); both to (40, 80)."""
+    frames = draw_episode(recording(), budget=50, view=VIEW)
+    for plan, middle, other in ((2, (25, 50), (35, 50)), (10, (35, 50), (25, 50))):
+        np.testing.assert_allclose(at(frames[plan], middle), IMAGINED, atol=45)
+        np.testing.assert_allclose(at(frames[plan], other), 255)
+
+
 def test_without_a_view_only_pictures_and_captions_are_drawn():
     frames = draw_episode(recording(), budget=50)
     np.testing.assert_allclose(at(frames[-1], (60, 50), 30), 255)

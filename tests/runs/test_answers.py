@@ -156,6 +156,33 @@ def test_it_is_asked_again_for_other_settings_seeds_data_weights_and_on_demand(
     assert len(asked) == 7
 
 
+def test_no_figure_of_an_older_answer_stays_beside_a_newer_one(plugged, run, opened):
+    folder = run / ANALYSES / "counting"
+
+    def draw(result, into):
+        into.mkdir(parents=True, exist_ok=True)
+        for suffix in (".svg", ".webp", ".still.webp"):
+            (into / f"of {result.size}{suffix}").touch()
+
+    for size in (3, 4):
+        analyse(opened, ["counting"], settings={"counting": {"size": size}}, draw=draw)
+        drawn = {path.name for path in folder.iterdir() if path.name.startswith("of")}
+        assert drawn == {f"of {size}{suffix}" for suffix in (".svg", ".webp", ".still.webp")}
+
+
+def test_nothing_of_an_older_answer_stays_beside_a_refusal(plugged, monkeypatch, run, opened):
+    folder = run / ANALYSES / "counting"
+    analyse(opened, ["counting"])
+    (folder / "of 3.svg").touch()
+
+    def refuse(self, run, report=silent):
+        raise Unsupported("expected more, got less. Give up.")
+
+    monkeypatch.setattr(Counting, "run", refuse)
+    analyse(opened, ["counting"], again=True)
+    assert [path.name for path in folder.iterdir()] == ["refusal.json"]
+
+
 def test_a_damaged_answer_is_asked_for_anew(plugged, run, opened):
     analyse(opened, ["counting"])
     (run / ANALYSES / "counting" / ARRAYS).write_bytes(b"torn")

@@ -73,6 +73,21 @@ def test_another_look_or_spelling_of_it_does_not_unsee_an_episode(
     assert set(opened.heldout) == set(range(16)) - trained
 
 
+def test_the_world_is_opened_as_its_episodes_look(small_run, tmp_path):
+    """And in another look where that is asked for."""
+    blue, green = "agent_color=0000ff", "agent_color=00ff00"
+    opened = open_run(small_run, collected(tmp_path / "e.h5", "--episodes=2", f"--look={blue}"))
+    world = opened.world(2)
+    assert world.spec.look == blue
+    with opened.episodes as episodes:
+        assert episodes.provenance.look == blue
+        first = episodes.episode(0)
+    drawn = world.render(first.states[:2])
+    assert (drawn == first.pixels[:2]).all()
+    assert opened.world(1, green).spec.look == green
+    assert open_run(small_run).world().spec.look == "published"
+
+
 def test_another_policy_is_other_data(small_run, tmp_path):
     opened = open_run(small_run, collected(tmp_path / "e.h5", "--episodes=4", "--policy=random"))
     assert (opened.own_data, opened.heldout) == (False, (0, 1, 2, 3))

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from lewm.runs import checkpoints
+from lewm.training import train as training
 from lewm.training.train import train
 from tests.support.plain_training import plain_training, rates
 from tests.support.tiny import MODEL, SPEC, TRAINING, write
@@ -122,6 +123,37 @@ def test_a_training_that_was_killed_ends_as_its_twin(killed_after, data, tmp_pat
     assert int(checkpoints.latest(run).name) == 3
     train(MODEL, config, data, run)
     same(run, *plain_training(MODEL, config, data, rates(3e-3, 2, 8)))
+
+
+def test_the_log_counts_the_seconds_of_every_process(data, tmp_path, monkeypatch):
+    """An update takes a second; the first process was killed after update 2, the next after 4."""
+
+    class Killed(BaseException):
+        pass
+
+    now, step = 0.0, training.Trainer.step
+
+    def stepping(self, *arguments):
+        nonlocal now
+        now += 1
+        return step(self, *arguments)
+
+    def killing(last):
+        def kill(progress):
+            if progress.stage == "train" and progress.done == last:
+                raise Killed
+
+        return kill
+
+    monkeypatch.setattr(training.Trainer, "step", stepping)
+    monkeypatch.setattr(training.time, "monotonic", lambda: now)
+    config, run = dataclasses.replace(TRAINING, checkpoint_every=2), tmp_path / "run"
+    for last in (2, 4):
+        with pytest.raises(Killed):
+            train(MODEL, config, data, run, report=killing(last))
+        now += 100  # nobody trains
+    train(MODEL, config, data, run)
+    assert [line["seconds"] for line in checkpoints.metrics(run)] == list(range(1, 9))
 
 
 def test_a_model_begins_with_modulation_of_zero():

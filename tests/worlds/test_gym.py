@@ -2,6 +2,7 @@
 refused."""
 
 import importlib.util
+from itertools import pairwise
 
 import gymnasium
 import numpy as np
@@ -110,6 +111,43 @@ def test_actions_are_clipped_to_the_box_and_nan_is_rest(kind):
     np.testing.assert_array_equal(after([np.nan, np.nan]), after([0.0, 0.0]))
     with pytest.raises(ValueError, match=r"must have shape \(1, 2\)"):
         after([1.0])
+
+
+@pytest.mark.parametrize("mark", ["terminated", "truncated", "limit"])
+def test_an_episode_that_is_over_stays_as_it_is(mark):
+    """Whichever of the two marks says so: the environment's own, or that of a time limit around
+    it."""
+
+    class Four(Dot):
+        steps = 0
+
+        def reset(self, *, seed=None, options=None):
+            self.steps = 0
+            return super().reset(seed=seed)
+
+        def step(self, action):
+            self.steps += 1
+            place, reward, *_, info = super().step(action)
+            over = self.steps == 4
+            return place, reward, over and mark == "terminated", over and mark == "truncated", info
+
+    def make():
+        return (
+            gymnasium.wrappers.TimeLimit(Dot("rgb_array"), 4)
+            if mark == "limit"
+            else Four("rgb_array")
+        )
+
+    world, step = open_world(make, 2, max_steps=12), 0.01 * np.ones((2, 2))
+    for _ in range(2):
+        world.reset([0, 1])
+        begun = [world.states]
+        for _ in range(7):
+            assert world.ended.tolist() == [len(begun) > 4] * 2
+            world.step(step)
+            begun.append(world.states)
+        assert [(a != b).all() for a, b in pairwise(begun)] == [True] * 4 + [False] * 3
+        np.testing.assert_array_equal(begun[-1], begun[4])
 
 
 def test_names():
