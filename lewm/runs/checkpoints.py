@@ -24,6 +24,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,9 @@ def budget_in_words(experiment: Mapping[str, Any]) -> str:
     """What tables say of a run that was trained for a given time and not for its recipe's updates;
     "" of any other."""
     found = experiment.get("budget")
-    return f"{found['minutes']:g}-minute budget, {found['updates']:,} updates" if found else ""
+    if not found or not {"minutes", "updates"} <= found.keys():
+        return ""
+    return f"{found['minutes']:g}-minute budget, {found['updates']:,} updates"
 
 
 def experiment(run: Path) -> dict[str, Any]:
@@ -172,21 +175,26 @@ def experiment(run: Path) -> dict[str, Any]:
         ValueError: it is missing or damaged, or an entry is of another kind; it is named.
     """
     told = read_json(run / EXPERIMENT)
-    for name, kinds in KINDS.items():
-        if not isinstance(told.get(name), (*kinds, type(None))):
-            expected, got = " or ".join(kind.__name__ for kind in kinds), type(told[name]).__name__
+    for place, kind in KINDS.items():
+        above, _, name = place.rpartition(".")
+        value = ((told.get(above) or {}) if above else told).get(name)
+        if value is not None and not isinstance(value, kind):
             raise ValueError(
-                f"{run / EXPERIMENT} is damaged: expected '{name}' to be of type {expected}, got "
-                f"{got}. Restore it, or train the run again."
+                f"{run / EXPERIMENT} is damaged: expected '{place}' to be of type {kind.__name__}, "
+                f"got {type(value).__name__}. Restore it, or train the run again."
             )
     return told
 
 
-KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("model", "data", "split", "training", "planning", "budget"), (dict,)),
-    **dict.fromkeys(("world", "recipe", "data_path", "lewm", "precision"), (str,)),
+KINDS: dict[str, type] = {
+    **dict.fromkeys(("model", "data", "split", "training", "planning", "budget"), dict),
+    **dict.fromkeys(("world", "recipe", "data_path", "lewm", "precision"), str),
+    **dict.fromkeys(("model.spec", "model.config", "data.provenance"), dict),
+    **dict.fromkeys(("split.train", "split.heldout"), list),
+    "budget.minutes": Real,
+    "budget.updates": int,
 }
-"""Entries of experiment.json, where they are there, and what they are."""
+"""Entries of experiment.json, where they are there, and what they are; those above come first."""
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -491,8 +499,19 @@ def digest_of_newest(run: Path) -> str:
 
 
 def digest(path: Path) -> str:
+    """SHA-256 of a file of weights.
+
+    Raises:
+        ValueError: it is missing; it is named.
+    """
+    if not path.is_file():
+        raise _missing(path, "Restore it, or train the run again")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _missing(path: Path, cure: str) -> ValueError:
+    return ValueError(f"{path} is missing: expected a safetensors file, got none. {cure}.")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -517,7 +536,7 @@ def read_safetensors(
             names, told = file.keys(), file.metadata()
             return {name: file.get_tensor(name) for name in names}, dict(told or {})
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: expected a safetensors file. {cure}.") from None
+        raise _missing(path, cure) from None
     # a damaged header may provoke anything, of the library or of torch
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:

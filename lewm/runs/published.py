@@ -190,7 +190,7 @@ def _sizes(published: Published) -> tuple[dict[str, Any], int, int]:
     try:
         stated = stated_sizes(published.config)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: expected sizes that are known, got {error}") from None
     measured = measured_sizes(tensors, published.dialect)
     wrong = [
         (

@@ -22,9 +22,9 @@ LINKS = r"#|data:image/(webp|png);base64,|https://arxiv\.org/abs/2603\.19312$"
 LONG = "v" * 3000
 NAMES = {
     "markup": "<script>alert(1)</script></svg></figure><img src=x onerror=alert(1)><!-- ]]><b>"
-    "</style><style>*{display:none}</style>",
-    "attribute": '" onload="alert(1)" x="\' onload=\'alert(1)\' $\\frac{1}{0}$ {{ 7*7 }}{% raw %}',
-    "control": "&lt;i&gt;\x1b]8;;http://evil\x07x\x00\x9b2J\u202e\udcff",
+    '</style><style>*{display:none}</style>" onload="alert(1)" x="\' onload=\'alert(1)\' '
+    "$\\frac{1}{0}$ {{ 7*7 }}{% raw %}&lt;i&gt;",
+    "control": "\x1b]8;;http://evil\x07x\x00\x9b2J\u202e\udcff",
     "long": LONG,
 }
 SCORE = {"rate": 0.5, "low": 0.4, "high": 0.6, "episodes": 10}
@@ -155,12 +155,11 @@ def record(evil, answers, tmp_path):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """What pages with harmless names consist of: of one run, and of two."""
+    """What a page with harmless names consists of."""
     folder = tmp_path_factory.mktemp("sound")
     one = record("", page_of("", folder), folder)
     one = dataclasses.replace(one, metrics=[{**row, "alarm": "a"} for row in one.metrics])
-    other = dataclasses.replace(one, label="b")
-    return Seen(render([one], "lewm report")), Seen(render([one, other], "lewm report"))
+    return Seen(render([one], "lewm report"))
 
 
 @pytest.mark.filterwarnings("ignore:constrained_layout not applied")
@@ -171,21 +170,19 @@ def test_hostile_names_stay_text(kind, sound, tmp_path):
     assert set(results.ALL) == set(registry.names("analyses")), "all analyses are tried"
     answers = page_of(evil, tmp_path)
     one = record(evil, answers, tmp_path)
-    other = dataclasses.replace(one, label="b" + evil)
-    pages = [render([one], evil)] + ([render([one, other], evil)] if kind == "markup" else [])
-    for page, like in zip(pages, sound, strict=False):
-        seen = Seen(page)
-        assert seen.kinds <= like.kinds, seen.kinds - like.kinds
-        assert seen.styles == like.styles
-        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", page)
-        page.encode()
-        text = "".join(seen.words)  # as a browser reads it
-        assert text.count(legible(evil)[:2000]) > 10
+    page = render([one], evil)
+    seen = Seen(page)
+    assert seen.kinds <= sound.kinds, seen.kinds - sound.kinds
+    assert seen.styles == sound.styles
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", page)
+    page.encode()
+    text = "".join(seen.words)  # as a browser reads it
+    assert text.count(legible(evil)[:2000]) > 10
 
 
 @pytest.mark.filterwarnings("ignore:constrained_layout not applied")
 @pytest.mark.filterwarnings("ignore:Glyph")
-@pytest.mark.parametrize("kind", ["long", "control"])
+@pytest.mark.parametrize("kind", ["control"])
 def test_figures_are_files_of_their_own(kind, tmp_path):
     for name, answer in page_of(NAMES[kind], tmp_path).items():
         for panel in panels_of(answer.result):
