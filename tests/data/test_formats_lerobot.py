@@ -424,3 +424,17 @@ def test_a_table_that_would_fill_the_memory_is_not_read(tmp_path):
     assert (source / DATA2).stat().st_size < 60_000
     with pytest.raises(ValueError, match=f"{DATA2}: expected about as many numbers as the table"):
         verify(source)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_column_that_is_described_under_another_name_is_missed(version, tmp_path):
+    """Else its states would be left out without a word."""
+
+    def renamed(info):
+        features = info["features"]
+        return {**info, "features": {**features, "observation.stat": features["observation.state"]}}
+
+    folder = lerobot(version)(tmp_path)
+    edited(folder / "meta/info.json", renamed)
+    with pytest.raises(ValueError, match=r"got no observation\.stat\. Fetch the folder again"):
+        convert(folder, tmp_path / "out.h5")

@@ -20,7 +20,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -286,7 +286,7 @@ class LeRobot:
     def _rows(self, i: int, columns: Sequence[str]) -> pa.Table:
         entry = self._entries[i]
         chosen = [("episode_index", "==", entry.number)] if self._packed else None
-        table = _table(entry.table, [*columns, "frame_index"], chosen)
+        table = _table(entry.table, [*columns, "frame_index"], chosen, self.columns)
         if len(table) != entry.length:
             cure = "The index does not belong to these files: fetch the folder again"
             raise ValueError(
@@ -517,10 +517,13 @@ def _file_of(row: Mapping[str, Any], prefix: str) -> dict[str, int]:
 
 
 def _table(
-    path: Path, columns: Sequence[str], chosen: list[tuple[str, str, Any]] | None = None
+    path: Path,
+    columns: Sequence[str],
+    chosen: list[tuple[str, str, Any]] | None = None,
+    described: Iterable[str] = (),
 ) -> pa.Table:
     """Some columns of a parquet file; what it declares is held against its size before any is
-    read."""
+    read. Others that are described must be there too: one of another name would be missed."""
     if not path.is_file():
         raise ValueError(f"{path}: expected a table, got no such file. Fetch the folder again.")
     try:
@@ -529,12 +532,16 @@ def _table(
     except Exception as error:  # beside Arrow's own errors, whatever damaged numbers lead to
         raise _unreadable(path, error) from None
     held = Counter(schema.names)
-    if wrong := {name for name in columns if held[name] != 1}:
-        twice = "two of " if wrong & {*schema.names} else "no "
-        raise ValueError(
-            f"{path}: expected the columns {', '.join(columns)}, got {twice}"
-            f"{', '.join(sorted(wrong))}. Fetch the folder again."
-        )
+
+    def require(wanted: Iterable[str]) -> None:
+        if wrong := {name for name in wanted if held[name] != 1}:
+            twice = "two of " if wrong & {*schema.names} else "no "
+            raise ValueError(
+                f"{path}: expected the columns {', '.join(wanted)}, got {twice}"
+                f"{', '.join(sorted(wrong))}. Fetch the folder again."
+            )
+
+    require(columns)
     width = sum(_width(schema.field(name).type) for name in columns)
     if not 0 <= rows * width <= CELLS_PER_BYTE * path.stat().st_size:
         raise ValueError(
@@ -542,6 +549,7 @@ def _table(
             f"{width} in {path.stat().st_size}. It may be made to exhaust the memory: do not trust "
             "it."
         )
+    require(described)
     try:
         return pq.read_table(path, columns=list(columns), filters=chosen)
     except Exception as error:
