@@ -196,6 +196,9 @@ def test_no_test_file_imports_another():
 def test_there_is_one_progress_signal(path):
     """Whoever takes long takes a `report` and gives it a `Progress`; there is no second shape."""
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assign) and module_of(path) != "contracts":
+            named = {ast.unparse(target) for target in node.targets}
+            assert not named & {"Progress", "Report"}, f"{path}: a second {named}"
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
         for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):

@@ -408,12 +408,17 @@ def _numbers(recordings: Source, i: int, columns: Sequence[str]) -> np.ndarray:
     """(rows, width) float64 of some columns side by side."""
     with _way_out(i):
         found = recordings.read(i, columns)
+    return _side_by_side(recordings, i, found)
+
+
+def _side_by_side(recordings: Source, i: int, found: Mapping[str, Sequence[Any]]) -> np.ndarray:
+    """(rows, width) float64 of columns of episode i that were read."""
     try:
-        arrays = [_plain(found[name]) for name in columns]
+        arrays = [_plain(rows) for rows in found.values()]
         return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1)
     except (ValueError, TypeError, OverflowError) as error:
         expected, cure = (
-            f"equally many numbers in every row of {', '.join(columns)}",
+            f"equally many numbers in every row of {', '.join(found)}",
             "Choose others with --action-columns and --state-columns, or mend these",
         )
         raise unfit(recordings.origin(i), expected, f"others ({error})", cure) from None
@@ -477,12 +482,11 @@ def _choices(
         typed = bool(re.match(r"u?int|bool", recordings.columns[column]))
         values: set[float] = set()
         for i in chosen:
-            rows, raw = (
-                _numbers(recordings, i, [column]),
-                recordings.read(i, [column])[column],
-            )
+            with _way_out(i):
+                found_rows = recordings.read(i, [column])
+            typed |= np.asarray(found_rows[column]).dtype.kind in "iub"
+            rows = _side_by_side(recordings, i, found_rows)
             rows = rows[np.isfinite(rows).all(axis=1)]
-            typed |= np.asarray(raw).dtype.kind in "iub"
             values |= {*np.unique(rows).tolist()}
             whole = len(values) < FEW and all(v >= 0 and v.is_integer() for v in values)
             if not typed and (rows.shape[1] > 1 or not whole):

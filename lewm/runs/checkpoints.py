@@ -74,6 +74,10 @@ def describe_model(model: Any) -> dict[str, Any]:
     }
 
 
+UNBUILDABLE = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError)
+"""What building from a file may raise: it may hold anything, and a size be anything."""
+
+
 def build_model(
     description: Mapping[str, Any], source: Path | str = "the model description"
 ) -> Any:
@@ -91,15 +95,7 @@ def build_model(
             **{name: tuple(values) for name, values in spec["statistics"].items()}
         )
         return config.build(DataSpec(int(spec["image_size"]), int(spec["frameskip"]), statistics))
-    # a file may hold anything, and a size be anything
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        RuntimeError,
-        ArithmeticError,
-    ) as error:
+    except UNBUILDABLE as error:
         raise ValueError(
             f"{source} does not describe a model this version knows: expected its name, config and "
             f"spec, got {error!r}. Use the lewm version that wrote it, or train again."

@@ -14,6 +14,7 @@ from lewm.models.nn.frozen import device_of
 from lewm.runs.checkpoints import (
     HEAD,
     HEADS,
+    UNBUILDABLE,
     WEIGHTS,
     check_weights,
     digest,
@@ -86,15 +87,7 @@ def load_head(run: Path, name: str, model: WorldModel) -> Any:
         head = registry.load("heads", name)(**description["config"]).build(
             model.latent_dim, model.spec.block_dim
         )
-    # a file may hold anything, and a size be anything
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        RuntimeError,
-        ArithmeticError,
-    ) as error:
+    except UNBUILDABLE as error:
         raise ValueError(
             f"{source} describes no head this version knows: expected its config, got {error!r}. "
             f"Run: lewm fit {run} {name}"

@@ -28,10 +28,6 @@ from lewm.worlds.kit.opening import can_open, open_world
 __all__ = ["Analysis", "Missing", "Run", "Unsupported", "open_run"]
 
 
-Progress = Callable[[int, int, str], None]
-"""Called with how much is done, how much there is, and a line of numbers or ""."""
-
-
 class Unsupported(ValueError):
     """The run or its data do not hold what an analysis needs; the message says what, and what would
     help."""

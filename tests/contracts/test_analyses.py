@@ -19,6 +19,7 @@ from lewm.data.writing import EpisodeWriter
 from lewm.report import sections
 from lewm.runs.run import Unsupported, open_run
 from tests.support.project import SIZE, train_command
+from tests.support.results import timeless
 
 NAMES = registry.names("analyses")
 SMALL = {
@@ -58,18 +59,6 @@ def numbers(value):
     if isinstance(value, list | tuple):
         return [n for item in value for n in numbers(item)]
     return [value] if isinstance(value, float) else []
-
-
-def timeless(value):
-    """Without what a clock says, which is no function of the seed."""
-    if isinstance(value, dict):
-        timed = ("second", "ms", "gflops")
-        return {
-            key: timeless(item)
-            for key, item in value.items()
-            if not any(word in key for word in timed)
-        }
-    return value
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -35,6 +35,7 @@ from tests.support import control, knobs, recordings, search, tiny
 from tests.support.archives import tar, zst
 from tests.support.played import played
 from tests.support.point_world import PointEpisodes, PointModel, PointWorld
+from tests.support.results import timeless
 
 
 def names_of(kind):
@@ -620,17 +621,6 @@ def answered(name, **changes):
     told, arrays = timeless(result.to_json()), result.arrays()
     told = {key: value for key, value in told.items() if key not in names_of(made)}
     return json.dumps(told, sort_keys=True), {key: of.tobytes() for key, of in arrays.items()}
-
-
-def timeless(value):
-    if isinstance(value, dict):
-        timed = ("second", "ms", "gflops")
-        return {
-            key: timeless(item)
-            for key, item in value.items()
-            if not any(word in key for word in timed)
-        }
-    return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
 @functools.cache

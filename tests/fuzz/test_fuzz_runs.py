@@ -9,7 +9,6 @@ import pytest
 
 from lewm.analyses.economy import EconomyResult
 from lewm.contracts import DataSpec, Statistics
-from lewm.models.lewm import LeWMConfig
 from lewm.planning.heads.temporal import TemporalConfig
 from lewm.report.page import render
 from lewm.report.record import record_of
@@ -20,6 +19,7 @@ from lewm.runs.pieces import join_pieces, save_pieces
 from lewm.runs.published import build, read_checkpoint
 from lewm.runs.run import open_run
 from tests.fuzz.harness import CASES, fuzz
+from tests.support.models import SMALLEST as CONFIG
 from tests.support.published import checkpoint
 from tests.support.results import economy
 
@@ -189,22 +189,6 @@ JSON += (nest_deeply, literal)
 TENSORS = (header, values)
 
 # ------------------------------------------------------------------------------------------ openers
-
-CONFIG = LeWMConfig(
-    patch_size=8,
-    encoder_width=16,
-    encoder_depth=1,
-    encoder_heads=2,
-    latent_dim=8,
-    projector_dim=16,
-    context=1,
-    predictor_width=16,
-    predictor_depth=1,
-    predictor_heads=2,
-    predictor_head_dim=8,
-    predictor_mlp_dim=16,
-    sigreg_slices=16,
-)
 
 
 def weights_of(model):

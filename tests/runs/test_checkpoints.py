@@ -10,26 +10,10 @@ import torch
 
 from lewm.contracts import DataSpec, Statistics
 from lewm.files import read_json, write_json
-from lewm.models.lewm import LeWMConfig
 from lewm.planning.heads.temporal import TemporalConfig
 from lewm.runs import checkpoints, heads
 from lewm.runs.heads import head_names, load_head, save_head
-
-CONFIG = LeWMConfig(
-    patch_size=8,
-    encoder_width=16,
-    encoder_depth=1,
-    encoder_heads=2,
-    latent_dim=8,
-    projector_dim=16,
-    context=1,
-    predictor_width=16,
-    predictor_depth=1,
-    predictor_heads=2,
-    predictor_head_dim=8,
-    predictor_mlp_dim=16,
-    sigreg_slices=16,
-)
+from tests.support.models import SMALLEST as CONFIG
 
 
 def model():

@@ -21,7 +21,6 @@ from lewm.contracts import DataSpec, Statistics
 from lewm.data.episodes import Episode, Episodes, Provenance
 from lewm.data.writing import EpisodeWriter
 from lewm.files import write_json
-from lewm.models.lewm import LeWMConfig
 from lewm.planning.heads.temporal import TemporalConfig
 from lewm.runs import checkpoints
 from lewm.runs.answers import _ask as ask_one
@@ -30,24 +29,10 @@ from lewm.runs.heads import save_head
 from lewm.runs.pieces import join_pieces, save_pieces
 from lewm.runs.results import Result
 from lewm.runs.run import open_run
+from tests.support.models import SMALLEST as CONFIG
 
 CHANGING = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync", "write", "truncate", "fchmod")
 CHANGING += ("posix_fallocate",)
-CONFIG = LeWMConfig(
-    patch_size=8,
-    encoder_width=16,
-    encoder_depth=1,
-    encoder_heads=2,
-    latent_dim=8,
-    projector_dim=16,
-    context=1,
-    predictor_width=16,
-    predictor_depth=1,
-    predictor_heads=2,
-    predictor_head_dim=8,
-    predictor_mlp_dim=16,
-    sigreg_slices=16,
-)
 
 
 def model(seed=0):

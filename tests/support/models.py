@@ -22,6 +22,23 @@ PREDICTOR = {
     "predictor_mlp_dim": 64,
 }
 
+SMALLEST = LeWMConfig(
+    patch_size=8,
+    encoder_width=16,
+    encoder_depth=1,
+    encoder_heads=2,
+    latent_dim=8,
+    projector_dim=16,
+    context=1,
+    predictor_width=16,
+    predictor_depth=1,
+    predictor_heads=2,
+    predictor_head_dim=8,
+    predictor_mlp_dim=16,
+    sigreg_slices=16,
+)
+"""One layer of everything, for tests of what becomes of weights."""
+
 
 def model(context=3, *, full=False, **changes) -> LeWM:
     """Random weights in which everything matters: no closed gate, no norm that is the identity, no

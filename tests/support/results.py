@@ -40,6 +40,18 @@ from lewm.evaluation.recordings import Recording
 from lewm.planning.trace import Replan, Scored
 
 
+def timeless(value):
+    """A result's values without what a clock says, which is no function of the seed."""
+    if isinstance(value, dict):
+        timed = ("second", "ms", "gflops")
+        return {
+            key: timeless(item)
+            for key, item in value.items()
+            if not any(word in key for word in timed)
+        }
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
 def score(r, kind=Score, rmse=1.54, **more):
     """What was read, by its correlation alone; None for one that is not defined."""
     ends = None if r is None else (max(r - 0.02, -1.0), min(r + 0.02, 1.0))
