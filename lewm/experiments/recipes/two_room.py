@@ -38,9 +38,9 @@ def two_room_tiny() -> Experiment:
         # Frames a block apart serve the heads better than all frames, and take half the time.
         fitting=FittingConfig(updates=600, max_frames=10_000),
         hardware="2 CPU cores",
-        cost="one and a half minutes",
+        cost="one minute",
         expected=(
-            "success 100% (paper's protocol, offset 25, 200 held-out pairs), about 88% in the "
+            "success 100% (paper's protocol, offset 25, 200 held-out pairs), 86 to 93% in the "
             "other room"
         ),
         source="ours; see docs/log",
