@@ -314,6 +314,35 @@ class WorldModel(Protocol):
         ...
 
 
+@runtime_checkable
+class Tokened(Protocol):
+    """A model in which several tokens stand for a frame; in others one does. Its latent is all of
+    them in a row, tokens x width = D."""
+
+    @property
+    def tokens(self) -> int: ...
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A model with a part that is not trained but follows the weights, such as an EMA target."""
+
+    def follow(self, update: int, total: int) -> None:
+        """Let it follow, after update number `update` of `total`, the first of which is 0. What it
+        changes is in the model's state dict."""
+        ...
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A model that is trained in stages, such as an encoder before its predictor."""
+
+    def stage(self, update: int, total: int) -> tuple[int, int]:
+        """How many updates of its stage come before this one, and how many that stage has: each
+        has a warm-up and a cosine of its own."""
+        ...
+
+
 class ModelConfig(Protocol):
     """What a model is made from: the frozen dataclass of its plug-in, one file in `models/`."""
 

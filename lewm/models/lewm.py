@@ -4,48 +4,29 @@ else.
 z_t      = projector(ViT(o_t))                                      encode
 zhat_t+1 = projector(Transformer(z_{t-K+1..t}; AdaLN(a_{t-K+1..t})))  predict
 loss     = mean (zhat_{t+1} - z_{t+1})^2 + lambda SIGReg(z)         end to end, targets not detached
+
+The parts, and planning with them, are `nn.trunk`; what follows is what they are trained for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Generator, Tensor, nn
+from torch import Generator
 
-from lewm import devices
-from lewm.contracts import Batch, DataSpec, Losses, Rollout, check_numbers
-from lewm.models.nn import engine, losses
-from lewm.models.nn.frozen import require_evaluation_mode
-from lewm.models.nn.layers import ActionEncoder, Predictor, Projector, ViT
+from lewm.contracts import Batch, DataSpec, Losses, check_numbers
+from lewm.models.nn import losses
 from lewm.models.nn.sigreg import draw_directions, sigreg
-from lewm.registry import choose
+from lewm.models.nn.trunk import Trunk, TrunkConfig
 
 __all__ = ["LeWMConfig", "LeWM"]
 
-MOST_WEIGHTS = 10**10
-"""Of a model, five hundred times as many as the paper's has: more is a slip of the hand."""
-
 
 @dataclass(frozen=True)
-class LeWMConfig:
-    """Sizes and the one knob of LeWorldModel. The defaults are the paper's full size: 18,034,478
-    parameters at A = 10.
+class LeWMConfig(TrunkConfig):
+    """The one knob of LeWorldModel, lambda, beside the sizes of its parts.
 
     Attributes:
-        patch_size, encoder_width, encoder_depth, encoder_heads: the ViT; its MLP is four times as
-            wide.
-        position, overlap: "learned" and False in the paper; "sincos" and True for small models, see
-            `layers.ViT`.
-        stem: "patch" in the paper; "conv" puts three strided convolutions in its place, see
-            `layers.ViT`.
-        latent_dim: D.
-        projector_dim: hidden width of both projectors.
-        projector_norm: batch norm in the projectors. False puts a LayerNorm there: an ablation that
-            collapses.
-        context: K, the most latents the predictor looks at.
-        predictor_width, predictor_depth, predictor_heads: of the predictor.
-        predictor_head_dim, predictor_mlp_dim, dropout: likewise.
         sigreg_weight: lambda. Source: 0.1 in the paper's text, 0.09 in its code.
         sigreg_slices: M random directions per update.
         sigreg_knots: Q quadrature nodes on [0, 3].
@@ -53,273 +34,39 @@ class LeWMConfig:
             step on its own. Ours: many short windows show more distinct pictures per update than
             few long ones, and pooled they make one large sample.
         stop_gradient: detach the prediction targets: an ablation, off in the paper.
-        zero_modulation: let the actions' modulation begin at zero (AdaLN-zero), as in the paper.
-            False is an ablation.
     """
 
-    patch_size: int = 14
-    encoder_width: int = 192
-    encoder_depth: int = 12
-    encoder_heads: int = 3
-    position: str = "learned"
-    overlap: bool = False
-    stem: str = "patch"
-    latent_dim: int = 192
-    projector_dim: int = 2048
-    projector_norm: bool = True
-    context: int = 3
-    predictor_width: int = 192
-    predictor_depth: int = 6
-    predictor_heads: int = 16
-    predictor_head_dim: int = 64
-    predictor_mlp_dim: int = 2048
-    dropout: float = 0.1
     sigreg_weight: float = 0.1
     sigreg_slices: int = 1024
     sigreg_knots: int = 17
     sigreg_pooled: bool = False
     stop_gradient: bool = False
-    zero_modulation: bool = True
 
     def __post_init__(self) -> None:
-        choose("position", self.position, ("learned", "sincos"))
-        choose("stem", self.stem, ("patch", "conv"))
-        sizes = [
-            *("patch_size", "encoder_width", "encoder_depth", "encoder_heads", "latent_dim"),
-            *("projector_dim", "context", "predictor_width", "predictor_depth"),
-            *("predictor_heads", "predictor_head_dim", "predictor_mlp_dim", "sigreg_slices"),
-        ]
-        depths = {"encoder_depth": 1000, "predictor_depth": 1000, "context": 10_000}
+        super().__post_init__()
         check_numbers(
             self,
-            least=dict.fromkeys(sizes, 1) | {"sigreg_knots": 2},
-            most=dict.fromkeys(sizes, 10**6) | depths | {"sigreg_knots": 1000},
-            below={"dropout": 1},
+            least={"sigreg_slices": 1, "sigreg_knots": 2},
+            most={"sigreg_slices": 10**6, "sigreg_knots": 1000},
         )
-        if self.encoder_width % self.encoder_heads:
-            raise ValueError(
-                f"heads must divide the encoder's width, got {self.encoder_heads} and "
-                f"{self.encoder_width}. Change one of the two."
-            )
-        if self.weights_about > MOST_WEIGHTS:
-            raise ValueError(
-                f"expected a model of at most {MOST_WEIGHTS:.0e} weights, got sizes that make "
-                f"about {self.weights_about:.0e}. Lower its widths, depths or slices."
-            )
 
     @property
     def weights_about(self) -> int:
-        """How many numbers the largest of its matrices hold together, SIGReg's directions
-        included."""
-        w, p, inner = (
-            self.encoder_width,
-            self.predictor_width,
-            self.predictor_heads * self.predictor_head_dim,
-        )
-        pixels = 3 * (self.patch_size * (1 + self.overlap)) ** 2
-        return (
-            w * pixels
-            + self.encoder_depth * 12 * w**2
-            + self.predictor_depth * (6 * p**2 + 4 * p * inner + 2 * p * self.predictor_mlp_dim)
-            + self.projector_dim * (w + p + 2 * self.latent_dim)
-            + self.latent_dim * (self.context + p + self.sigreg_slices)
-        )
-
-    @classmethod
-    def paper(cls) -> LeWMConfig:
-        """The published configuration: 224 px, 18.03 M parameters."""
-        return cls()
-
-    @classmethod
-    def tiny(cls) -> LeWMConfig:
-        """Half a million parameters for 64 px and a CPU.
-
-        Ours: sizes found on Two-Room; how pixels and positions enter is what makes it learn (see
-        `layers.ViT`).
-        """
-        return cls(
-            patch_size=8,
-            encoder_width=64,
-            encoder_depth=2,
-            encoder_heads=2,
-            position="sincos",
-            overlap=True,
-            projector_dim=256,
-            context=1,
-            predictor_width=64,
-            predictor_depth=3,
-            predictor_heads=4,
-            predictor_head_dim=16,
-            predictor_mlp_dim=256,
-            dropout=0.0,
-        )
+        """As of the parts; SIGReg's directions are included."""
+        return super().weights_about + self.latent_dim * self.sigreg_slices
 
     def build(self, spec: DataSpec) -> LeWM:
         """Make a model with random weights that fits the data described by `spec`."""
         return LeWM(self, spec)
 
 
-class LeWM(nn.Module):
-    """Encoder, predictor, two projectors and an action encoder. Pixels come in as uint8, actions
-    normalised.
+class LeWM(Trunk):
+    """Encoder, predictor, two projectors and an action encoder, trained together by two terms."""
 
-    The data's statistics are part of `spec`, which is stored beside the weights; those of pixels
-    are buffers as well, so that they follow the model to its device.
-    """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
-    def __init__(self, config: LeWMConfig, spec: DataSpec) -> None:
-        super().__init__()
-        c = self.config = config
-        self.spec, self.context, self.latent_dim = spec, c.context, c.latent_dim
-        self.encoder = ViT(
-            spec.image_size,
-            c.patch_size,
-            c.encoder_width,
-            c.encoder_depth,
-            c.encoder_heads,
-            4 * c.encoder_width,
-            c.position,
-            c.overlap,
-            c.stem,
-        )
-        self.projector = Projector(c.encoder_width, c.projector_dim, c.latent_dim, c.projector_norm)
-        self.action_encoder = ActionEncoder(spec.block_dim, c.predictor_width)
-        self.predictor = Predictor(
-            c.latent_dim,
-            c.context,
-            c.predictor_width,
-            c.predictor_depth,
-            c.predictor_heads,
-            c.predictor_head_dim,
-            c.predictor_mlp_dim,
-            c.dropout,
-            c.zero_modulation,
-        )
-        self.predictor_projector = Projector(
-            c.predictor_width, c.projector_dim, c.latent_dim, c.projector_norm
-        )
-        self.register_buffer(
-            "pixel_mean", torch.tensor(spec.statistics.pixel_mean).view(3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "pixel_std", torch.tensor(spec.statistics.pixel_std).view(3, 1, 1), persistent=False
-        )
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Turn each observation into one latent, independently of its neighbours.
-
-        Args:
-            pixels: (B, T, 3, h, w) uint8.
-
-        Returns:
-            (B, T, D) latents.
-
-        Raises:
-            ValueError: the pictures are not uint8 or not of the size the model was built for.
-
-        Source: LeWorldModel, sec. 3.1.
-        """
-        size = self.spec.image_size
-        if pixels.dtype != torch.uint8 or pixels.shape[2:] != (3, size, size):
-            raise ValueError(
-                f"pixels must be uint8 of shape (B, T, 3, {size}, {size}), got {pixels.dtype} "
-                f"{tuple(pixels.shape)}. Resize the pictures, or train a model at their size."
-            )
-        # in place: pictures are the largest numbers that there are here
-        flat = pixels.flatten(0, 1).float().div_(255).to(self.pixel_mean.dtype)
-        flat = flat.sub_(self.pixel_mean).div_(self.pixel_std)
-        return self.projector(self.encoder(flat)).unflatten(0, pixels.shape[:2])
-
-    def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
-        """Predict the latent after each of at most K consecutive latents, causally.
-
-        Args:
-            latents: (B, k, D) with k <= K, oldest first.
-            actions: (B, k, A) normalised blocks; block i is executed *from* latent i.
-
-        Returns:
-            (B, k, D); entry i is the latent that follows latent i.
-
-        Source: LeWorldModel, sec. 3.2.
-        """
-        hidden = self.predictor(latents, self.action_encoder(actions))
-        return self.predictor_projector(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
-
-    def rollout(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
-        """Predict the latents that follow `context` if `actions` are executed.
-
-        Autoregressive: each step sees at most the last K latents, predicted ones among them, and
-        the blocks leaving them.
-
-        Args:
-            context: (B, k, D) latents, oldest first; k may be smaller than K when the episode has
-                just begun.
-            past_actions: (B, k-1, A) executed blocks, normalised; block i is the one leaving
-                context latent i.
-            actions: (B, N, H, A) candidate blocks, normalised; block 0 leaves the last context
-                latent.
-
-        Returns:
-            (B, N, H, D) predicted latents; index h is the latent after block h.
-
-        Raises:
-            ValueError: the model is in training mode, or `past_actions` does not hold k-1 blocks.
-
-        Cost: H predictor calls of batch B*N.
-        Source: LeWorldModel, sec. 3.3.
-        """
-        if self.training:
-            raise ValueError(
-                "a model must not plan in training mode: dropout and batch statistics corrupt "
-                "it. Call .eval()."
-            )
-        engine.require_blocks_between(context, past_actions)
-        (B, k, _), (_, N, H, A) = context.shape, actions.shape
-        latents = context[:, None].expand(B, N, k, -1).flatten(0, 1)
-        blocks = torch.cat([past_actions[:, None].expand(B, N, k - 1, A), actions], dim=2).flatten(
-            0, 1
-        )
-        for present in range(k, k + H):
-            oldest = max(0, present - self.context)
-            following = self.predict(latents[:, oldest:], blocks[:, oldest:present])[:, -1:]
-            latents = torch.cat([latents, following], dim=1)
-        return latents[:, k:].unflatten(0, (B, N))
-
-    def engine(self, precision: str = "float32") -> Rollout:
-        """Make a faster `rollout` out of the weights as they are now.
-
-        What is made has copies of the weights: it never changes the model, and training the model
-        on does not change it.
-
-        Args:
-            precision: "float32" differs from `rollout` by rounding alone, and gradients reach the
-                actions. "bfloat16" and "int8" differ by about half a percent and a few percent of
-                the latents' spread; see `models.nn.engine`.
-
-        Raises:
-            ValueError: the model is in training mode, or this machine gains nothing by the
-                precision or does not have it.
-
-        Cost: some 50 ms at full size.
-        Source: Ours; the arithmetic that is saved is listed in `models.nn.engine`.
-        """
-        require_evaluation_mode(self)
-        device = self.pixel_mean.device
-        if precision == "bfloat16" and devices.fastest_precision(device) != "bf16-mixed":
-            raise ValueError(
-                f"expected a device that multiplies faster in bfloat16, got {device}, which does "
-                "not. Use 'float32'."
-            )
-        return engine.Engine(self.state_dict(), self.config.predictor_heads, precision)
+    config: LeWMConfig
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """Prediction error of every window of K latents in the batch, plus SIGReg on all latents.
-
-        A window of T frames holds T-K overlapping contexts of K (the paper's K=3, T=4 gives one);
-        within each the predictor answers after 1..K latents, so short contexts are trained as well.
 
         Args:
             batch: (B, T, 3, h, w) pixels and (B, T-1, A) blocks, T > K.
@@ -330,15 +77,7 @@ class LeWM(nn.Module):
 
         Source: LeWorldModel, eq. 1 to 4.
         """
-        T, K = batch.pixels.shape[1], self.context
-        if T <= K:
-            raise ValueError(
-                f"windows must be longer than the context K={K}, got T={T} frames. Lengthen the "
-                "windows."
-            )
-        z = self.encode(batch.pixels)
-        predicted = self.predict(_windows(z[:, :-1], K), _windows(batch.actions, K))
-        target = _windows(z[:, 1:], K)
+        z, predicted, target = self.transitions(batch)
         directions = draw_directions(
             self.latent_dim, self.config.sigreg_slices, generator, z.device
         )
@@ -353,8 +92,3 @@ class LeWM(nn.Module):
             weights={"sigreg": self.config.sigreg_weight},
             latents=z.detach(),
         )
-
-
-def _windows(x: Tensor, length: int) -> Tensor:
-    """(B, n, d) -> (B * (n - length + 1), length, d), all runs of `length` consecutive entries."""
-    return x.unfold(1, length, 1).movedim(-1, 2).flatten(0, 1)

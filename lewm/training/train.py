@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from lewm.contracts import (
     Batch,
     DataSpec,
+    Following,
     ModelConfig,
     Progress,
     Report,
+    Staged,
     Statistics,
     WorldModel,
     require,
@@ -287,7 +289,9 @@ class Trainer:
         """
         config, device = self.config, self.fabric.device
         self.model.train()
-        rate = _learning_rate(config, update, total)
+        # a stage of a model has a schedule of its own
+        staged = self.bare.stage(update, total) if isinstance(self.bare, Staged) else None
+        rate = _learning_rate(config, *(staged or (update, total)))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         torch.manual_seed(_seed(config.seed, update, self.fabric.global_rank))
@@ -304,6 +308,9 @@ class Trainer:
             self._require_finite()
         self.optimiser.step()
         self.optimiser.zero_grad()
+        if isinstance(self.bare, Following):
+            with torch.no_grad():
+                self.bare.follow(update, total)
         if self._is_cpu:
             self._judge(update, torch.nn.utils.get_total_norm(self.bare.parameters()))
             self._require_finite()

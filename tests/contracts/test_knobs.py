@@ -128,12 +128,12 @@ MODEL = {
         {layer.p for layer in made.model.predictor.modules() if isinstance(layer, torch.nn.Dropout)}
         == {value}
     ),
+    "zero_modulation": only("begins", "prediction", "total", "slope"),
     "sigreg_weight": only("total", "slope"),
     "sigreg_slices": only("sigreg", "total", "slope"),
     "sigreg_knots": only("sigreg", "total", "slope"),
     "sigreg_pooled": only("sigreg", "total", "slope"),
     "stop_gradient": only("slope"),
-    "zero_modulation": only("begins", "prediction", "total", "slope"),
 }
 """Field -> what is seen of it, given what was made with another value, and that value."""
 

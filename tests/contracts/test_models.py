@@ -6,36 +6,16 @@ import pytest
 import torch
 
 from lewm import registry
-from lewm.contracts import Batch, DataSpec, Statistics, WorldModel
+from lewm.contracts import Batch, DataSpec, Following, Staged, Statistics, WorldModel
 from lewm.models.lewm import LeWM, LeWMConfig
 from lewm.models.nn import losses as sigreg_losses
 from lewm.models.nn.layers import sincos_2d
 from lewm.models.nn.sigreg import draw_directions, sigreg_reference
 from lewm.runs import checkpoints
+from tests.support.small_models import OTHER, SMALL, TRUNK
 
 SPEC = DataSpec(32, 5, Statistics((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), (0.1, -0.2), (1.0, 0.5)))
-ENCODER = {
-    "patch_size": 8,
-    "encoder_width": 32,
-    "encoder_depth": 2,
-    "encoder_heads": 2,
-    "position": "sincos",
-    "overlap": True,
-}
-PREDICTOR = {
-    "predictor_width": 32,
-    "predictor_depth": 2,
-    "predictor_heads": 2,
-    "predictor_head_dim": 16,
-}
-SMALL = {
-    **ENCODER,
-    **PREDICTOR,
-    "predictor_mlp_dim": 64,
-    "latent_dim": 24,
-    "projector_dim": 48,
-    "sigreg_slices": 64,
-}
+LEWM = SMALL["lewm"]
 
 
 @pytest.fixture(
@@ -44,7 +24,7 @@ SMALL = {
 def model(request) -> WorldModel:
     name, context = request.param
     torch.manual_seed(0)
-    model = registry.load("models", name)(**SMALL, context=context).build(SPEC)
+    model = registry.load("models", name)(**SMALL[name], context=context).build(SPEC)
     for parameter in model.parameters():  # AdaLN-zero would hide the action: make everything matter
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
@@ -170,6 +150,43 @@ def test_save_and_load_are_bit_equal(model, tmp_path):
     assert torch.equal(loaded.encode(pixels(2, 2)), model.encode(pixels(2, 2)))
 
 
+@pytest.mark.parametrize("name", sorted(set(registry.names("models")) - {"lewm"}))
+def test_no_setting_is_dead(name):
+    """Whatever is changed, the shapes, the first weights, the latents, the losses or their
+    gradients change."""
+    config = registry.load("models", name)
+    own = [each.name for each in dataclasses.fields(config) if each.name not in TRUNK]
+    assert sorted(OTHER[name]) == sorted(set(own) - {"context", "dropout", *TRUNK_SWITCHES})
+    before = _traces(config(**SMALL[name], context=1))
+    for field, value in OTHER[name].items():
+        after = _traces(config(**(SMALL[name] | {field: value}), context=1))
+        assert before != after, field
+
+
+TRUNK_SWITCHES = ("stem", "projector_norm", "zero_modulation")
+"""Switches of the parts that LeWM's own table looks at."""
+
+
+def _traces(config):
+    """What is seen of a model: shapes, weights, latents, losses, gradients and what follows."""
+    torch.manual_seed(0)
+    model = config.build(SPEC)
+    begins = {key: value.clone() for key, value in model.state_dict().items()}
+    latents = model.eval().encode(pixels(3, 2))
+    torch.manual_seed(1)
+    losses = model.train().loss(batch(), torch.Generator().manual_seed(0))
+    losses.total.backward()
+    slopes = [p.grad for p in model.parameters() if p.grad is not None]
+    if isinstance(model, Following):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1)
+            model.follow(3, 10)
+    rates = model.stage(3, 10) if isinstance(model, Staged) else None
+    tensors = [*begins.values(), latents, losses.total, *slopes, *model.state_dict().values()]
+    return rates, [(tuple(each.shape), each.double().sum().item()) for each in tensors]
+
+
 def test_paper_preset_has_the_published_number_of_parameters():
     spec = dataclasses.replace(SPEC, image_size=224)
     with torch.device("meta"):
@@ -191,7 +208,7 @@ def test_stop_gradient_changes_gradients_and_not_the_loss():
     grads = []
     for stop_gradient in (False, True):
         torch.manual_seed(0)
-        model = LeWMConfig(**SMALL, stop_gradient=stop_gradient).build(SPEC)
+        model = LeWMConfig(**LEWM, stop_gradient=stop_gradient).build(SPEC)
         total = model.loss(batch(), torch.Generator().manual_seed(0)).total
         total.backward()
         grads.append((total.item(), model.encoder.cls.grad.norm().item()))
@@ -201,8 +218,8 @@ def test_stop_gradient_changes_gradients_and_not_the_loss():
 
 def test_pooled_sigreg_tests_all_frames_as_one_sample():
     torch.manual_seed(0)
-    pooled = LeWMConfig(**SMALL, context=1, sigreg_pooled=True).build(SPEC)
-    apart = LeWMConfig(**SMALL, context=1).build(SPEC)
+    pooled = LeWMConfig(**LEWM, context=1, sigreg_pooled=True).build(SPEC)
+    apart = LeWMConfig(**LEWM, context=1).build(SPEC)
     apart.load_state_dict(pooled.state_dict())
     losses = [m.loss(batch(6, 2), torch.Generator().manual_seed(3)).terms for m in (pooled, apart)]
     torch.testing.assert_close(losses[0]["prediction"], losses[1]["prediction"])
@@ -218,7 +235,7 @@ def test_pooled_sigreg_tests_all_frames_as_one_sample():
 
 def test_a_conv_stem_reaches_the_same_grid_and_sees_across_patches():
     torch.manual_seed(0)
-    encoder = LeWMConfig(**{**SMALL, "overlap": False}, stem="conv").build(SPEC).encoder
+    encoder = LeWMConfig(**{**LEWM, "overlap": False}, stem="conv").build(SPEC).encoder
     picture = torch.randn(1, 3, 32, 32, requires_grad=True)
     grid = encoder.patches(picture)
     assert grid.shape == (1, 32, 4, 4)
@@ -228,9 +245,9 @@ def test_a_conv_stem_reaches_the_same_grid_and_sees_across_patches():
         "patch 1 is rows 8 to 15; its stem begins before them"
     )
     with pytest.raises(ValueError, match="power of 2"):
-        LeWMConfig(**{**SMALL, "overlap": False, "patch_size": 6}, stem="conv").build(SPEC)
+        LeWMConfig(**{**LEWM, "overlap": False, "patch_size": 6}, stem="conv").build(SPEC)
     with pytest.raises(ValueError, match="no overlap"):
-        LeWMConfig(**SMALL, stem="conv").build(SPEC)
+        LeWMConfig(**LEWM, stem="conv").build(SPEC)
 
 
 @pytest.mark.parametrize("side", [2, 3, 8])

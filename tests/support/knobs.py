@@ -21,12 +21,12 @@ MODEL = {
     "predictor_head_dim": (6, 12),
     "predictor_mlp_dim": (20, 28),
     "dropout": (0.3, 0.4),
+    "zero_modulation": (True, False),
     "sigreg_weight": (0.3, 0.4),
     "sigreg_slices": (9, 11),
     "sigreg_knots": (9, 11),
     "sigreg_pooled": (True, False),
     "stop_gradient": (True, False),
-    "zero_modulation": (True, False),
 }
 
 TRAINING = {

@@ -1,0 +1,34 @@
+"""Every registered model, small: settings for contract tests, and for each setting another value.
+
+A new model adds a line to both tables.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+TRUNK: dict[str, Any] = {
+    "patch_size": 8,
+    "encoder_width": 32,
+    "encoder_depth": 2,
+    "encoder_heads": 2,
+    "position": "sincos",
+    "overlap": True,
+    "predictor_width": 32,
+    "predictor_depth": 2,
+    "predictor_heads": 2,
+    "predictor_head_dim": 16,
+    "predictor_mlp_dim": 64,
+    "latent_dim": 24,
+    "projector_dim": 48,
+}
+"""Of the parts that LeWM and its nearest rivals share."""
+
+SMALL: dict[str, dict[str, Any]] = {
+    "lewm": TRUNK | {"sigreg_slices": 64},
+}
+"""For pictures of 32 px; `context` is set by the test."""
+
+OTHER: dict[str, dict[str, Any]] = {}
+"""Of models beside LeWM, which has a table of its own: every field of the config that the parts do
+not share -> a value that SMALL does not have."""
