@@ -127,8 +127,8 @@ RETUNE = (
     "and plans with MPPI at every step."
 )
 PUBLISHED = (
-    "All three published sets of weights are rows of their own, the original with open loop. The "
-    "planner is held equal; its own is in the page's second table."
+    "Three published sets of weights are rows of their own, the original with open loop. The "
+    "planner is held equal for all; MPPI at every step was not run."
 )
 LONG = "It pays off over a hundred thousand updates and large batches; tau belongs to that length."
 FITTED = "tau fits the run: it remembers a quarter of its updates. Three learning rates are tried."

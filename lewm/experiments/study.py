@@ -42,11 +42,21 @@ from lewm.experiments.methods import METHODS, with_method
 from lewm.experiments.pipeline import collect_episodes, open_recipe_world, seeded, train_model
 from lewm.files import Held, hold, read_json, remove, write_json
 from lewm.registry import choose
+from lewm.report.rivals import study_of
 from lewm.runs.answers import analyse
 from lewm.runs.results import Result
 from lewm.runs.run import Run, Unsupported, open_run
 
-__all__ = ["Cell", "Plan", "carry_out", "open_cells", "rows_of", "settings_drawn"]
+__all__ = [
+    "Cell",
+    "Plan",
+    "carry_out",
+    "exported",
+    "measures",
+    "open_cells",
+    "rows_of",
+    "settings_drawn",
+]
 
 Row = Mapping[str, Any]
 """What one run gave, JSON-ready."""
@@ -143,8 +153,8 @@ def settings_drawn(method: str, number: int) -> dict[str, float | int]:
     knobs = METHODS[method].knobs
     seed = int.from_bytes(hashlib.sha256(method.encode()).digest()[:4], "big")
     sobol = qmc.Sobol(len(knobs), scramble=True, seed=np.random.default_rng(seed))
-    sobol.fast_forward(number)
-    factors = 10 ** (2 * sobol.random(1)[0] - 1)
+    points = sobol.random(1 << number.bit_length())  # a power of 2, which alone is even
+    factors = 10 ** (2 * points[number] - 1)
     return {
         knob.field: knob.moved(float(factor)) for knob, factor in zip(knobs, factors, strict=True)
     }
@@ -194,10 +204,7 @@ def rows_of(out: Path, *known: Path) -> dict[str, Row]:
     Raises:
         ValueError: a row is damaged; its file is named.
     """
-    rows: dict[str, Row] = {}
-    for file in known:
-        for row in read_json(file)["rows"]:
-            rows[str(row["name"])] = row
+    rows: dict[str, Row] = {row["name"]: row for file in known for row in study_of(file).rows}
     for file in sorted((out / "rows").glob("*.json")):
         rows[file.stem] = read_json(file)
     return rows
@@ -245,6 +252,43 @@ WAIT_S = 5.0
 
 FAILURES = (ValueError, RuntimeError, ArithmeticError, MemoryError)
 """What a run of strange settings may end in. Its row says so, and the study goes on."""
+
+
+def exported(plan: Plan, rows: Mapping[str, Row]) -> dict[str, Any]:
+    """What a study's file holds, JSON-ready: its rows, and what its methods are. Which episodes the
+    pairs are of is said once for each set of pairs."""
+    told, known = [], set[str]()
+    for name in sorted(rows):
+        row = json.loads(
+            json.dumps(rows[name]), parse_float=lambda text: float(f"{float(text):.5g}")
+        )
+        for task in row.get("tasks", {}).values():
+            if task["drawn"] in known:
+                task.pop("episodes", None)
+            elif "episodes" in task:
+                known.add(task["drawn"])
+        told.append(row)
+    return {
+        "rates": list(plan.rates),
+        "methods": {
+            name: {
+                "title": method.title,
+                "way": method.way,
+                "model": method.model,
+                "knobs": len(method.knobs),
+                "source": method.source,
+                "objection": method.objection,
+                "answer": method.answer,
+                "control": method.control,
+            }
+            for name, method in METHODS.items()
+        },
+        "rows": told,
+    }
+
+
+def _rounded(text: str) -> float:
+    return float(f"{float(text):.5g}")
 
 
 def _claim(plan: Plan, out: Path) -> None:
@@ -323,16 +367,13 @@ def _measured(
     run = open_run(folder, data, device="cpu")
     with run.episodes:
         tasks = _tasks(experiment, run, cell, plan, report)
-        settings = {"probing": PROBING, "geometry": GEOMETRY}
-        answers = analyse(run, tuple(settings), report, seed=cell.seed, settings=settings)
         last = dict(run.metrics[-1])
         return {
             "updates": last["update"],
             **spent,
             **_size(run, cell),
             "tasks": tasks,
-            **_of_probes(answers["probing"]),
-            **_of_geometry(answers["geometry"]),
+            **measures(run, cell.seed, report),
             "alarm": last.get("alarm", ""),
             "last": {
                 name: value
@@ -350,6 +391,13 @@ GEOMETRY: Mapping[str, Any] = {
     "horizon": 5,
     "controls": False,
 }
+
+
+def measures(run: Run, seed: int, report: Report = silent) -> dict[str, Any]:
+    """What probes and geometry say of a run's latents, as rows keep it."""
+    settings = {"probing": PROBING, "geometry": GEOMETRY}
+    answers = analyse(run, tuple(settings), report, seed=seed, settings=settings)
+    return _of_probes(answers["probing"]) | _of_geometry(answers["geometry"])
 
 
 def _size(run: Run, cell: Cell) -> dict[str, Any]:
