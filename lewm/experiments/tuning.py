@@ -49,7 +49,8 @@ class Search:
     """How lambda is looked for.
 
     Attributes:
-        low, high: where the edges are looked for.
+        low: where the edges are looked for, from here on.
+        high: up to there.
         tolerance: factor to which each edge is found. Halving it costs one run an edge.
         updates: of each short training.
         pairs: of the confirming run's evaluation.

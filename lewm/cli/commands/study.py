@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from lewm import registry
 from lewm.cli import console
@@ -30,14 +30,7 @@ def main(words: Sequence[str]) -> None:
 def run(
     study: Positional[str],
     out: Path = Path("runs/collapse"),
-    worlds: tuple[str, ...] = ("two-room-tiny",),
-    methods: tuple[str, ...] = (),
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3),
-    seeds: int = 3,
-    draws: int = 0,
-    pairs: int = 200,
-    updates: int | None = None,
-    episodes: int | None = None,
+    plan: OmitArgPrefixes[Plan] = Plan(),  # noqa: B008  frozen
     workers: int = 1,
     known: tuple[Path, ...] = (),
     keep: bool = False,
@@ -54,15 +47,7 @@ def run(
     Args:
         study: "collapse".
         out: folder for rows, runs and data.
-        worlds: recipes whose world, data, training and sizes all methods share.
-        methods: by name; all there are by default.
-        rates: learning rates that each method is tried with, on seed 0; its best one counts.
-        seeds: training seeds, those beyond the first with the best rate.
-        draws: random settings of each method that has knobs, within a decade either way of the
-            published ones.
-        pairs: start/goal pairs of each task.
-        updates: of training, in place of the recipe's.
-        episodes: collected, in place of the recipe's.
+        plan: what is studied.
         workers: processes that work side by side, on one thread each.
         known: files of rows, made by --export, that are not done again.
         keep: the run folders, which are otherwise removed once their row is there.
@@ -71,7 +56,6 @@ def run(
         page: Markdown page, with its figures beside it.
     """
     registry.choose("study", study, STUDIES)
-    plan = Plan(worlds, methods, rates, seeds, draws, pairs, updates, episodes)
     if not only_show:
         _work(plan, out, known, keep, workers)
     rows = rows_of(out, *known)
