@@ -16,8 +16,8 @@ def described(config: Any) -> type:
     """A dataclass for tyro with the fields of `config`'s, its values as defaults, and help for each
     of them.
 
-    The help is what the class, or one that it inherits from, says under "Attributes:", also where several fields share one entry
-    ("weight_decay, clip: ..."), which tyro by itself does not find.
+    The help is what the class, or one that it inherits from, says under "Attributes:", also where
+    several fields share one entry ("weight_decay, clip: ..."), which tyro by itself does not find.
     """
     told = [inspect.cleandoc(kind.__doc__ or "") for kind in reversed(type(config).__mro__)]
     text, told = told[-1], [each for each in told if "Attributes:" in each]

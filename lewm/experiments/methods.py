@@ -247,6 +247,14 @@ METHODS: dict[str, Method] = {
         objection="It is made for crops of natural pictures and tens of thousands of prototypes.",
         answer="Crops are an option that is off: they teach that place does not matter.",
     ),
+    "lewm-reconstruction": Method(
+        "LeWM and a reconstruction loss",
+        "SIGReg and reconstruction",
+        "lewm",
+        "ablation of arXiv 2603.19312",
+        changes={"reconstruction_weight": 1.0},
+        knobs=(Knob("sigreg_weight", 0.1), Knob("reconstruction_weight", 1.0)),
+    ),
     "none": Method(
         "prediction alone",
         "nothing",

@@ -24,7 +24,16 @@ from lewm.stats import Paired, p_value, paired, wilson
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Standing", "Study", "Swamp", "figures", "has_collapsed", "study_of", "to_markdown"]
+__all__ = [
+    "RANKED_BY",
+    "Standing",
+    "Study",
+    "Swamp",
+    "figures",
+    "has_collapsed",
+    "study_of",
+    "to_markdown",
+]
 
 Row = Mapping[str, Any]
 

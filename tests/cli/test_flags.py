@@ -398,6 +398,10 @@ ARRIVES = {
         "run": Case("", lambda seen: seen["render"]["records"][0].path.name == "run"),
         "others": Case("COPY", lambda seen: len(seen["render"]["records"]) == 2),
         "--out": Case("", lambda folder: (folder / "page.html").exists(), real=True),
+        "--study": Case(
+            "--study FOLDER/study.rows.json",
+            lambda seen: seen["render"]["study"] is not None,
+        ),
     },
     "economy": {
         "run": Case("", lambda seen: seen["open_run"]["path"].name == "run"),
@@ -418,6 +422,14 @@ ARRIVES = {
         "--benchmarks": Case(
             "--benchmarks FOLDER/rows.json",
             lambda seen: "sigreg" in seen["to_markdown"]["evidence"].benchmarks,
+        ),
+        "--study": Case(
+            "--study FOLDER/study.rows.json",
+            lambda seen: seen["to_markdown"]["evidence"].study is not None,
+        ),
+        "--tunings": Case(
+            "--tunings FOLDER/tuning.json",
+            lambda seen: len(seen["to_markdown"]["evidence"].tunings) == 1,
         ),
         "--out": Case("", lambda folder: (folder / "claims.md").exists(), real=True),
     },
@@ -567,6 +579,8 @@ def play(stage, small_data, tmp_path, monkeypatch, capsys):
     row = {"rows": [{"variant": "base", "seed": 0}], "benchmarks": [{"name": "sigreg", "rows": []}]}
     (tmp_path / "rows.json").write_text(json.dumps(row))
     (tmp_path / "study.rows.json").write_text(json.dumps(STUDIED))
+    tuned = {"weight": None, "tried": [], "grid": 18, "confirmed": {}}
+    (tmp_path / "tuning.json").write_text(json.dumps(tuned))
     places = {
         "RUN": stage / "run",
         "COPY": stage / "copy",
