@@ -245,6 +245,8 @@ def open_run(
     else:
         episodes = Episodes.open(file)
         check_fits(episodes, model.spec.image_size, model.spec.statistics.action_dim)
+        for part in frozen_parts(model).values():
+            part.recall(Path(file))
         _check_world(experiment, episodes, path)
         same = _same_data(training, episodes)
         heldout = _held_out(training, episodes, path, heads)

@@ -133,6 +133,11 @@ class FrozenEncoder(nn.Module):
         )
         self.train(False)
 
+    @property
+    def numbers(self) -> int:
+        """How many its weights are."""
+        return sum(buffer.numel() for buffer in self.net.buffers())
+
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever is asked of the model that it belongs to."""
         return super().train(False)
