@@ -48,7 +48,8 @@ from lewm.files import (
     whole_folder,
     write_atomically,
     write_json,
-)from lewm.models.nn.frozen_encoders import WeightsMissing, frozen_parts
+)
+from lewm.models.nn.frozen_encoders import WeightsMissing, frozen_parts
 
 MODEL, EXPERIMENT, METRICS, CHECKPOINTS = (
     "model.json",
@@ -377,10 +378,12 @@ def _require_frozen(model: Any, description: Mapping[str, Any], source: Path) ->
         told = known.get(place) if isinstance(known, dict) else None
         wanted = told.get("weights") if isinstance(told, dict) else None
         if wanted != part.digest:
+            cure = f"Obtain those that it was trained with: lewm weights {part.name} --replace"
+            if part.drawn:
+                cure = "This version of NumPy draws others: use the one that it was trained with"
             raise WeightsMissing(
-                f"{source}: expected encoder '{part.name}' with weights "
-                f"{_short(wanted)}, got {_short(part.digest)}. Obtain those that it was trained "
-                f"with: lewm weights {part.name} --replace"
+                f"{source}: expected encoder '{part.name}' with weights {_short(wanted)}, got "
+                f"{_short(part.digest)}. {cure}."
             )
 
 

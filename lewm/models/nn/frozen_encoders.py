@@ -105,6 +105,7 @@ class FrozenEncoder(nn.Module):
         image_size: of the pictures, which are square.
         resolution: to which they are resized.
         tokens, width: P of a picture, and the numbers in each.
+        drawn: are its weights drawn at random?
         digest: of the weights, see `digest_of`; "" on the meta device.
         memory: what it has encoded.
     """
@@ -118,7 +119,7 @@ class FrozenEncoder(nn.Module):
         super().__init__()
         kind = ENCODERS[name]
         self.name, self.image_size, self.resolution = name, image_size, resolution
-        self.width = kind.width
+        self.width, self.drawn = kind.width, kind.drawn
         self.tokens = (-(-resolution // kind.stride)) ** 2
         self.digest = "" if weights is None else digest_of(weights)
         with torch.device("meta"):
