@@ -137,8 +137,8 @@ def obtain(
     path = weights_file(name)
     before = _here(name, path)
     if before is not None and source == "pip" and not replace:
-        card = path.with_suffix(".json")
-        return Obtained(path, read_json(card) if card.is_file() else {}, written=False)
+        beside = path.with_suffix(".json")
+        return Obtained(path, read_json(beside) if beside.is_file() else {}, written=False)
     with hold(path, folder=False):
         if source == "hub":
             tensors, card_of = _from_hub(name, file)

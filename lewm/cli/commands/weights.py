@@ -66,7 +66,10 @@ def _list(json: Path | None) -> None:
         state = "needs none" if kind.drawn else "here" if here else f"lewm weights {name}"
         rows.append({"encoder": name, "what": title, "weights": state})
     console.table(
-        ("encoder", "what", "weights"), map(dict.values, rows), 3, title=str(weights_folder())
+        ("encoder", "what", "weights"),
+        [tuple(row.values()) for row in rows],
+        3,
+        title=str(weights_folder()),
     )
     if json:
         write_json(json, {"folder": str(weights_folder()), "encoders": rows})

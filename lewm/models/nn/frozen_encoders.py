@@ -345,13 +345,13 @@ def _make_constant(net: nn.Module, weights: Mapping[str, Tensor] | None) -> None
     """Make buffers of a network's parameters, which follow it to a device, are not trained, and are
     no part of a state dict. Without weights they stay where they are, on the meta device."""
     for place, module in net.named_modules():
-        named = [*module._parameters, *module._buffers]
-        for name in named:
-            value = module._parameters.pop(name, None)
-            value = value if value is not None else module._buffers.pop(name)
+        values = {**module._parameters, **module._buffers}
+        module._parameters.clear()
+        module._buffers.clear()
+        for name, value in values.items():
             if value is None or name == "num_batches_tracked":
-                module.register_buffer(name, None)
-                continue
-            if weights is not None:
+                value = None
+            elif weights is not None:
                 value = weights[f"{place}.{name}" if place else name]
-            module.register_buffer(name, value.detach(), persistent=False)
+            kept = None if value is None else value.detach()
+            module.register_buffer(name, kept, persistent=False)
