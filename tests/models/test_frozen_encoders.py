@@ -14,7 +14,7 @@ from lewm import registry
 from lewm.analyses.economy import _parameters
 from lewm.files import read_json
 from lewm.models.lewm import LeWM, LeWMConfig
-from lewm.models.nn import frozen_encoders
+from lewm.models.nn import frozen_encoders, memory
 from lewm.models.nn.dinov2 import DINOv2
 from lewm.models.nn.efficientnet import EfficientNetLite0, convolve_same
 from lewm.models.nn.frozen_encoders import (
@@ -93,6 +93,8 @@ def test_positions_of_the_own_grid_are_the_learned_ones_and_others_keep_their_or
     )
     assert (rows.diff(dim=0) > 1).all()
     assert (columns.diff(dim=1) > 1).all()
+    # places are those of the patches' middles: a third of a row in, not the first row itself
+    assert 0.15 < rows[0, 0] < 0.45
     # the middle of five rows is the middle of three
     torch.testing.assert_close(rows[1], torch.tensor([2.0, 2.0]))
 
@@ -166,7 +168,14 @@ def test_pictures_are_resized_before_they_are_seen():
     large = small.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     seen = encoder._seen(large)
     assert seen.shape == (2, 3, 28, 28)
-    # a filter as wide as its scale: hardly anything of a plain surface changes
+    # no column is left out where four become one
+    stripes = torch.zeros(1, 3, 112, 112, dtype=torch.uint8)
+    stripes[..., ::4] = 252
+    grey = torch.full((1, 3, 112, 112), 63, dtype=torch.uint8)
+    far = open_encoder("random-tiny", 112, 28)
+    middle = (..., slice(4, 24))  # the border sees less
+    difference = (far._seen(stripes) - far._seen(grey))[middle]
+    assert difference.abs().max() < 1e-4
     plain = torch.full((1, 3, 56, 56), 90, dtype=torch.uint8)
     own = open_encoder("random-tiny", 28)
     torch.testing.assert_close(encoder._seen(plain), own._seen(plain[:, :, :28, :28]))
@@ -179,13 +188,25 @@ def test_a_picture_has_the_same_bits_in_any_company(monkeypatch):
     assert torch.equal(encoder(x), alone)
     assert torch.equal(encoder(x.flip(0)), alone.flip(0))  # remembered
     assert torch.equal(encoder(torch.cat([x[3:5], x[3:5]])), alone[[3, 4, 3, 4]])
-    # portions of several, as on a GPU, are filled up to one shape
-    monkeypatch.setitem(frozen_encoders.TOGETHER, "cpu", 4)
-    shapes = []
-    portions = open_encoder("random-tiny", 64)
-    portions.net.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape[0]))
-    torch.testing.assert_close(portions(x), alone, rtol=1e-3, atol=2e-3)
-    assert shapes == [4, 4]
+    # portions are of one shape: of a single picture on a CPU, of several on a GPU
+    for expected in ([1] * 7, [4, 4]):
+        shapes = []
+        portions = open_encoder("random-tiny", 64)
+        portions.net.register_forward_pre_hook(
+            lambda _, args, shapes=shapes: shapes.append(args[0].shape[0])
+        )
+        torch.testing.assert_close(portions(x), alone, rtol=1e-3, atol=2e-3)
+        assert shapes == expected
+        monkeypatch.setitem(frozen_encoders.TOGETHER, "cpu", 4)  # the next time
+
+
+def test_tokens_are_the_same_bits_where_nothing_can_be_remembered(monkeypatch):
+    x = pictures(3, 64)
+    remembered = open_encoder("random-tiny", 64)(x)
+    monkeypatch.setattr(memory, "MOST_BYTES", 0)
+    encoder = open_encoder("random-tiny", 64)
+    assert torch.equal(encoder(x), remembered)
+    assert torch.equal(encoder(x), remembered)
 
 
 def test_nothing_trains_it_and_no_state_dict_holds_it():
