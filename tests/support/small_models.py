@@ -24,11 +24,43 @@ TRUNK: dict[str, Any] = {
 }
 """Of the parts that LeWM and its nearest rivals share."""
 
+TOKENS: dict[str, Any] = {
+    "predictor_width": 32,
+    "predictor_depth": 2,
+    "predictor_heads": 2,
+    "predictor_head_dim": 16,
+    "predictor_mlp_dim": 64,
+    "dropout": 0.0,
+}
+"""Of the predictor over tokens."""
+
 SMALL: dict[str, dict[str, Any]] = {
     "lewm": TRUNK | {"sigreg_slices": 64},
+    "vjepa2-ac": TOKENS
+    | {
+        "patch_size": 8,
+        "encoder_width": 32,
+        "encoder_depth": 2,
+        "encoder_heads": 2,
+        "ema": 0.8,
+        "masked_width": 24,
+        "masked_depth": 1,
+        "masked_heads": 2,
+    },
 }
 """For pictures of 32 px; `context` is set by the test."""
 
-OTHER: dict[str, dict[str, Any]] = {}
+OTHER: dict[str, dict[str, Any]] = {
+    "vjepa2-ac": {
+        "pretraining": 0.3,
+        "ema": 0.9,
+        "mask_share": 0.4,
+        "mask_blocks": 1,
+        "masked_width": 32,
+        "masked_depth": 2,
+        "masked_heads": 4,
+        "rollout_weight": 0.5,
+    },
+}
 """Of models beside LeWM, which has a table of its own: every field of the config that the parts do
 not share -> a value that SMALL does not have."""
