@@ -189,8 +189,13 @@ def _traces(config):
             for parameter in model.parameters():
                 parameter.add_(0.1 * parameter.requires_grad)  # what is trained moves
             model.follow(3, 10)
+    after = [value.clone() for value in model.state_dict().values()]
+    if isinstance(model, Staged):  # and what its last stage minimises
+        with torch.no_grad():
+            model.follow(9, 10)
+            after.append(model.loss(batch(), torch.Generator().manual_seed(0)).total)
     rates = model.stage(3, 10) if isinstance(model, Staged) else None
-    tensors = [*begins.values(), latents, losses.total, *slopes, *model.state_dict().values()]
+    tensors = [*begins.values(), latents, losses.total, *slopes, *after]
     return rates, [(tuple(each.shape), each.double().sum().item()) for each in tensors]
 
 

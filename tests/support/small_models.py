@@ -60,6 +60,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "masked_depth": 2,
         "masked_heads": 4,
         "rollout_weight": 0.5,
+        "residual": True,
     },
 }
 """Of models beside LeWM, which has a table of its own: every field of the config that the parts do

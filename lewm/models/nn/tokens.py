@@ -120,6 +120,9 @@ class FrameTransformer(nn.Module):
             FrameBlock(width, heads, head_dim, mlp_dim, dropout) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
+        self.tokens, self.depth = tokens, depth
+        self.bytes_per_token = 4 * (3 * width + 4 * heads * head_dim + 2 * mlp_dim)
+        """Of one token on its way through one block, in float32."""
 
     def forward(self, x: Tensor, last: bool = False) -> Tensor:
         """Mix tokens; with `last`, return (n, 1, S, width), the last frame's alone."""
@@ -135,7 +138,11 @@ class TokenModel(nn.Module, ABC):
     Args:
         config: of the plug-in; it names `context`.
         tokens, width: P and d.
+
+    A plug-in gives it its `predictor`.
     """
+
+    predictor: FrameTransformer
 
     def __init__(self, config: Any, spec: DataSpec, tokens: int, width: int) -> None:
         super().__init__()
@@ -162,14 +169,6 @@ class TokenModel(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """What the parts are trained for, see `WorldModel.loss`."""
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Of one token on its way through one block of the predictor, in float32: what is alive
-        at once when nothing is kept for gradients."""
-        block = self.predictor.blocks[0]
-        inner, width = block.attention.out.in_features, block.attention.out.out_features
-        return 4 * (3 * width + 4 * inner + 2 * block.mlp[0].out_features)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Turn each observation into one latent, independently of its neighbours.
@@ -286,11 +285,12 @@ def bytes_to_roll_out(
     Args:
         kept: for gradients, every block of every step of every sequence is kept.
     """
-    tokens = model.tokens * model.context
+    predictor = model.predictor
+    tokens = predictor.tokens * model.context
     at_once = sequences if kept else min(sequences, model._portion(device))
-    layers = len(model.predictor.blocks) * horizon if kept else 1
+    layers = predictor.depth * horizon if kept else 1
     result = 4 * sequences * horizon * model.latent_dim
-    return 2 * result + at_once * tokens * layers * model.bytes_per_token
+    return 2 * result + at_once * tokens * layers * predictor.bytes_per_token
 
 
 def _require_room(
