@@ -36,6 +36,15 @@ TOKENS: dict[str, Any] = {
 
 SMALL: dict[str, dict[str, Any]] = {
     "lewm": TRUNK | {"sigreg_slices": 64},
+    "dino-wm": TOKENS
+    | {
+        "encoder": "random-tiny",
+        "resolution": 28,
+        "channels": 12,
+        "action_dim": 4,
+        "predictor_width": 96,
+        "predictor_mlp_dim": 256,
+    },
     "vjepa2-ac": TOKENS
     | {
         "patch_size": 8,
@@ -51,6 +60,13 @@ SMALL: dict[str, dict[str, Any]] = {
 """For pictures of 32 px; `context` is set by the test."""
 
 OTHER: dict[str, dict[str, Any]] = {
+    "dino-wm": {
+        "encoder": "random",
+        "resolution": 42,
+        "channels": 0,
+        "action_dim": 5,
+        "residual": True,
+    },
     "vjepa2-ac": {
         "pretraining": 0.3,
         "ema": 0.9,
