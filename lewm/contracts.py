@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -340,6 +341,20 @@ class Staged(Protocol):
     def stage(self, update: int, total: int) -> tuple[int, int]:
         """How many updates of its stage come before this one, and how many that stage has: each
         has a warm-up and a cosine of its own."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A part of a model that does the same for a picture every time, and remembers it. What it
+    remembers never changes what it says, only how soon."""
+
+    def recall(self, episodes: Path) -> None:
+        """Remember what was kept of the pictures in an episode file."""
+        ...
+
+    def keep(self) -> None:
+        """Keep what is remembered, beside that file, for whoever comes next."""
         ...
 
 

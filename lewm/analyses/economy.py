@@ -39,6 +39,7 @@ from lewm.contracts import (
     silent,
 )
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
+from lewm.models.nn.frozen_encoders import frozen_parts
 from lewm.planning.agent import Agent
 from lewm.planning.config import PlanningConfig
 from lewm.runs.results import Interval, Result, Table, Tables
@@ -557,13 +558,18 @@ def _named(planning: PlanningConfig) -> str:
 
 
 def _parameters(model: nn.Module, heads: Mapping[str, nn.Module]) -> dict[str, int]:
-    """By part; the heads are apart from the model's `total`."""
+    """By part, weights of frozen encoders among them; the heads are apart from the model's
+    `total`."""
     parts = {
         **dict(model.named_children()),
         "total": model,
         **{f"head {name}": head for name, head in heads.items()},
     }
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    counts = {
+        name: sum(p.numel() for p in part.parameters())
+        + sum(encoder.numbers for encoder in frozen_parts(part).values())
+        for name, part in parts.items()
+    }
     return {name: count for name, count in counts.items() if count}
 
 

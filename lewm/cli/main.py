@@ -32,6 +32,7 @@ COMMANDS = {
     "claims": "hold what is claimed of the model against what runs show",
     "import": "make a run of published weights",
     "export": "write a run's weights in the published form",
+    "weights": "obtain the weights of a frozen encoder, such as DINOv2",
     "bench": "compare the speed of our implementations with plain ones",
     "doctor": "say what is installed, what will be used and what is missing",
 }

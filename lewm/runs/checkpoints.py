@@ -1,7 +1,8 @@
 """Run folders: what training leaves behind, and how a model comes back from it.
 
     run/
-      model.json         registered name, config, data spec with the normalisation statistics
+      model.json         registered name, config, data spec with the normalisation statistics,
+                       and which weights of others it needs
       experiment.json    the whole experiment, the data's provenance, the split, versions
       metrics.jsonl      one line per logged update
       checkpoints/000600/{weights.safetensors, optimiser.safetensors, progress.json}
@@ -48,6 +49,7 @@ from lewm.files import (
     write_atomically,
     write_json,
 )
+from lewm.models.nn.frozen_encoders import WeightsMissing, frozen_parts
 
 MODEL, EXPERIMENT, METRICS, CHECKPOINTS = (
     "model.json",
@@ -67,10 +69,15 @@ def describe_model(model: Any) -> dict[str, Any]:
         ValueError: the model does not keep its config.
     """
     require(Described, model, "a model that is written down")
+    frozen = {
+        place: {"encoder": part.name, "weights": part.digest}
+        for place, part in frozen_parts(model).items()
+    }
     return {
         "model": type(model.config).__module__.rpartition(".")[2],
         "config": dataclasses.asdict(model.config),
         "spec": dataclasses.asdict(model.spec),
+        **({"frozen": frozen} if frozen else {}),
     }
 
 
@@ -95,6 +102,8 @@ def build_model(
             **{name: tuple(values) for name, values in spec["statistics"].items()}
         )
         return config.build(DataSpec(int(spec["image_size"]), int(spec["frameskip"]), statistics))
+    except WeightsMissing as error:
+        raise WeightsMissing(f"{source}: {error}") from None
     except UNBUILDABLE as error:
         raise ValueError(
             f"{source} does not describe a model this version knows: expected its name, config and "
@@ -357,8 +366,25 @@ def made_of(
     with torch.device("meta"):
         _require_fit(build_model(description, described), tensors, source)
     model = build_model(description, described)
+    _require_frozen(model, description, described)
     fill(model, tensors, source)
     return model
+
+
+def _require_frozen(model: Any, description: Mapping[str, Any], source: Path) -> None:
+    """Refuse a model whose frozen encoders have other weights here than where it was trained."""
+    known = description.get("frozen")
+    for place, part in frozen_parts(model).items():
+        told = known.get(place) if isinstance(known, dict) else None
+        wanted = told.get("weights") if isinstance(told, dict) else None
+        if wanted != part.digest:
+            cure = f"Obtain those that it was trained with: lewm weights {part.name} --replace"
+            if part.drawn:
+                cure = "This version of NumPy draws others: use the one that it was trained with"
+            raise WeightsMissing(
+                f"{source}: expected encoder '{part.name}' with weights {_short(wanted)}, got "
+                f"{_short(part.digest)}. {cure}."
+            )
 
 
 def restore(run: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from lewm.contracts import Report, World, WorldModel, WorldSpec
 from lewm.data.episodes import Episodes, check_fits
 from lewm.devices import device_named
 from lewm.files import parse_json, read_json
+from lewm.models.nn.frozen_encoders import frozen_parts
 from lewm.planning.agent import Agent
 from lewm.planning.changes import PlanningChanges
 from lewm.planning.config import PlanningConfig, attach, build_planning, heads_of, plain_search
@@ -245,6 +246,8 @@ def open_run(
     else:
         episodes = Episodes.open(file)
         check_fits(episodes, model.spec.image_size, model.spec.statistics.action_dim)
+        for part in frozen_parts(model).values():
+            part.recall(Path(file))
         _check_world(experiment, episodes, path)
         same = _same_data(training, episodes)
         heldout = _held_out(training, episodes, path, heads)

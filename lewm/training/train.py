@@ -29,6 +29,7 @@ from lewm.contracts import (
     Following,
     ModelConfig,
     Progress,
+    Remembering,
     Report,
     Staged,
     Statistics,
@@ -131,6 +132,8 @@ def _train(
     torch.manual_seed(config.seed)
     bare = model_config.build(DataSpec(episodes.image_size, config.frameskip, stats))
     require(WorldModel, bare, f"what {type(model_config).__name__} builds")
+    for part in _remembering(bare):
+        part.recall(Path(data))
     with deterministic(fabric.device):
         trainer = Trainer(fabric, bare, config, batches, paths)
         description = _description(bare, config, episodes, chosen)
@@ -216,7 +219,15 @@ class _Session:
             seconds = self.before + time.monotonic() - self.started
             state = {"seconds": seconds, "total": self.total, "alarm": alarm}
             checkpoints.save(self.run, done, trainer.bare, trainer.optimiser, state)
+            for part in _remembering(trainer.bare):
+                part.keep()
         trainer.fabric.barrier()
+
+
+def _remembering(model: Any) -> list[Remembering]:
+    """The parts of a model that remember pictures."""
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    return [part for part in parts if isinstance(part, Remembering)]
 
 
 @dataclass(frozen=True)

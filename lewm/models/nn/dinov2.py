@@ -47,7 +47,7 @@ class DINOv2(nn.Module):
     by row.
 
     Args:
-        width, depth, heads, patch: the defaults are ViT-S/14: 22,056,576 parameters.
+        width, depth, heads, patch: the defaults are ViT-S/14: 22,056,192 numbers.
         side: of the grid of patches that the positions were learned on.
     """
 

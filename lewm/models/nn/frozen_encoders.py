@@ -105,6 +105,7 @@ class FrozenEncoder(nn.Module):
         image_size: of the pictures, which are square.
         resolution: to which they are resized.
         tokens, width: P of a picture, and the numbers in each.
+        drawn: are its weights drawn at random?
         digest: of the weights, see `digest_of`; "" on the meta device.
         memory: what it has encoded.
     """
@@ -118,7 +119,7 @@ class FrozenEncoder(nn.Module):
         super().__init__()
         kind = ENCODERS[name]
         self.name, self.image_size, self.resolution = name, image_size, resolution
-        self.width = kind.width
+        self.width, self.drawn = kind.width, kind.drawn
         self.tokens = (-(-resolution // kind.stride)) ** 2
         self.digest = "" if weights is None else digest_of(weights)
         with torch.device("meta"):
@@ -132,6 +133,11 @@ class FrozenEncoder(nn.Module):
             f"{name}-{resolution}px-from-{image_size}px", self.digest, self.tokens * self.width
         )
         self.train(False)
+
+    @property
+    def numbers(self) -> int:
+        """How many its weights are."""
+        return sum(buffer.numel() for buffer in self.net.buffers())
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever is asked of the model that it belongs to."""
@@ -339,13 +345,13 @@ def _make_constant(net: nn.Module, weights: Mapping[str, Tensor] | None) -> None
     """Make buffers of a network's parameters, which follow it to a device, are not trained, and are
     no part of a state dict. Without weights they stay where they are, on the meta device."""
     for place, module in net.named_modules():
-        named = [*module._parameters, *module._buffers]
-        for name in named:
-            value = module._parameters.pop(name, None)
-            value = value if value is not None else module._buffers.pop(name)
+        values = {**module._parameters, **module._buffers}
+        module._parameters.clear()
+        module._buffers.clear()
+        for name, value in values.items():
             if value is None or name == "num_batches_tracked":
-                module.register_buffer(name, None)
-                continue
-            if weights is not None:
+                value = None
+            elif weights is not None:
                 value = weights[f"{place}.{name}" if place else name]
-            module.register_buffer(name, value.detach(), persistent=False)
+            kept = None if value is None else value.detach()
+            module.register_buffer(name, kept, persistent=False)

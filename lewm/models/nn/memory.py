@@ -217,6 +217,6 @@ def _read(path: Path, width: int) -> tuple[list[bytes], Tensor]:
 
 
 def _checksum(keys: Tensor, rows: Tensor) -> str:
-    total = hashlib.sha256(keys.numpy())
-    total.update(rows.numpy())
+    total = hashlib.sha256(keys.numpy().data)
+    total.update(rows.numpy().data)
     return total.hexdigest()
