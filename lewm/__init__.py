@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lewm.planning.config import PlanningConfig as PlanningConfig
     from lewm.planning.heads.amortised import AmortisedConfig as AmortisedConfig
     from lewm.planning.heads.temporal import TemporalConfig as TemporalConfig
+    from lewm.planning.objectives.l1 import L1 as L1
     from lewm.planning.objectives.l2 import L2 as L2
     from lewm.planning.objectives.temporal import Temporal as Temporal
     from lewm.planning.solvers.amortised import Amortised as Amortised
@@ -72,6 +73,7 @@ _HOME = {
     "Geometry": "lewm.analyses.geometry",
     "Gradient": "lewm.planning.solvers.gradient",
     "ICEM": "lewm.planning.solvers.icem",
+    "L1": "lewm.planning.objectives.l1",
     "L2": "lewm.planning.objectives.l2",
     "LeWMConfig": "lewm.models.lewm",
     "MPPI": "lewm.planning.solvers.mppi",

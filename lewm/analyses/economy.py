@@ -32,6 +32,7 @@ from lewm.contracts import (
     Refining,
     Report,
     Rollout,
+    Tokened,
     WorldModel,
     WorldSpec,
     check_numbers,
@@ -310,6 +311,7 @@ class EconomyResult(Others):
             {
                 "planner": name,
                 "latents predicted": _shown(plan.predictor_calls),
+                "tokens predicted": _shown(plan.predictor_calls * self.tokens_per_frame),
                 "GFLOP": _shown(plan.flops / 1e9),
                 "ms per plan": _shown(1e3 * plan.seconds),
                 "least to most": " to ".join(_shown(1e3 * end) for end in plan.seconds_range),
@@ -396,7 +398,7 @@ class Economy:
         picture = f"raw picture, {model.spec.image_size} px"
         tensors = [*cast(nn.Module, model).parameters(), *cast(nn.Module, model).buffers()]
         return EconomyResult(
-            tokens_per_frame=1,  # a world model's role: (B, T) pictures -> (B, T, D) latents
+            tokens_per_frame=model.tokens if isinstance(model, Tokened) else 1,
             latent_numbers=model.latent_dim,
             bytes_per_frame={
                 "latent": 4 * model.latent_dim,

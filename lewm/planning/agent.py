@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import Box, Engined, Plan, Proposing, WorldModel, WorldSpec
+from lewm.contracts import Box, Engined, Plan, Proposing, Tokened, WorldModel, WorldSpec
 from lewm.models.nn.frozen import device_of, encode, require_evaluation_mode
 from lewm.planning.config import PlanningConfig
 from lewm.planning.cost import OutOfTime, PlanCost, Scorer, Situation
@@ -363,13 +363,17 @@ def _scorer(model: WorldModel, config: PlanningConfig) -> Scorer:
     it."""
     engine = model.engine if isinstance(model, Engined) else None
     replayed = device_of(model).type == "cuda"
+    tokens = model.tokens if isinstance(model, Tokened) else 1
     if config.precision == "float32":
         return Scorer(
-            model.rollout if engine is None else engine(), config.objective, replayed=replayed
+            model.rollout if engine is None else engine(),
+            config.objective,
+            replayed=replayed,
+            tokens=tokens,
         )
     if engine is None:
         raise ValueError(
             f"expected a model with an engine for precision '{config.precision}', got a "
             f"{type(model).__name__}, which only has `rollout`. Plan in float32."
         )
-    return Scorer(engine(), config.objective, engine(config.precision), replayed)
+    return Scorer(engine(), config.objective, engine(config.precision), replayed, tokens)

@@ -24,12 +24,42 @@ TRUNK: dict[str, Any] = {
 }
 """Of the parts that LeWM and its nearest rivals share."""
 
+TOKENS: dict[str, Any] = {
+    "predictor_width": 32,
+    "predictor_depth": 2,
+    "predictor_heads": 2,
+    "predictor_head_dim": 16,
+    "predictor_mlp_dim": 64,
+    "dropout": 0.0,
+}
+"""Of the predictor over tokens."""
+
 SMALL: dict[str, dict[str, Any]] = {
     "lewm": TRUNK | {"sigreg_slices": 64},
     "pldm": TRUNK | {"inverse_dim": 32, "inverse_weight": 1.0},
     "byol": TRUNK | {"momentum": 0.9},
     "vjepa": TRUNK | {"momentum": 0.9},
     "dino": TRUNK | {"momentum": 0.9, "prototypes": 16, "head_dim": 32, "bottleneck_dim": 8},
+    "dino-wm": TOKENS
+    | {
+        "encoder": "random-tiny",
+        "resolution": 28,
+        "channels": 12,
+        "action_dim": 4,
+        "predictor_width": 96,
+        "predictor_mlp_dim": 256,
+    },
+    "vjepa2-ac": TOKENS
+    | {
+        "patch_size": 8,
+        "encoder_width": 32,
+        "encoder_depth": 2,
+        "encoder_heads": 2,
+        "ema": 0.8,
+        "masked_width": 24,
+        "masked_depth": 1,
+        "masked_heads": 2,
+    },
 }
 """For pictures of 32 px; `context` is set by the test."""
 
@@ -59,6 +89,24 @@ OTHER: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "bottleneck_dim": 6,
         "crops": 2,
+    },
+    "dino-wm": {
+        "encoder": "random",
+        "resolution": 42,
+        "channels": 0,
+        "action_dim": 5,
+        "residual": True,
+    },
+    "vjepa2-ac": {
+        "pretraining": 0.3,
+        "ema": 0.9,
+        "mask_share": 0.4,
+        "mask_blocks": 1,
+        "masked_width": 32,
+        "masked_depth": 2,
+        "masked_heads": 4,
+        "rollout_weight": 0.5,
+        "residual": True,
     },
 }
 """Of models beside LeWM, which has a table of its own: every field of the config that the parts do
