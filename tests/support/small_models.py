@@ -25,10 +25,35 @@ TRUNK: dict[str, Any] = {
 """Of the parts that LeWM and its nearest rivals share."""
 
 SMALL: dict[str, dict[str, Any]] = {
+    "dreamer": {
+        "channels": (8, 16, 16),
+        "embedding_dim": 24,
+        "deter": 32,
+        "hidden": 32,
+        "variables": 6,
+        "classes": 8,
+        "blocks": 2,
+    },
     "lewm": TRUNK | {"sigreg_slices": 64},
 }
 """For pictures of 32 px; `context` is set by the test."""
 
-OTHER: dict[str, dict[str, Any]] = {}
+OTHER: dict[str, dict[str, Any]] = {
+    "dreamer": {
+        "channels": (8, 12, 16),
+        "embedding_dim": 16,
+        "deter": 40,
+        "hidden": 24,
+        "variables": 5,
+        "classes": 7,
+        "blocks": 4,
+        "unimix": 0.1,
+        "reconstruction_weight": 2.0,
+        "dynamics_weight": 0.5,
+        "representation_weight": 0.2,
+        "free_bits": 3.0,
+        "imagined": "mode",
+    },
+}
 """Of models beside LeWM, which has a table of its own: every field of the config that the parts do
 not share -> a value that SMALL does not have."""
