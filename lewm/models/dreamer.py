@@ -1,10 +1,10 @@
 """The world model of Dreamer V3 (arXiv 2301.04104): it does not collapse because it draws.
 
-e_t   = norm(W CNN(o_t))                             what is seen of a frame
+e_t   = BN(W CNN(o_t))                               what is seen of a frame
 h_t   = GRU(h_{t-1}, z_{t-1}, a_{t-1})               memory; 0 where nothing is remembered
 p_t   = p(z | h_t),   q_t = q(z | h_t, e_t)          prior and posterior, V categorical variables
 z_t   ~ q_t                                          straight-through
-ohat_t = sigmoid(deconvolutions(h_t, z_t))           decoder
+ohat_t = mean picture + deconvolutions(h_t, z_t)     decoder
 ehat_t = MLP(sg(h_t, z_t))                           the embedding of its own frame, for planning
 
 loss  = sum over pixels (ohat_t - o_t)^2             reconstruction
@@ -43,6 +43,7 @@ from torch import Generator, Tensor, nn
 from lewm.contracts import Batch, DataSpec, Losses, Statistics, check_numbers
 from lewm.models.nn import losses
 from lewm.models.nn.engine import require_blocks_between
+from lewm.models.nn.layers import BatchNorm
 from lewm.models.nn.rssm import RSSM, draw, kl, layer, mode
 from lewm.registry import choose
 
@@ -50,6 +51,9 @@ __all__ = ["DreamerConfig", "Dreamer"]
 
 CARRIED = 2.0**-10
 """Times which what is carried along stands in a latent. A power of two loses no bit."""
+
+REMEMBERED = 1000
+"""Batches that the mean picture is of."""
 
 MOST_WEIGHTS = 10**10
 """Of a model; more is a slip of the hand."""
@@ -204,7 +208,7 @@ class Dreamer(nn.Module):
         )
         state = c.deter + c.codes
         self.embedder = nn.Sequential(layer(state, c.hidden), nn.Linear(c.hidden, c.embedding_dim))
-        self.decoder = Decoder(state, c.channels, grid, stats.pixel_mean)
+        self.decoder = Decoder(state, c.channels, grid)
         for name, values in (
             ("pixel_mean", torch.tensor(stats.pixel_mean).view(3, 1, 1)),
             ("pixel_std", torch.tensor(stats.pixel_std).view(3, 1, 1)),
@@ -254,7 +258,7 @@ class Dreamer(nn.Module):
                 ".eval()."
             )
         require_blocks_between(context, past_actions)
-        B, N, H = actions.shape[:3]
+        B, N = actions.shape[:2]
         memory, chances = self._filtered(context, past_actions)
         memory, chances = (
             x[:, None].expand(B, N, *x.shape[1:]).flatten(0, 1) for x in (memory, chances)
@@ -284,7 +288,7 @@ class Dreamer(nn.Module):
         Source: Dreamer V3, eq. 3 to 6. Ours: the term "embedding", after LEXA (arXiv 2110.09514).
         """
         c, T = self.config, batch.pixels.shape[1]
-        if T <= self.context:
+        if self.context >= T:
             raise ValueError(
                 f"windows must be longer than the context K={self.context}, got T={T} frames. "
                 "Lengthen the windows."
@@ -292,6 +296,7 @@ class Dreamer(nn.Module):
         embedding = self._embed(batch.pixels)
         blocks = self._acted(batch.actions)
         memory = embedding.new_zeros(len(embedding), c.deter)
+        codes = embedding.new_zeros(len(embedding), c.codes)
         states, priors, posteriors = [], [], []
         for t in range(T):
             if t:
@@ -301,9 +306,12 @@ class Dreamer(nn.Module):
             codes = draw(posteriors[-1]).flatten(1)
             states.append(torch.cat([memory, codes], dim=-1))
         state, p, q = (torch.stack(x, dim=1) for x in (states, priors, posteriors))
+        pictures = batch.pixels.flatten(0, 1).float() / 255
+        if self.training:
+            self.decoder.look(pictures)
         drawn = self.decoder(state.flatten(0, 1))
         terms = {
-            "reconstruction": _pixel_error(drawn, batch.pixels.flatten(0, 1).float() / 255).mean(),
+            "reconstruction": _pixel_error(drawn, pictures).mean(),
             "dynamics": kl(q.detach(), p).clamp_min(c.free_bits).mean(),
             "representation": kl(q, p.detach()).clamp_min(c.free_bits).mean(),
             "embedding": (
@@ -436,10 +444,11 @@ class Dreamer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(n, 3, h, w) -> (n, E): strided convolutions, and a linear layer whose answer has a root mean
-    square of 1.
+    """(n, 3, h, w) -> (n, E): strided convolutions, a linear layer and batch norm.
 
-    Source: Dreamer V3, with RMSNorm over channels and SiLU. Ours: the linear layer.
+    Source: Dreamer V3, with RMSNorm over channels and SiLU. Ours: the linear layer and the batch
+    norm. Frames look nearly alike, and without it so do their embeddings: a training of some
+    hundred updates then never tells them apart.
     """
 
     def __init__(self, channels: Sequence[int], grid: int, embedding_dim: int) -> None:
@@ -449,37 +458,49 @@ class Encoder(nn.Module):
             steps += [nn.Conv2d(before, after, 4, 2, 1), ChannelNorm(after), nn.SiLU()]
         self.convolutions = nn.Sequential(*steps)
         self.out = nn.Linear(channels[-1] * grid**2, embedding_dim)
-        self.norm = nn.RMSNorm(embedding_dim, eps=1e-4, elementwise_affine=False)
+        self.norm = BatchNorm(embedding_dim)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.norm(self.out(self.convolutions(pixels).flatten(1)))
 
 
 class Decoder(nn.Module):
-    """(n, state) -> (n, 3, h, w) in (0, 1): the encoder's convolutions in reverse.
+    """(n, state) -> (n, 3, h, w): the encoder's convolutions in reverse draw what differs from the
+    mean picture.
 
-    Source: Dreamer V3, whose decoder ends in a sigmoid. Ours: untrained it draws the mean colour of
-    the data, so that a short training does not begin by finding it.
+    Attributes:
+        mean: (3, h, w) in [0, 1], of the batches so far; the last `REMEMBERED` weigh as a running
+            average.
+        batches: how many there were.
+
+    Source: Dreamer V3. Ours: the mean picture, in the place of a grey one or of a sigmoid. A short
+    training would otherwise learn nothing but it.
     """
 
-    def __init__(
-        self, state: int, channels: Sequence[int], grid: int, colour: Sequence[float]
-    ) -> None:
+    mean: Tensor
+    batches: Tensor
+
+    def __init__(self, state: int, channels: Sequence[int], grid: int) -> None:
         super().__init__()
         self.shape = (channels[-1], grid, grid)
         self.inward = nn.Linear(state, math.prod(self.shape))
         steps: list[nn.Module] = [ChannelNorm(channels[-1]), nn.SiLU()]
         for before, after in zip(channels[:0:-1], channels[-2::-1], strict=True):
             steps += [nn.ConvTranspose2d(before, after, 4, 2, 1), ChannelNorm(after), nn.SiLU()]
-        last = nn.ConvTranspose2d(channels[0], 3, 4, 2, 1)
-        with torch.no_grad():
-            mean = torch.tensor(colour).clamp(0.01, 0.99)
-            assert last.bias is not None
-            last.bias.copy_(mean.logit())
-        self.convolutions = nn.Sequential(*steps, last)
+        self.convolutions = nn.Sequential(*steps, nn.ConvTranspose2d(channels[0], 3, 4, 2, 1))
+        size = grid * 2 ** len(channels)
+        self.register_buffer("mean", torch.full((3, size, size), 0.5))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def forward(self, state: Tensor) -> Tensor:
-        return self.convolutions(self.inward(state).unflatten(1, self.shape)).sigmoid()
+        return self.mean + self.convolutions(self.inward(state).unflatten(1, self.shape))
+
+    @torch.no_grad()
+    def look(self, pictures: Tensor) -> None:
+        """Take (n, 3, h, w) pictures in [0, 1] into the mean."""
+        self.batches += 1
+        weight = 1 / self.batches.clamp_max(REMEMBERED)
+        self.mean += weight * (pictures.mean(dim=0) - self.mean)
 
 
 class ChannelNorm(nn.Module):
@@ -494,8 +515,8 @@ class ChannelNorm(nn.Module):
 
 
 def _pixel_error(drawn: Tensor, wanted: Tensor) -> Tensor:
-    """(n, 3, h, w) each in [0, 1] -> (n,) squared error, summed over pixels and colours. A mean
-    would not see a dot of a hundredth of the picture."""
+    """(n, 3, h, w) each -> (n,) squared error, summed over pixels and colours. A mean would not see
+    a dot of a hundredth of the picture."""
     return (drawn - wanted).square().flatten(1).sum(-1)
 
 

@@ -173,6 +173,7 @@ def _traces(config):
     model = config.build(SPEC)
     begins = {key: value.clone() for key, value in model.state_dict().items()}
     latents = model.eval().encode(pixels(3, 2))
+    following = model.rollout(latents[:, :1], latents.new_zeros(3, 0, 10), torch.ones(3, 1, 2, 10))
     torch.manual_seed(1)
     losses = model.train().loss(batch(), torch.Generator().manual_seed(0))
     losses.total.backward()
@@ -183,7 +184,8 @@ def _traces(config):
                 parameter.add_(0.1)
             model.follow(3, 10)
     rates = model.stage(3, 10) if isinstance(model, Staged) else None
-    tensors = [*begins.values(), latents, losses.total, *slopes, *model.state_dict().values()]
+    seen = [latents, following, losses.total, *slopes]
+    tensors = [*begins.values(), *seen, *model.state_dict().values()]
     return rates, [(tuple(each.shape), each.double().sum().item()) for each in tensors]
 
 
