@@ -44,7 +44,7 @@ from lewm.contracts import Batch, DataSpec, Losses, Statistics, check_numbers
 from lewm.models.nn import losses
 from lewm.models.nn.engine import require_blocks_between
 from lewm.models.nn.layers import BatchNorm
-from lewm.models.nn.rssm import RSSM, draw, kl, layer, mode
+from lewm.models.nn.rssm import RSSM, begin_layer, draw, kl, layer, mode
 from lewm.registry import choose
 
 __all__ = ["DreamerConfig", "Dreamer"]
@@ -131,11 +131,10 @@ class DreamerConfig:
     @property
     def weights_about(self) -> int:
         """How many numbers the largest of its matrices hold together, for the smallest picture."""
-        d, h = self.deter, self.hidden
+        d, h, E, codes = self.deter, self.hidden, self.embedding_dim, self.codes
         pairs = sum(32 * a * b for a, b in zip(self.channels, self.channels[1:], strict=False))
-        core = h * (2 * d + 2 * self.codes + self.embedding_dim) + 4 * d * (d // self.blocks)
-        head = (d + self.codes) * (self.channels[-1] + self.embedding_dim)
-        return pairs + core + 3 * h * d + head + self.embedding_dim * self.channels[-1]
+        core = h * (6 * d + h + 3 * codes + E) + 4 * d * (d // self.blocks)
+        return pairs + core + (d + codes) * (h + self.channels[-1]) + E * (h + self.channels[-1])
 
     @classmethod
     def paper(cls) -> Self:
@@ -209,6 +208,7 @@ class Dreamer(nn.Module):
         state = c.deter + c.codes
         self.embedder = nn.Sequential(layer(state, c.hidden), nn.Linear(c.hidden, c.embedding_dim))
         self.decoder = Decoder(state, c.channels, grid)
+        self.apply(begin_layer)
         for name, values in (
             ("pixel_mean", torch.tensor(stats.pixel_mean).view(3, 1, 1)),
             ("pixel_std", torch.tensor(stats.pixel_std).view(3, 1, 1)),

@@ -367,9 +367,7 @@ def _scorer(model: WorldModel, config: PlanningConfig) -> Scorer:
     if isinstance(objective, Asking):
         objective = objective.asking(model)
     if config.precision == "float32":
-        return Scorer(
-            model.rollout if engine is None else engine(), objective, replayed=replayed
-        )
+        return Scorer(model.rollout if engine is None else engine(), objective, replayed=replayed)
     if engine is None:
         raise ValueError(
             f"expected a model with an engine for precision '{config.precision}', got a "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
 from torch import Tensor
 
@@ -19,16 +18,14 @@ class Own:
 
     Attributes:
         judged_by: its name. None is the first that the model names.
-        model: that is asked. An agent gives its own; it is never written down.
 
     Source: Ours; the costs are their models'.
     """
 
     judged_by: str | None = None
-    model: Judging | None = field(default=None, repr=False)
 
-    def asking(self, model: WorldModel) -> Own:
-        """The same objective, asking this model.
+    def asking(self, model: WorldModel) -> Asked:
+        """The same objective, asking this model. An agent does it with its own.
 
         Raises:
             ValueError: it has no costs of its own, or none of this name.
@@ -39,8 +36,31 @@ class Own:
                 "objective 'own': expected a model with costs of its own, got a "
                 f"{type(model).__name__}, which has none. Plan with {others}."
             )
-        name = registry.choose("cost", self.judged_by or model.costs[0], model.costs)
-        return Own(name, model)
+        return Asked(registry.choose("cost", self.judged_by or model.costs[0], model.costs), model)
+
+    def cost(self, rollout: Tensor, goal: Tensor) -> Tensor:
+        """Refuse, because there is nobody to ask; see `asking`.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "objective 'own': expected a model to ask, got none. Plan with an agent, or use "
+            "Own().asking(model)."
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The objective of an agent, which has a model.
+
+    Attributes:
+        name: of the cost.
+        model: that is asked.
+    """
+
+    name: str
+    model: Judging = field(repr=False)
 
     def cost(self, rollout: Tensor, goal: Tensor) -> Tensor:
         """Score predicted latents as the model does; NaN where a rollout diverged.
@@ -51,13 +71,5 @@ class Own:
 
         Returns:
             (B, N) costs, lower is better.
-
-        Raises:
-            ValueError: no model was given.
         """
-        if self.model is None:
-            raise ValueError(
-                "objective 'own': expected a model to ask, got none. Plan with an agent, or give "
-                "it one: Own().asking(model)."
-            )
-        return self.model.judge(cast(str, self.judged_by), rollout, goal)
+        return self.model.judge(self.name, rollout, goal)
