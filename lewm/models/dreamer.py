@@ -44,7 +44,7 @@ from lewm.contracts import Batch, DataSpec, Losses, Statistics, check_numbers
 from lewm.models.nn import losses
 from lewm.models.nn.engine import require_blocks_between
 from lewm.models.nn.layers import BatchNorm
-from lewm.models.nn.rssm import RSSM, begin_layer, draw, kl, layer, mode
+from lewm.models.nn.rssm import RSSM, draw, kl, layer, mode
 from lewm.registry import choose
 
 __all__ = ["DreamerConfig", "Dreamer"]
@@ -208,7 +208,6 @@ class Dreamer(nn.Module):
         state = c.deter + c.codes
         self.embedder = nn.Sequential(layer(state, c.hidden), nn.Linear(c.hidden, c.embedding_dim))
         self.decoder = Decoder(state, c.channels, grid)
-        self.apply(begin_layer)
         for name, values in (
             ("pixel_mean", torch.tensor(stats.pixel_mean).view(3, 1, 1)),
             ("pixel_std", torch.tensor(stats.pixel_std).view(3, 1, 1)),

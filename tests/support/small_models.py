@@ -57,3 +57,8 @@ OTHER: dict[str, dict[str, Any]] = {
 }
 """Of models beside LeWM, which has a table of its own: every field of the config that the parts do
 not share -> a value that SMALL does not have."""
+
+GENERATIVE: dict[str, tuple[str, float, int]] = {"dreamer": ("embedding", 5e-3, 80)}
+"""Of models that learn to draw a frame before they predict the next, which takes hundreds of
+updates and cannot be done with noise: the term that falls at once where states know their frames,
+a learning rate and a number of updates."""

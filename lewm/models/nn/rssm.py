@@ -34,7 +34,8 @@ class RSSM(nn.Module):
         unimix: share of the uniform distribution in every prior and posterior.
 
     Source: Dreamer V3 (arXiv 2301.04104) and its code: one layer before the GRU and in the
-    posterior, two in the prior, RMSNorm and SiLU, and a bias of -1 on the update gate.
+    posterior, two in the prior, RMSNorm and SiLU, and a bias of -1 on the update gate. Ours:
+    weights begin as PyTorch has it.
     """
 
     def __init__(
@@ -95,33 +96,14 @@ class BlockLinear(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, blocks: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(blocks, in_dim // blocks, out_dim // blocks))
-        begin(self.weight, in_dim // blocks)
+        fan_in = in_dim // blocks
+        bound = fan_in**-0.5  # as `nn.Linear` begins
+        shape = (blocks, fan_in, out_dim // blocks)
+        self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(blocks, 1, out_dim // blocks))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x.transpose(0, 1), self.weight).transpose(0, 1)
-
-
-def begin(weight: Tensor, fan_in: int) -> None:
-    """Fill with normal numbers of variance 1 / fan_in, cut off at two standard deviations.
-
-    Source: Dreamer V3's code. PyTorch's layers begin with a third of that variance; a posterior is
-    then so close to uniform that its draws say nothing of the frame.
-    """
-    std = fan_in**-0.5 / 0.87962566103423978
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-
-
-def begin_layer(module: nn.Module) -> None:
-    """Likewise of a linear layer or a convolution, whose bias begins at 0."""
-    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-        into = module.weight[:, 0] if isinstance(module, nn.ConvTranspose2d) else module.weight[0]
-        # a strided transposed convolution of kernel 4 reaches each place by a quarter of its taps
-        share = 4 if isinstance(module, nn.ConvTranspose2d) else 1
-        begin(module.weight, into.numel() // share)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def layer(in_dim: int, out_dim: int) -> nn.Sequential:
