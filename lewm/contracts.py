@@ -420,6 +420,28 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Judging(Protocol):
+    """A world model with costs of its own, such as one that can draw what it imagines."""
+
+    costs: tuple[str, ...]  # their names; the first is what it is planned with if nobody chooses
+
+    def judge(self, name: str, rollout: Tensor, goal: Tensor) -> Tensor:
+        """(B, N, H, D) predicted latents and (B, D) goal latents -> (B, N), lower is better, by
+        the cost of that name."""
+        ...
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """An objective that asks the world model itself. How to plan is written down without one, so
+    an agent hands it over."""
+
+    def asking(self, model: WorldModel) -> Objective:
+        """The same objective, asking this model; a `ValueError` where that cannot answer."""
+        ...
+
+
 class Solver(Protocol):
     """A search over action sequences. Frozen dataclass, one file in `solvers/`; holds no state,
     asks no environment."""

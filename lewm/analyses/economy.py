@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from lewm import registry
 from lewm.contracts import (
     Engined,
+    Judging,
     Progress,
     Refining,
     Report,
@@ -454,12 +455,9 @@ def count_plan(
             part.cpu()
     if plain:
         planning = replace(planning, precision="float32")
-        made = SimpleNamespace(
-            **{
-                name: getattr(made, name)
-                for name in ("spec", "context", "latent_dim", "encode", "rollout")
-            }
-        )
+        kept = ["spec", "context", "latent_dim", "encode", "rollout"]
+        kept += ["costs", "judge"] if isinstance(made, Judging) else []
+        made = SimpleNamespace(**{name: getattr(made, name) for name in kept})
     agent = Agent(made, planning, spec, [0])
     return count_flops(lambda: agent.act(*look)), agent.effort.predictor_calls
 

@@ -233,6 +233,7 @@ def planned(function, argument):
             "guarded": "--solver amortised --search cem",
             "countdown": "--solver amortised",
             "objective": "",
+            "judged_by": "--objective own",
             "candidates": "--solver cem --elites 5",
             "horizon": "--solver cem --receding 1",
         }.get(name, "--solver cem")

@@ -72,6 +72,7 @@ PLANNING = {
     "elites": (3, 4),
     "iterations": (2, 3),
     "stop_spread": (0.25, 0.5),
+    "judged_by": ("picture", "posterior"),
     "intermediate": (0.75, 0.5),
     "horizon": (3, 4),
     "receding": (2, 3),

@@ -35,6 +35,15 @@ TOKENS: dict[str, Any] = {
 """Of the predictor over tokens."""
 
 SMALL: dict[str, dict[str, Any]] = {
+    "dreamer": {
+        "channels": (8, 16, 16),
+        "embedding_dim": 24,
+        "deter": 32,
+        "hidden": 32,
+        "variables": 6,
+        "classes": 8,
+        "blocks": 2,
+    },
     "lewm": TRUNK | {"sigreg_slices": 64},
     "pldm": TRUNK | {"inverse_dim": 32, "inverse_weight": 1.0},
     "byol": TRUNK | {"momentum": 0.9},
@@ -64,6 +73,21 @@ SMALL: dict[str, dict[str, Any]] = {
 """For pictures of 32 px; `context` is set by the test."""
 
 OTHER: dict[str, dict[str, Any]] = {
+    "dreamer": {
+        "channels": (8, 12, 16),
+        "embedding_dim": 16,
+        "deter": 40,
+        "hidden": 24,
+        "variables": 5,
+        "classes": 7,
+        "blocks": 4,
+        "unimix": 0.1,
+        "reconstruction_weight": 2.0,
+        "dynamics_weight": 0.5,
+        "representation_weight": 0.2,
+        "free_bits": 3.0,
+        "imagined": "mode",
+    },
     "pldm": {
         "variance_weight": 2.0,
         "covariance_weight": 2.0,
@@ -111,3 +135,8 @@ OTHER: dict[str, dict[str, Any]] = {
 }
 """Of models beside LeWM, which has a table of its own: every field of the config that the parts do
 not share -> a value that SMALL does not have."""
+
+GENERATIVE: dict[str, tuple[str, float, int]] = {"dreamer": ("embedding", 5e-3, 80)}
+"""Of models that learn to draw a frame before they predict the next, which takes hundreds of
+updates and cannot be done with noise: the term that falls at once where states know their frames,
+a learning rate and a number of updates."""
