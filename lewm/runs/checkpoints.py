@@ -31,10 +31,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lewm import registry
-from lewm.contracts import DataSpec, Described, Statistics, require
+from lewm.contracts import (
+    DataSpec,
+    Described,
+    Statistics,
+    Trainable,
+    TrainableModel,
+    WorldModel,
+    require,
+)
 from lewm.files import (
     append_line,
     hold,
@@ -59,7 +67,7 @@ HEADS, HEAD = "heads", "head.json"
 WEIGHTS, OPTIMISER = "weights.safetensors", "optimiser.safetensors"
 
 
-def describe_model(model: Any) -> dict[str, Any]:
+def describe_model(model: WorldModel) -> dict[str, Any]:
     """What `build_model` needs to make this model anew: registered name, config and data spec,
     JSON-ready.
 
@@ -67,6 +75,7 @@ def describe_model(model: Any) -> dict[str, Any]:
         ValueError: the model does not keep its config.
     """
     require(Described, model, "a model that is written down")
+    assert isinstance(model, Described)
     return {
         "model": type(model.config).__module__.rpartition(".")[2],
         "config": dataclasses.asdict(model.config),
@@ -80,7 +89,7 @@ UNBUILDABLE = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, Ar
 
 def build_model(
     description: Mapping[str, Any], source: Path | str = "the model description"
-) -> Any:
+) -> TrainableModel:
     """Make a model with fresh weights from what `describe_model` gave.
 
     Raises:
@@ -285,7 +294,7 @@ NUMBERED, PROGRESS = re.compile(r"[0-9]{8,18}"), "progress.json"
 def save(
     run: Path,
     update: int,
-    model: Any,
+    model: TrainableModel,
     optimiser: torch.optim.Optimizer | None = None,
     progress: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -323,7 +332,7 @@ def latest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(run: Path | str, device: torch.device | str = "cpu") -> Any:
+def load(run: Path | str, device: torch.device | str = "cpu") -> TrainableModel:
     """Load a run's model from its newest checkpoint, in evaluation mode.
 
     Raises:
@@ -344,7 +353,7 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Any:
 
 def made_of(
     description: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path, described: Path
-) -> Any:
+) -> TrainableModel:
     """Make a model of its description and its weights. Of sizes that the weights do not bear out
     nothing is allocated.
 
@@ -361,7 +370,7 @@ def made_of(
     return model
 
 
-def restore(run: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
+def restore(run: Path, model: Trainable, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Bring model and optimiser to a run's newest checkpoint; return its progress, or None if there
     is none.
 
@@ -389,7 +398,7 @@ def restore(run: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> di
     return progress
 
 
-def restore_weights(model: nn.Module, path: Path) -> None:
+def restore_weights(model: Trainable, path: Path) -> None:
     """Load a safetensors file into `model`, strictly.
 
     Raises:
@@ -398,7 +407,7 @@ def restore_weights(model: nn.Module, path: Path) -> None:
     fill(model, read_tensors(path), path)
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+def fill(model: Trainable, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Give a model its weights, strictly.
 
     Raises:
@@ -410,7 +419,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     model.load_state_dict(tensors)
 
 
-def _require_fit(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+def _require_fit(model: Trainable, tensors: Mapping[str, Tensor], source: Path) -> None:
     own = model.state_dict()
     wrong = [f"{name} is missing" for name in own.keys() - tensors.keys()]
     wrong += [f"{name} is unexpected" for name in tensors.keys() - own.keys()]

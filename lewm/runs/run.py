@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from lewm import registry
-from lewm.contracts import Report, World, WorldModel, WorldSpec
+from lewm.contracts import Report, Settings, TrainableModel, World, WorldSpec
 from lewm.data.episodes import Episodes, check_fits
 from lewm.devices import device_named
 from lewm.files import parse_json, read_json
@@ -87,7 +87,7 @@ class Run:
             then a search that does without, and whoever shows results says so.
     """
 
-    model: WorldModel
+    model: TrainableModel
     episodes: Episodes
     fit_ids: Sequence[int]
     test_ids: Sequence[int]
@@ -428,7 +428,7 @@ def _same_stream(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool | Non
     return None if any(None in pair for pair in pairs) else True
 
 
-class Analysis(Protocol):
+class Analysis(Settings, Protocol):
     """One file in `analyses/`: a frozen dataclass that is asked about a run. It prints nothing,
     draws nothing, writes nothing.
 
