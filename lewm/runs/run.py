@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from lewm import registry
 from lewm.contracts import Report, Settings, TrainableModel, World, WorldSpec
@@ -52,6 +52,20 @@ class Missing:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Latents of a run's frames, kept while it is open: what one analysis has encoded another need
+    not. What is encoded is encoded together with the same frames, so it is equal to the bit.
+
+    Attributes:
+        paths: number of an episode -> (L, D), its frames one block apart.
+        frames: rows of the file, as bytes -> (F, D) float64.
+    """
+
+    paths: dict[int, Tensor] = field(default_factory=dict)
+    frames: dict[bytes, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Run:
     """A frozen model, episodes that it learnt from and others, and what else is known of how it was
     made.
@@ -85,6 +99,7 @@ class Run:
             None where that is unknown, as it is of every imported run.
         lacks: heads that the recipe's way to plan asks for and the run does not have; `planning` is
             then a search that does without, and whoever shows results says so.
+        seen: what was encoded of the episodes since it was opened.
     """
 
     model: TrainableModel
@@ -101,6 +116,7 @@ class Run:
     heldout: tuple[int, ...] = ()
     own_data: bool | None = None
     lacks: tuple[str, ...] = ()
+    seen: Seen = field(default_factory=Seen, init=False, repr=False, compare=False)
 
     @property
     def remark(self) -> str:
