@@ -11,6 +11,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import lewm
 from lewm import registry
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         name = registry.choose("command", words[0], COMMANDS)
         command = f"lewm {name}"
+        _refuse_target(words)
         with warnings.catch_warnings():
             warnings.simplefilter("default" if debug else "ignore")
             warnings.simplefilter("always", UserWarning)
@@ -79,6 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"{command}: {_paragraph(error)}")
         return USER_ERROR
     return 0
+
+
+def _refuse_target(words: Sequence[str]) -> None:
+    """Refuse a `--json` that cannot be written before the work, not after it; every command that
+    has it writes it last."""
+    from lewm.files import require_own  # `--help` does without
+
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag == "--json" and (target := value or following):
+            require_own(Path(target))
 
 
 def _say(text: str) -> None:

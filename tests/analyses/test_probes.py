@@ -281,7 +281,7 @@ def test_what_was_encoded_is_not_encoded_again_and_nothing_else_is_taken_for_it(
     )
     np.testing.assert_array_equal(first[0], plain)
     np.testing.assert_array_equal(again[0], plain)
-    assert frames == first[1] and again[1] == 0
+    assert [first[1], again[1]] == [frames, 0]
     np.testing.assert_array_equal(others[0], weights(range(5, 15), 1, None)[0])
     assert 0 < others[1] < frames  # of five episodes the paths are known
     np.testing.assert_array_equal(
