@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -504,3 +505,24 @@ def test_a_json_that_cannot_be_written_is_refused_before_the_work(
     said = capsys.readouterr().err
     assert {"folder": "got a folder", "link": "got a symbolic link"}[kind] in said
     assert whole.read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_sigterm_is_like_ctrl_c_in_every_command(name, capsys, monkeypatch):
+    ends = []
+
+    def work(words):
+        pid = os.fork()
+        if pid == 0:  # what is forked, such as a worker, just ends
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(1)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
+
+    begun = SimpleNamespace(import_module=lambda _: SimpleNamespace(main=work))
+    monkeypatch.setattr("lewm.cli.main.importlib", begun)
+    assert main([name]) == 130
+    assert ends == [-signal.SIGTERM]
+    assert f"lewm {name}: interrupted." in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
