@@ -14,16 +14,16 @@ they become float inside a model and nowhere else.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 # ------------------------------------------------------------------------------------------ records
 
@@ -358,10 +358,16 @@ class Remembering(Protocol):
         ...
 
 
-class ModelConfig(Protocol):
+class Settings(Protocol):
+    """A dataclass, such as a config: settings by name."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class ModelConfig(Settings, Protocol):
     """What a model is made from: the frozen dataclass of its plug-in, one file in `models/`."""
 
-    def build(self, spec: DataSpec) -> WorldModel:
+    def build(self, spec: DataSpec) -> TrainableModel:
         """Make a model with random weights that fits the data."""
         ...
 
@@ -383,7 +389,38 @@ class Described(Protocol):
     Its config is the frozen dataclass of its plug-in, so it can be written down as JSON.
     """
 
-    config: Any
+    @property
+    def config(self) -> Settings: ...
+
+
+class Trainable(Protocol):
+    """An `nn.Module`, as far as whoever trains, stores or moves one asks; a role, so that it can be
+    joined with others."""
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def buffers(self) -> Iterator[Tensor]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def children(self) -> Iterator[nn.Module]: ...
+
+    def train(self, mode: bool = True) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+
+
+class TrainableModel(WorldModel, Described, Trainable, Protocol):
+    """A world model that is an `nn.Module` and keeps its config: what a plug-in builds. Planning
+    and the analyses do with a `WorldModel`."""
 
 
 @runtime_checkable
@@ -403,6 +440,10 @@ class Head(Protocol):
         ...
 
 
+class TrainableHead(Head, Described, Trainable, Protocol):
+    """A head that is an `nn.Module` and keeps its config: what a plug-in builds."""
+
+
 @runtime_checkable
 class Distance(Protocol):
     """A head that knows how far it is from one latent to another."""
@@ -412,7 +453,7 @@ class Distance(Protocol):
         ...
 
 
-class Objective(Protocol):
+class Objective(Settings, Protocol):
     """What a plan is for. Frozen dataclass, one file in `objectives/`."""
 
     def cost(self, rollout: Tensor, goal: Tensor) -> Tensor:
@@ -442,7 +483,7 @@ class Asking(Protocol):
         ...
 
 
-class Solver(Protocol):
+class Solver(Settings, Protocol):
     """A search over action sequences. Frozen dataclass, one file in `solvers/`; holds no state,
     asks no environment."""
 
@@ -686,7 +727,7 @@ NONE: Mapping[str, float] = MappingProxyType({})
 
 
 def check_numbers(
-    config: Any,
+    config: Settings,
     least: Mapping[str, float] = NONE,
     most: Mapping[str, float] = NONE,
     above: Mapping[str, float] = NONE,
@@ -725,7 +766,7 @@ def check_numbers(
                 raise ValueError(f"{name} must be below {below[name]}, got {number}. Lower {name}.")
 
 
-def _check_kind(name: str, number: Any, whole: bool, endless: bool) -> None:
+def _check_kind(name: str, number: object, whole: bool, endless: bool) -> None:
     """Refuse what is no number, or, unless it may be `endless`, none that is finite."""
     if (
         isinstance(number, bool)

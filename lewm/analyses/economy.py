@@ -447,7 +447,7 @@ def count_plan(
 ) -> tuple[int, int]:
     """FLOPs of the first plan of an episode, and how many latents it predicts; `plain`, by
     `rollout` and no engine."""
-    made: Any
+    made: WorldModel
     # on a CPU: a CUDA graph would hide its operations from the counter
     made, planning = copy.deepcopy((model, planning))
     for part in (made, *vars(planning.objective).values(), *vars(planning.solver).values()):

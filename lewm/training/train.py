@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from lewm.contracts import (
     Report,
     Staged,
     Statistics,
+    TrainableModel,
     WorldModel,
     require,
     silent,
@@ -145,7 +146,7 @@ def _train(
             **(experiment or {}),
         }
         total = _claimed(trainer, run, description, extra, began, report)
-        progress = checkpoints.restore(run, cast(nn.Module, bare), trainer.optimiser) or {}
+        progress = checkpoints.restore(run, bare, trainer.optimiser) or {}
         first = int(progress.get("update", 0))
         fabric.barrier()  # nobody writes before all have read
         if first < total:
@@ -266,7 +267,7 @@ class Trainer:
     def __init__(
         self,
         fabric: Fabric,
-        bare: Any,
+        bare: TrainableModel,
         config: TrainingConfig,
         batches: Batches,
         paths: Tensor | None = None,
@@ -472,11 +473,11 @@ class Trainer:
 
 
 def recalibrate(
-    model: WorldModel, batches: Iterator[Batch], device: torch.device | str = "cpu"
+    model: TrainableModel, batches: Iterator[Batch], device: torch.device | str = "cpu"
 ) -> None:
     """Re-estimate batch-norm statistics as the plain average over `batches`; the model ends in
     evaluation mode."""
-    with recalibrating(cast(nn.Module, model)):
+    with recalibrating(model):
         for batch in batches:
             model.loss(batch.to(device), torch.Generator(device).manual_seed(0))
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from lewm.contracts import Trainable
+
 
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation of (n, width) rows over the batch of *all* devices, on CPU as well as on
@@ -419,7 +421,7 @@ def mean_over_devices(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def recalibrating(model: nn.Module) -> Iterator[None]:
+def recalibrating(model: Trainable) -> Iterator[None]:
     """Re-estimate BatchNorm statistics from the batches that go through `model` inside; it ends in
     evaluation mode.
 
