@@ -236,16 +236,20 @@ class Carried:
 
     Attributes:
         action_encoder, predictor, projector: of the model; `engine` copies them.
+        finish: what the model does to a latent last, row by row.
         rows_at_least: rows that an environment has in every product, see `ROWS_AT_LEAST`.
     """
 
     action_encoder: nn.Module
     predictor: Predictor
     projector: nn.Module
+    finish: Callable[[Tensor], Tensor]
     rows_at_least: int = 1
 
     @classmethod
-    def engine(cls, mixer: str, precision: str, *parts: Any) -> Carried:
+    def engine(
+        cls, mixer: str, precision: str, finish: Callable[[Tensor], Tensor], *parts: Any
+    ) -> Carried:
         """Copy the parts as they are now; the same arithmetic as the model's, row by row.
 
         Raises:
@@ -256,8 +260,8 @@ class Carried:
                 f"expected precision 'float32' of a predictor with {mixer}, the only one that it "
                 f"has, got '{precision}'. Use 'float32', or a model with attention."
             )
-        copies = [copy.deepcopy(part).requires_grad_(False) for part in parts]
-        return cls(*copies, rows_at_least=ROWS_AT_LEAST)
+        encoder, predictor, projector = (copy.deepcopy(x).requires_grad_(False) for x in parts)
+        return cls(encoder, predictor, projector, finish, ROWS_AT_LEAST)
 
     def __call__(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
         """As `WorldModel.rollout`; all of the context primes the state, however long it is.
@@ -284,14 +288,15 @@ class Carried:
                 states,
                 write=observed or not self.predictor.frozen_memory,
             )
-            latent = self.projector(hidden[:, 0])[:, None]
+            latent = self.finish(self.projector(hidden[:, 0]))[:, None]
             latents.append(latent)
         return torch.cat(latents, dim=1).unflatten(0, (-1, rows))[:, :candidates]
 
 
 def _each(x: Tensor, times: int) -> Tensor:
-    """(B, ...) -> (B * times, ...), every row so many times."""
-    return x if times == 1 else x[:, None].expand(-1, times, *x.shape[1:]).flatten(0, 1)
+    """(B, ...) -> (B * times, ...), every row so many times; in new memory even for B = 1, because
+    products of rows that share memory take another route."""
+    return x.repeat_interleave(times, dim=0)
 
 
 @dataclass(frozen=True)
