@@ -237,7 +237,8 @@ class Carried:
     Attributes:
         action_encoder, predictor, projector: of the model; `engine` copies them.
         finish: what the model does to a latent last, row by row.
-        rows_at_least: rows that an environment has in every product, see `ROWS_AT_LEAST`.
+        rows_at_least: rows that an environment has in every product, see `ROWS_AT_LEAST`. More than
+            one asks for an even number as well, see `mixers.LANES`.
     """
 
     action_encoder: nn.Module
@@ -275,8 +276,8 @@ class Carried:
             seen, done = (_each(x, fewest) for x in (context[:, :-1], past_actions))
             _, states = self.predictor.advance(seen, self.action_encoder(done))
             states = [tuple(x[::fewest] for x in state) for state in states]
-        actions = F.pad(actions, (0, 0, 0, 0, 0, max(0, fewest - candidates)))
-        rows = actions.shape[1]
+        rows = candidates if fewest == 1 else max(fewest, candidates + candidates % 2)
+        actions = F.pad(actions, (0, 0, 0, 0, 0, rows - candidates))
         if states is not None:
             states = [tuple(_each(x, rows) for x in state) for state in states]
         latent, latents = _each(context[:, -1:], rows), []

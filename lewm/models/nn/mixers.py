@@ -34,6 +34,10 @@ __all__ = ["MIXERS", "Mamba", "Recurrence", "Titans", "matched_mlp_dim", "recurr
 
 MIXERS = ("attention", "mamba", "titans")
 
+LANES = 16
+"""A CPU takes as many numbers at once, and what is left over with another last digit. Nothing is
+left over where rows are multiples of this: what shares a batch changes nothing."""
+
 State = tuple[Tensor, ...]
 """What the past has left of one layer: tensors whose first axis are the rows."""
 
@@ -44,6 +48,9 @@ class Recurrence(nn.Module, ABC):
 
     undecayed: tuple[str, ...] = ()
     """Names of its parameters that weight decay would pull to where they do not begin."""
+
+    flops: int
+    """Per token, of the multiplications and additions that are no matrix product."""
 
     @abstractmethod
     def forward(
@@ -89,6 +96,7 @@ class Mamba(Recurrence):
         self.A_log = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out = nn.Linear(inner, width, bias=False)
+        self.flops = inner * (7 * states + 2 * kernel)
         begin, end = math.log(1e-3), math.log(1e-1)
         delta = (begin + (end - begin) * torch.rand(inner)).exp()
         with torch.no_grad():
@@ -154,6 +162,7 @@ class Titans(Recurrence):
         self.read_weight = nn.Parameter(torch.ones(inner))
         self.read_bias = nn.Parameter(torch.zeros(inner))
         self.out = nn.Linear(inner, width)
+        self.flops = inner * (9 * head_dim + 4 * window)
         with torch.no_grad():
             self.gates.weight.zero_()
             starts = torch.tensor([0.05, 0.5, 0.5]).logit()  # alpha, eta, theta
@@ -176,7 +185,9 @@ class Titans(Recurrence):
 
         wanted, key, value = self._by_head(self.memory_qkv(x))
         wanted, key = F.normalize(wanted, dim=-1), F.normalize(key, dim=-1)
-        alpha, eta, theta = self.gates(x).sigmoid()[..., None, None].chunk(3, dim=2)
+        # once per row of M, for the reason of LANES
+        gates = self.gates(x)[..., None].expand(-1, -1, -1, value.shape[-1]).contiguous()
+        alpha, eta, theta = gates.sigmoid()[..., None].chunk(3, dim=2)
         reads = []
         for t in range(tokens):
             if write:
@@ -193,7 +204,7 @@ class Titans(Recurrence):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(n, tokens, heads, head_dim) queries of the last tokens of keys and values -> (n,
         tokens, heads * head_dim)."""
-        tokens, before = q.shape[1], k.shape[1] - q.shape[1]
+        before = k.shape[1] - q.shape[1]
         place = torch.arange(k.shape[1], device=q.device)
         back = place[before:, None] - place  # (tokens, before + tokens)
         seen = (back >= 0) & (back < self.window)
@@ -221,7 +232,7 @@ def recurrence(
 
 def matched_mlp_dim(mixer: str, width: int, heads: int, head_dim: int, mlp_dim: int) -> int:
     """The width of the MLP that gives a layer with this mixer the parameters of one with attention
-    and an MLP of `mlp_dim`, to within half a unit of it.
+    and an MLP of `mlp_dim`, as nearly as a multiple of `LANES` does.
 
     Raises:
         ValueError: the mixer alone has as many, so nothing is left for the MLP.
@@ -233,9 +244,10 @@ def matched_mlp_dim(mixer: str, width: int, heads: int, head_dim: int, mlp_dim: 
     inner = heads * head_dim
     attention = 4 * width * inner + width
     spare = attention - sum(parameter.numel() for parameter in alone.parameters())
-    matched = mlp_dim + round(spare / (2 * width + 1))
-    if matched < 1:
-        least = mlp_dim - matched + 1
+    exact = mlp_dim + spare / (2 * width + 1)
+    matched = LANES * round(exact / LANES)
+    if matched < LANES:
+        least = math.ceil(mlp_dim - exact + LANES)
         raise ValueError(
             f"expected an MLP that can give up the parameters that {mixer} has more than attention "
             f"of {heads} heads of {head_dim}, got predictor_mlp_dim={mlp_dim}. Make it {least} or "
