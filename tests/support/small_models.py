@@ -24,6 +24,11 @@ TRUNK: dict[str, Any] = {
 }
 """Of the parts that LeWM and its nearest rivals share."""
 
+MIXED: dict[str, dict[str, Any]] = {
+    mixer: {"predictor_mixer": mixer, "predictor_mlp_dim": 128} for mixer in ("mamba", "titans")
+}
+"""LeWM with a recurrence in its predictor: what is changed of its settings below."""
+
 SMALL: dict[str, dict[str, Any]] = {
     "lewm": TRUNK | {"sigreg_slices": 64},
     "pldm": TRUNK | {"inverse_dim": 32, "inverse_weight": 1.0},
