@@ -9,17 +9,25 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lewm.contracts import Undecayed
+from lewm import registry
+from lewm.contracts import Box, DataSpec, Plan, Undecayed
 from lewm.models.lewm import LeWMConfig
 from lewm.models.nn.layers import PredictorBlock
 from lewm.models.nn.mixers import LANES, Mamba, Titans, matched_mlp_dim, recurrence
+from lewm.planning.objectives.l2 import L2
+from lewm.planning.solvers.cem import CEM
 from lewm.runs import checkpoints
 from lewm.training.train import train
+from tests.support.knobs import ANALYSED
 from tests.support.models import SPEC
+from tests.support.played import MODEL as PLAYED
+from tests.support.played import played
+from tests.support.point_world import FRAMESKIP, SIZE, STATISTICS
 from tests.support.small_models import MIXED, SMALL
 from tests.support.tiny import MODEL, TRAINING, write
 
 MIXERS = sorted(MIXED)
+POINTS = DataSpec(SIZE, FRAMESKIP, STATISTICS)
 
 
 def stirred(module, by=0.2):
@@ -196,8 +204,9 @@ def test_what_was_seen_long_ago_still_matters(mixer):
     y, state = module(x)
     (slope,) = torch.autograd.grad(y[0, -1].sum(), x)
     assert (slope[0].abs().sum(-1) > 0).all()
-    sizes = [tuple(part.shape) for part in module(x[:, :3])[1]]
-    assert [tuple(part.shape) for part in state] == sizes
+    sizes = {"mamba": [(1, 3, 16), (1, 16, 16)], "titans": [(1, 2, 4, 4)] * 2 + [(1, 2, 2, 4)] * 2}
+    for left in (state, module(x[:, :4])[1]):
+        assert [tuple(part.shape) for part in left] == sizes[mixer]
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -377,3 +386,45 @@ def test_a_stopped_training_goes_on_bit_by_bit(mixer, tmp_path):
             for run in (whole, halves)
         )
         assert first == second
+
+
+# ----------------------------------------------------------------------------------- planned with
+
+
+def played_with(mixer):
+    sizes = {"context": 2, "predictor_mlp_dim": 128, "predictor_mixer": mixer}
+    torch.manual_seed(3)
+    model = stirred(dataclasses.replace(PLAYED, **sizes).build(POINTS), 0.1)
+    return played(model=model)
+
+
+@pytest.mark.parametrize("name", registry.names("solvers"))
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_solver_searches_its_rollouts(mixer, name):
+    kind = registry.load("solvers", name)
+    small = {"num_candidates": 16, "num_elites": 4, "num_iterations": 4}
+    small |= {"search": CEM(16, 4, 4), "spread": 1.0}
+    solver = kind(**{f.name: small[f.name] for f in dataclasses.fields(kind) if f.name in small})
+    model = played_with(mixer).model
+    engine = model.engine()
+    g = torch.Generator().manual_seed(0)
+    seen, goal = (torch.randn(2, n, 5, generator=g) for n in (2, 1))
+    past = torch.randn(2, 1, model.spec.block_dim, generator=g)
+
+    def cost(actions):
+        return L2().cost(engine(seen, past, actions), goal[:, 0])
+
+    width = model.spec.block_dim
+    start = Plan(torch.zeros(2, 3, width), torch.ones(2, 3, width))
+    box = Box(torch.full((width,), -2.0), torch.full((width,), 2.0))
+    plan = solver.solve(cost, start, box, [torch.Generator().manual_seed(i) for i in (0, 1)])
+    with torch.no_grad():
+        assert (cost(plan.mean[:, None]) < cost(start.mean[:, None])).all()
+
+
+@pytest.mark.parametrize("name", registry.names("analyses"))
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_analysis_takes_it(mixer, name):
+    quick = {"plans": 1, "paper": False} if name == "economy" else {}
+    result = registry.load("analyses", name)(**ANALYSED[name] | quick).run(played_with(mixer))
+    assert result.tables()
