@@ -17,6 +17,7 @@ from torch import Generator
 
 from lewm.contracts import Batch, DataSpec, Losses, check_numbers
 from lewm.models.nn import losses
+from lewm.models.nn.decoder import Decoder, tiled
 from lewm.models.nn.layers import InverseDynamics
 from lewm.models.nn.sigreg import draw_directions, sigreg
 from lewm.models.nn.trunk import Trunk, TrunkConfig
@@ -45,6 +46,8 @@ class LeWMConfig(TrunkConfig):
         inverse_dim: hidden width of the inverse dynamics.
         multistep_weight: of predicting the whole window from its first frame alone; 0 in the
             paper. Source: JEPA-WM (arXiv 2512.24497).
+        reconstruction_weight: of drawing every picture from its latent, in stds of a pixel: an
+            ablation, which the paper finds to harm planning.
     """
 
     sigreg_weight: float = 0.1
@@ -57,6 +60,7 @@ class LeWMConfig(TrunkConfig):
     inverse_gap: int = 1
     inverse_dim: int = 256
     multistep_weight: float = 0.0
+    reconstruction_weight: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,6 +101,9 @@ class LeWM(Trunk):
             if config.inverse_weight
             else None
         )
+        self.decoder = (
+            Decoder(config.latent_dim, spec.image_size) if config.reconstruction_weight else None
+        )
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """Prediction error of every window of K latents in the batch, plus SIGReg on all latents.
@@ -130,4 +137,9 @@ class LeWM(Trunk):
             whole = whole.detach() if config.stop_gradient else whole
             terms["multistep"] = losses.prediction(ahead, whole)
             weights["multistep"] = config.multistep_weight
+        if self.decoder is not None:
+            drawn = self.decoder(z.flatten(0, 1)[:, None], self.decoder.places)
+            shown = tiled(self.normalised(batch.pixels.flatten(0, 1)))
+            terms["reconstruction"] = losses.prediction(drawn, shown)
+            weights["reconstruction"] = config.reconstruction_weight
         return Losses(terms, weights, latents=z.detach())

@@ -142,6 +142,7 @@ MODEL = {
     "inverse_gap": shape("inverse.layers.2.weight", 0, 4),
     "inverse_dim": shape("inverse.layers.0.weight", 0),
     "multistep_weight": only("total", "slope"),
+    "reconstruction_weight": lambda made, value: "decoder.queries" in made.shapes,
 }
 """Field -> what is seen of it, given what was made with another value, and that value."""
 

@@ -11,6 +11,7 @@ from lewm.models.byol import BYOLConfig
 from lewm.models.dino import DINOConfig
 from lewm.models.lewm import LeWMConfig
 from lewm.models.nn import losses
+from lewm.models.nn.decoder import Decoder, tiled
 from lewm.models.nn.following import follow, layer_normed, momentum_at, on_sphere
 from lewm.models.nn.layers import InverseDynamics
 from lewm.models.nn.sigreg import draw_directions, sigreg_reference
@@ -331,6 +332,26 @@ def test_inverse_dynamics_reach_the_encoder():
     found = model.loss(batch(), torch.Generator().manual_seed(0))
     found.terms["inverse"].backward()
     assert model.encoder.cls.grad.abs().sum() > 0
+
+
+def test_the_reconstruction_is_of_every_picture_in_stds_of_a_pixel():
+    """A decoder that draws nothing errs by the variance of the normalised picture."""
+    model, b = lewm(reconstruction_weight=2.0).eval(), batch()
+    torch.nn.init.zeros_(model.decoder.out.weight)
+    torch.nn.init.zeros_(model.decoder.out.bias)
+    found = model.loss(b, torch.Generator().manual_seed(0))
+    shown = (b.pixels.float() / 255 - model.pixel_mean) / model.pixel_std
+    torch.testing.assert_close(found.terms["reconstruction"], shown.square().mean())
+    assert found.weights["reconstruction"] == 2.0
+    found.terms["reconstruction"].backward()
+
+
+def test_tiles_are_where_a_decoder_draws_them():
+    pictures = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    decoder = Decoder(4, 32)
+    deviations = tiled(pictures.float() / 255)
+    drawn = decoder._pixels(deviations)
+    assert torch.equal(drawn, pictures.permute(0, 2, 3, 1))
 
 
 def test_options_that_are_off_leave_the_weights_as_they_were():

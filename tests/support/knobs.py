@@ -33,6 +33,7 @@ MODEL = {
     "inverse_gap": (2, 3),
     "inverse_dim": (12, 20),
     "multistep_weight": (0.3, 0.4),
+    "reconstruction_weight": (0.3, 0.4),
 }
 
 TRAINING = {
