@@ -20,7 +20,7 @@ def test_the_curtain_hides_its_columns_and_nothing_else():
     behind = np.array([[112.0, 49.0], [40.0, 49.0]], np.float32)  # in the door, and in a room
     seen, open_air = world.render(behind), plain.render(behind)
     hidden = np.zeros(64, bool)
-    hidden[27:37] = True
+    hidden[22:42] = True
     assert (seen[:, :, hidden] == 128).all()
     assert np.array_equal(seen[:, :, ~hidden], open_air[:, :, ~hidden])
     assert not (seen[0] == seen[1]).all()

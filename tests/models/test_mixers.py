@@ -425,6 +425,5 @@ def test_every_solver_searches_its_rollouts(mixer, name):
 @pytest.mark.parametrize("name", registry.names("analyses"))
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_analysis_takes_it(mixer, name):
-    quick = {"plans": 1, "paper": False} if name == "economy" else {}
-    result = registry.load("analyses", name)(**ANALYSED[name] | quick).run(played_with(mixer))
+    result = registry.load("analyses", name)(**ANALYSED[name]).run(played_with(mixer))
     assert result.tables()
