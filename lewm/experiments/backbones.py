@@ -53,9 +53,9 @@ BEYOND = (1, 5, 10, 20)
 """Blocks beyond the training window at which the open-loop error is read."""
 
 CURTAIN = (0.34, 0.66)
-"""Where the curtain hangs, as shares of the picture's width: 72 px of 224 about the wall. The dot is
-drawn some 20 px wide to either side, so all of it is hidden for about 30 px of its way: 6 blocks at
-a walker's usual pace."""
+"""Where the curtain hangs, as shares of the picture's width: 72 px of 224 about the wall. The dot
+is drawn some 20 px wide to either side, so all of it is hidden for about 30 px of its way: 6 blocks
+at a walker's usual pace."""
 
 CANDIDATES, HORIZON = 100, 5
 PATHS = 64
