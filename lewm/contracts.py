@@ -335,6 +335,17 @@ class Following(Protocol):
 
 
 @runtime_checkable
+class Undecayed(Protocol):
+    """A model with parameters that weight decay would pull away from where they belong, such as the
+    rates of a recurrence."""
+
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """Their names, as in `named_parameters`; the others decay."""
+        ...
+
+
+@runtime_checkable
 class Staged(Protocol):
     """A model that is trained in stages, such as an encoder before its predictor."""
 

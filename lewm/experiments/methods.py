@@ -133,7 +133,7 @@ PUBLISHED = (
 LONG = "It pays off over a hundred thousand updates and large batches; tau belongs to that length."
 FITTED = "tau fits the run: it remembers a quarter of its updates. Three learning rates are tried."
 
-SEQUENCES: Mapping[str, Any] = {"window": 4, "batch_size": 32}
+SEQUENCES: dict[str, Any] = {"window": 4, "batch_size": 32}
 """Of what learns from the course of more than two frames: as many frames as the tiny recipes."""
 
 METHODS: dict[str, Method] = {

@@ -34,6 +34,7 @@ from lewm.contracts import (
     Staged,
     Statistics,
     TrainableModel,
+    Undecayed,
     WorldModel,
     require,
     silent,
@@ -281,7 +282,7 @@ class Trainer:
         # parameter, and where another process has a core that takes longer than the update.
         fused = True if fabric.device.type == "cuda" else None
         adamw = torch.optim.AdamW(
-            bare.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=fused
+            _groups(bare), config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
         self.model, self.optimiser = fabric.setup(_Loss(bare), adamw)
         self._broke = torch.full((), NEVER, dtype=torch.int64, device=fabric.device)
@@ -483,6 +484,15 @@ def recalibrate(
 
 
 # ----------------------------------------------------------------------------------------- internal
+
+
+def _groups(model: Any) -> list[dict[str, Any]]:
+    """What the optimiser trains: all parameters in their order; those that do not decay, where a
+    model has some, are a group of their own behind the others."""
+    spared = model.undecayed if isinstance(model, Undecayed) else frozenset()
+    decayed = [value for name, value in model.named_parameters() if name not in spared]
+    rest = [value for name, value in model.named_parameters() if name in spared]
+    return [{"params": decayed}, *([{"params": rest, "weight_decay": 0.0}] if rest else [])]
 
 
 class _Loss(nn.Module):

@@ -129,6 +129,9 @@ MODEL = {
         == {value}
     ),
     "zero_modulation": only("begins", "prediction", "total", "slope"),
+    "predictor_mixer": lambda made, value: (
+        {type(block.mixer).__name__.lower() for block in made.model.predictor.blocks} == {value}
+    ),
     "sigreg_weight": only("total", "slope"),
     "sigreg_slices": only("sigreg", "total", "slope"),
     "sigreg_knots": only("sigreg", "total", "slope"),

@@ -12,19 +12,28 @@ from lewm.models.nn import losses as sigreg_losses
 from lewm.models.nn.layers import sincos_2d
 from lewm.models.nn.sigreg import draw_directions, sigreg_reference
 from lewm.runs import checkpoints
-from tests.support.small_models import GENERATIVE, OTHER, SMALL, TRUNK
+from tests.support.small_models import GENERATIVE, MIXED, OTHER, SMALL, TRUNK
 
 SPEC = DataSpec(32, 5, Statistics((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), (0.1, -0.2), (1.0, 0.5)))
 LEWM = SMALL["lewm"]
 
 
 @pytest.fixture(
-    params=[(name, context) for name in registry.names("models") for context in (1, 3)], ids=str
+    params=[
+        (name, context, mixer)
+        for name, mixer in [
+            *((name, "") for name in registry.names("models")),
+            *(("lewm", mixer) for mixer in MIXED),
+        ]
+        for context in (1, 3)
+    ],
+    ids=lambda param: "-".join(map(str, filter(None, param))),
 )
 def model(request) -> WorldModel:
-    name, context = request.param
+    name, context, mixer = request.param
     torch.manual_seed(0)
-    model = registry.load("models", name)(**SMALL[name], context=context).build(SPEC)
+    settings = SMALL[name] | MIXED.get(mixer, {})
+    model = registry.load("models", name)(**settings, context=context).build(SPEC)
     for parameter in model.parameters():  # AdaLN-zero would hide the action: make everything matter
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
@@ -58,7 +67,9 @@ def test_shapes(model):
 
 
 def test_rollout_equals_one_step_at_a_time(model):
-    """A twin that keeps the whole history itself and asks for one latent at a time."""
+    """A twin that keeps the whole history itself and asks for one latent at a time: of the last K
+    latents, or of all of them where a state is carried on."""
+    seen = 100 if carries_a_state(model) else model.context
     for k in range(1, model.context + 1):
         z, past, actions = (
             model.encode(pixels(2, k)),
@@ -70,8 +81,8 @@ def test_rollout_equals_one_step_at_a_time(model):
             latents, blocks = z, past
             for h in range(5):
                 following = model.rollout(
-                    latents[:, -model.context :],
-                    blocks[:, max(0, latents.shape[1] - model.context) :],
+                    latents[:, -seen:],
+                    blocks[:, max(0, latents.shape[1] - seen) :],
                     actions[:, candidate : candidate + 1, h : h + 1],
                 )[:, 0]
                 torch.testing.assert_close(
@@ -81,6 +92,11 @@ def test_rollout_equals_one_step_at_a_time(model):
                     torch.cat([latents, following], 1),
                     torch.cat([blocks, actions[:, candidate, h : h + 1]], 1),
                 )
+
+
+def carries_a_state(model) -> bool:
+    """Whether what was seen more than K frames ago may still matter."""
+    return getattr(model.config, "predictor_mixer", "attention") != "attention"
 
 
 def test_an_engine_gives_the_rollout(model):
@@ -195,7 +211,7 @@ def test_no_setting_is_dead(name):
 WITH = ("crop_share",)
 """Matters only with another setting; the model's own tests change it."""
 
-TRUNK_SWITCHES = ("stem", "projector_norm", "zero_modulation")
+TRUNK_SWITCHES = ("stem", "projector_norm", "zero_modulation", "predictor_mixer")
 """Switches of the parts that LeWM's own table looks at."""
 
 

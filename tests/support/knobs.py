@@ -22,6 +22,7 @@ MODEL = {
     "predictor_mlp_dim": (20, 28),
     "dropout": (0.3, 0.4),
     "zero_modulation": (True, False),
+    "predictor_mixer": ("titans", "attention"),
     "sigreg_weight": (0.3, 0.4),
     "sigreg_slices": (9, 11),
     "sigreg_knots": (9, 11),

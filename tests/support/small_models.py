@@ -34,6 +34,11 @@ TOKENS: dict[str, Any] = {
 }
 """Of the predictor over tokens."""
 
+MIXED: dict[str, dict[str, Any]] = {
+    mixer: {"predictor_mixer": mixer, "predictor_mlp_dim": 128} for mixer in ("mamba", "titans")
+}
+"""LeWM with a recurrence in its predictor: what is changed of its settings below."""
+
 SMALL: dict[str, dict[str, Any]] = {
     "dreamer": {
         "channels": (8, 16, 16),
