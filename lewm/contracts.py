@@ -51,6 +51,8 @@ class WorldSpec:
             it.
         things: names of what can be put elsewhere or painted by itself, see `World.teleport`; the
             one that acts comes first.
+        layout: the state variables that say how the surroundings of an episode are built, where
+            they differ between episodes. They never change within one, and a goal has its start's.
     """
 
     name: str
@@ -66,6 +68,7 @@ class WorldSpec:
     tolerance: float | None = None
     criteria: tuple[str, ...] = ("success",)
     things: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
