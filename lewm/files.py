@@ -35,6 +35,7 @@ except ImportError:  # Windows, where what is open cannot be deleted anyway
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "Held",
     "LOCK",
     "append_line",
     "fetch",
@@ -391,6 +392,10 @@ UNLOCKABLE = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system without locks answers."""
 
 
+class Held(ValueError):
+    """Another process writes there."""
+
+
 @contextmanager
 def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
     """Be the only one who writes to a folder, or to a file; others may read meanwhile.
@@ -404,7 +409,7 @@ def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
         folder: is it one? It is made, and what killed processes left in it is swept.
 
     Raises:
-        ValueError: another holds it; who, and since when.
+        Held: another holds it; who, and since when.
     """
     from filelock import FileLock, SoftFileLock, Timeout
 
@@ -437,7 +442,7 @@ def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
             lock = SoftFileLock(path, **how)
             lock.acquire()
     except Timeout:
-        raise ValueError(
+        raise Held(
             f"{place}: expected to be its only writer, got {_holder(path)}. Wait for it, stop it, "
             "or name another place."
         ) from None

@@ -25,6 +25,7 @@ from lewm.models.nn import losses
 from lewm.models.nn.frozen import device_of, encode
 from lewm.models.nn.layers import recalibrating
 from lewm.models.nn.sigreg import draw_directions, sigreg_per_slice
+from lewm.planning.changes import plugin_name
 from lewm.runs import checkpoints
 from lewm.runs.results import Interval, Result, Tables, interval
 from lewm.runs.run import Run, Unsupported
@@ -379,6 +380,9 @@ class Geometry:
         }
         if head := run.heads.get("temporal"):
             costs["temporal"] = head.distance  # type: ignore[assignment]
+        own = None if run.planning is None else run.planning.objective
+        if own is not None and (name := plugin_name(own)) not in ("l2", "temporal"):
+            costs[name] = lambda first, second: own.cost(first[:, None, None], second)[:, 0]
         saturation, bands = {}, {}
         for name, cost in costs.items():
             apart = float(_paid(cost, paths, *strangers).mean())

@@ -29,8 +29,8 @@ CANDIDATES, HORIZON = 300, 5
 SIZES = {
     "full size, K=3": LeWMConfig(),
     "full size, K=1": LeWMConfig(context=1),
-    "two-room-tiny": recipes.load("two-room-tiny").model,
-    "push-t-tiny": recipes.load("push-t-tiny").model,
+    "two-room-tiny": recipes.load("two-room-tiny").lewm,
+    "push-t-tiny": recipes.load("push-t-tiny").lewm,
 }
 
 

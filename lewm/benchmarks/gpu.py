@@ -149,7 +149,7 @@ def dry_size() -> Size:
         tiny,
         collection=replace(tiny.collection, episodes=60, every=5),
         model=replace(
-            tiny.model,
+            tiny.lewm,
             encoder_width=32,
             encoder_depth=1,
             predictor_width=32,
@@ -512,7 +512,7 @@ def _model(bench: Bench, shaken: bool = True) -> LeWM:
     experiment = bench.size.experiment
     torch.manual_seed(bench.seed)
     statistics = Statistics((0.9, 0.9, 0.9), (0.2, 0.2, 0.2), (0.0, 0.0), (0.5, 0.5))
-    model = experiment.model.build(
+    model = experiment.lewm.build(
         DataSpec(experiment.image_size, experiment.training.frameskip, statistics)
     )
     if shaken:
@@ -590,10 +590,10 @@ def _loss_beside_cpu(bench: Bench, here: LeWM, there: LeWM, batch: Batch) -> Non
 
 def _sigreg_case(bench: Bench) -> tuple[Tensor, Tensor]:
     experiment = bench.size.experiment
-    shape = experiment.training.batch_size, experiment.training.window, experiment.model.latent_dim
+    shape = experiment.training.batch_size, experiment.training.window, experiment.lewm.latent_dim
     generator = torch.Generator().manual_seed(bench.seed)
     return torch.randn(shape, generator=generator), draw_directions(
-        shape[2], experiment.model.sigreg_slices, generator
+        shape[2], experiment.lewm.sigreg_slices, generator
     )
 
 

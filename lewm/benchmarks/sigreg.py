@@ -36,8 +36,8 @@ def _sizes_of(recipe: str) -> tuple[int, int, int, int]:
     return (
         settings.training.batch_size,
         settings.training.window,
-        settings.model.latent_dim,
-        settings.model.sigreg_slices,
+        settings.lewm.latent_dim,
+        settings.lewm.sigreg_slices,
     )
 
 

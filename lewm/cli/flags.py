@@ -16,12 +16,13 @@ def described(config: Any) -> type:
     """A dataclass for tyro with the fields of `config`'s, its values as defaults, and help for each
     of them.
 
-    The help is what the class says under "Attributes:", also where several fields share one entry
-    ("weight_decay, clip: ..."), which tyro by itself does not find.
+    The help is what the class, or one that it inherits from, says under "Attributes:", also where
+    several fields share one entry ("weight_decay, clip: ..."), which tyro by itself does not find.
     """
-    text = inspect.getdoc(type(config)) or ""
+    told = [inspect.cleandoc(kind.__doc__ or "") for kind in reversed(type(config).__mro__)]
+    text, told = told[-1], [each for each in told if "Attributes:" in each]
     summary = " ".join(text.partition("\n\n")[0].split())
-    entries = re.findall(r"^ {4}([a-z_, ]+): (.*(?:\n {5,}.*)*)", text, re.MULTILINE)
+    entries = re.findall(r"^ {4}([a-z_, ]+): (.*(?:\n {5,}.*)*)", "\n".join(told), re.MULTILINE)
     words = {
         name.strip(): " ".join(line.split()) for names, line in entries for name in names.split(",")
     }

@@ -26,6 +26,8 @@ COMMANDS = {
     "plan": "draw a planned episode as an animation",
     "analyse": "ask what a trained model knows: probes, surprise, geometry, decoder, economy",
     "report": "show runs on one page: success, figures, tables, animations",
+    "tune-lambda": "find LeWM's one knob by bisection",
+    "study": "ways not to collapse, trained and planned with side by side",
     "economy": "what a frame and a plan cost, beside the models of others",
     "claims": "hold what is claimed of the model against what runs show",
     "import": "make a run of published weights",
@@ -67,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("default" if debug else "ignore")
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = warn
-            importlib.import_module(f"lewm.cli.commands.{name}").main(words[1:])
+            module = name.replace("-", "_")
+            importlib.import_module(f"lewm.cli.commands.{module}").main(words[1:])
     except KeyboardInterrupt as interrupt:
         if debug:
             raise

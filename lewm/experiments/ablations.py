@@ -70,7 +70,7 @@ def row(experiment: Experiment, variant: str, seed: int, out: Path, pairs: int) 
     experiment = seeded(experiment, seed)
     data = out / f"episodes-{seed}.h5"
     episodes = collect_episodes(experiment, data, lambda *_: None)
-    model_config = dataclasses.replace(experiment.model, **VARIANTS[variant])
+    model_config = dataclasses.replace(experiment.lewm, **VARIANTS[variant])
     started = time.perf_counter()
     train(
         model_config,

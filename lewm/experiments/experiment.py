@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lewm.contracts import check_numbers
+from lewm.contracts import ModelConfig, check_numbers
 from lewm.models.lewm import LeWMConfig
 from lewm.planning.config import PlanningConfig
 from lewm.training.config import TrainingConfig
@@ -52,7 +52,7 @@ class Experiment:
     world: str
     image_size: int
     collection: CollectionConfig
-    model: LeWMConfig
+    model: ModelConfig
     training: TrainingConfig
     planning: PlanningConfig
     hardware: str
@@ -62,6 +62,12 @@ class Experiment:
     look: str = "published"
     together: int = 128
     fitting: FittingConfig = FittingConfig()  # noqa: RUF009  frozen
+
+    @property
+    def lewm(self) -> LeWMConfig:
+        """Its model's settings, of one that trains LeWM."""
+        assert isinstance(self.model, LeWMConfig), f"{self.recipe} trains another model"
+        return self.model
 
     @property
     def options(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ z_t      = projector(ViT(o_t))                                      encode
 zhat_t+1 = projector(Transformer(z_{t-K+1..t}; AdaLN(a_{t-K+1..t})))  predict
 loss     = mean (zhat_{t+1} - z_{t+1})^2 + lambda SIGReg(z)         end to end, targets not detached
 
-The parts, and planning with them, are `nn.trunk`; what follows is what they are trained for.
+The parts, and planning with them, are `nn.trunk`; what follows is what they are trained for. Three
+more terms that the literature found to matter are options, off by default.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Generator
 
 from lewm.contracts import Batch, DataSpec, Losses, check_numbers
 from lewm.models.nn import losses
+from lewm.models.nn.decoder import Decoder, tiled
+from lewm.models.nn.layers import InverseDynamics
 from lewm.models.nn.sigreg import draw_directions, sigreg
 from lewm.models.nn.trunk import Trunk, TrunkConfig
 
@@ -34,6 +37,17 @@ class LeWMConfig(TrunkConfig):
             step on its own. Ours: many short windows show more distinct pictures per update than
             few long ones, and pooled they make one large sample.
         stop_gradient: detach the prediction targets: an ablation, off in the paper.
+        sigreg_subspaces: test the latents in so many groups of D / n dimensions, each on its own.
+            Ours, after Sub-JEPA (arXiv 2605.09241); 1 is the paper.
+        inverse_weight: of telling the blocks between two latents from them; 0 in the paper. It
+            makes what moves by the action worth a place in the latent, also where something else is
+            as predictable. Source: PLDM, Delta-JEPA (arXiv 2606.31232).
+        inverse_gap: blocks between the two.
+        inverse_dim: hidden width of the inverse dynamics.
+        multistep_weight: of predicting the whole window from its first frame alone; 0 in the
+            paper. Source: JEPA-WM (arXiv 2512.24497).
+        reconstruction_weight: of drawing every picture from its latent, in stds of a pixel: an
+            ablation, which the paper finds to harm planning.
     """
 
     sigreg_weight: float = 0.1
@@ -41,14 +55,27 @@ class LeWMConfig(TrunkConfig):
     sigreg_knots: int = 17
     sigreg_pooled: bool = False
     stop_gradient: bool = False
+    sigreg_subspaces: int = 1
+    inverse_weight: float = 0.0
+    inverse_gap: int = 1
+    inverse_dim: int = 256
+    multistep_weight: float = 0.0
+    reconstruction_weight: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(
             self,
-            least={"sigreg_slices": 1, "sigreg_knots": 2},
-            most={"sigreg_slices": 10**6, "sigreg_knots": 1000},
+            least={"sigreg_knots": 2}
+            | dict.fromkeys(("sigreg_slices", "sigreg_subspaces", "inverse_gap", "inverse_dim"), 1),
+            most={"sigreg_slices": 10**6, "sigreg_knots": 1000, "inverse_gap": 1000}
+            | {"inverse_dim": 10**6},
         )
+        if self.latent_dim % self.sigreg_subspaces:
+            raise ValueError(
+                f"sigreg_subspaces must divide latent_dim, got {self.sigreg_subspaces} and "
+                f"{self.latent_dim}. Change one of the two."
+            )
 
     @property
     def weights_about(self) -> int:
@@ -65,6 +92,19 @@ class LeWM(Trunk):
 
     config: LeWMConfig
 
+    def __init__(self, config: LeWMConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.inverse = (
+            InverseDynamics(
+                config.latent_dim, spec.block_dim, config.inverse_dim, config.inverse_gap
+            )
+            if config.inverse_weight
+            else None
+        )
+        self.decoder = (
+            Decoder(config.latent_dim, spec.image_size) if config.reconstruction_weight else None
+        )
+
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """Prediction error of every window of K latents in the batch, plus SIGReg on all latents.
 
@@ -77,18 +117,29 @@ class LeWM(Trunk):
 
         Source: LeWorldModel, eq. 1 to 4.
         """
+        config = self.config
         z, predicted, target = self.transitions(batch)
-        directions = draw_directions(
-            self.latent_dim, self.config.sigreg_slices, generator, z.device
-        )
-        sample = z.flatten(0, 1)[:, None] if self.config.sigreg_pooled else z
-        return Losses(
-            terms={
-                "prediction": losses.prediction(
-                    predicted, target.detach() if self.config.stop_gradient else target
-                ),
-                "sigreg": sigreg(sample, directions, self.config.sigreg_knots),
-            },
-            weights={"sigreg": self.config.sigreg_weight},
-            latents=z.detach(),
-        )
+        target = target.detach() if config.stop_gradient else target
+        sample = z.flatten(0, 1)[:, None] if config.sigreg_pooled else z
+        # what is tested apart stands side by side, as if it were more time steps
+        sample = sample.unflatten(-1, (config.sigreg_subspaces, -1)).flatten(1, 2)
+        directions = draw_directions(sample.shape[-1], config.sigreg_slices, generator, z.device)
+        terms = {
+            "prediction": losses.prediction(predicted, target),
+            "sigreg": sigreg(sample, directions, config.sigreg_knots),
+        }
+        weights = {"sigreg": config.sigreg_weight}
+        if self.inverse is not None:
+            terms["inverse"] = self.inverse.loss(z, batch.actions)
+            weights["inverse"] = config.inverse_weight
+        if config.multistep_weight:
+            ahead, whole = self.open_loop(z[:, :1], batch.actions), z[:, 1:]
+            whole = whole.detach() if config.stop_gradient else whole
+            terms["multistep"] = losses.prediction(ahead, whole)
+            weights["multistep"] = config.multistep_weight
+        if self.decoder is not None:
+            drawn = self.decoder(z.flatten(0, 1)[:, None], self.decoder.places)
+            shown = tiled(self.normalised(batch.pixels.flatten(0, 1)))
+            terms["reconstruction"] = losses.prediction(drawn, shown)
+            weights["reconstruction"] = config.reconstruction_weight
+        return Losses(terms, weights, latents=z.detach())

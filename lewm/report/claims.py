@@ -125,13 +125,8 @@ CLAIMS = (
         4,
         "Lambda can be found by bisection in a logarithmic number of runs.",
         "six coefficients of PLDM: polynomial",
-        "",
-        said(
-            "",
-            UNTESTED,
-            "No bisection was run; the sweep of (3) shows how wide the range is that it would "
-            "have to find.",
-        ),
+        "lewm tune-lambda two-room-tiny --json FILE",
+        verdicts.bisection,
     ),
     Claim(
         5,

@@ -20,11 +20,12 @@ import numpy as np
 import lewm
 from lewm import registry
 from lewm.files import legible
-from lewm.report import sections
+from lewm.report import rivals, sections
 from lewm.report.animation import Clip
 from lewm.report.canvas import THEME, Panel
 from lewm.report.charts import loss_panels, success_panel
 from lewm.report.record import EVALUATION, Record
+from lewm.report.rivals import Study
 from lewm.report.words import (
     cell,
     data_url,
@@ -71,12 +72,13 @@ class _Section:
 # --------------------------------------------------------------------------------------------- page
 
 
-def render(records: Sequence[Record], command: str) -> str:
+def render(records: Sequence[Record], command: str, study: Study | None = None) -> str:
     """Write the page.
 
     Args:
         records: one or more, as `record.record_of` gives them.
         command: that made the page.
+        study: methods side by side, in a section of its own.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -117,6 +119,7 @@ def render(records: Sequence[Record], command: str) -> str:
         straight_does=story and _compared(story["floors"]["straight_line"], story["success"]),
         places=any(clip.places for some in clips for clip in some),
         searches=any(clip.searches for some in clips for clip in some),
+        studies=[] if study is None else _studied(study),
         stages=STAGES,
         next_steps=_next_steps(records[0]),
         evaluation=lambda record: shlex.quote(str(record.path / EVALUATION)),
@@ -164,6 +167,20 @@ def _section(name: str, records: Sequence[Record]) -> _Section:
             (r.label, a.why) for r, a in zip(records, answers, strict=True) if a.result is None
         ],
     )
+
+
+def _studied(study: Study) -> list[dict[str, Any]]:
+    """Methods side by side, by world: sentences, figures and the table."""
+    return [
+        {
+            "world": world,
+            "told": rivals.result_in_words(study, world),
+            "rows": [[("", panel)] for panel in rivals.figures(study, world)],
+            "table": rivals.table(study, world),
+            "objections": [about for about in study.methods.values() if about.get("objection")],
+        }
+        for world in study.worlds
+    ]
 
 
 def _rows(

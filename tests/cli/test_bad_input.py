@@ -323,7 +323,7 @@ def test_a_run_cannot_name_code(name, refused, run):
     (run / "model.json").write_text(
         json.dumps({**description, "model": name, "_target_": "os.system"})
     )
-    refused(["evaluate", run], "unknown model", "Known: lewm")
+    refused(["evaluate", run], "unknown model", ", lewm, ")
 
 
 @pytest.mark.parametrize(

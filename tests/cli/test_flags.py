@@ -16,6 +16,7 @@ import tyro.extras
 
 from lewm.cli.main import COMMANDS, main
 from lewm.experiments import recipes
+from lewm.experiments.tuning import Tuning
 from lewm.planning.changes import PlanningChanges, plugin_name
 from lewm.training.fit import fit_heads
 from tests.support import knobs
@@ -25,7 +26,7 @@ TINY = recipes.load("two-room-tiny")
 
 
 def module_of(command):
-    return importlib.import_module(f"lewm.cli.commands.{command.split()[0]}")
+    return importlib.import_module(f"lewm.cli.commands.{command.split()[0].replace('-', '_')}")
 
 
 def flags_of(command):
@@ -132,6 +133,11 @@ HANDOVERS = {
     "import": [("lewm.cli.commands.import", "import_run")],
     "export": [("lewm.cli.commands.export", "export"), ("lewm.cli.commands.export", "save_pieces")],
     "bench": [("lewm.benchmarks.plan", "run"), ("lewm.benchmarks.gpu", "measure")],
+    "study": [
+        ("lewm.cli.commands.study", "_work"),
+        ("lewm.cli.commands.study", "exported"),
+    ],
+    "tune-lambda": [("lewm.cli.commands.tune_lambda", "tune_lambda")],
     "doctor": [],
 }
 """Command -> the functions at which its work begins: there a spy stops it."""
@@ -165,9 +171,13 @@ BASE = {
     "import": "FOLDER/weights --out FOLDER/new",
     "export": "RUN --out FOLDER/new",
     "bench": "plan --runs RUN",
+    "study": "collapse --out FOLDER/study",
+    "tune-lambda": "two-room-tiny",
     "doctor": "",
 }
 """Command -> words with which it begins its work."""
+
+SHOW = "--only-show --known FOLDER/study.rows.json"
 
 SMALL_SEARCH = "--solver cem --objective l2 --candidates 8 --elites 2 --iterations 1"
 
@@ -388,6 +398,10 @@ ARRIVES = {
         "run": Case("", lambda seen: seen["render"]["records"][0].path.name == "run"),
         "others": Case("COPY", lambda seen: len(seen["render"]["records"]) == 2),
         "--out": Case("", lambda folder: (folder / "page.html").exists(), real=True),
+        "--study": Case(
+            "--study FOLDER/study.rows.json",
+            lambda seen: seen["render"]["study"] is not None,
+        ),
     },
     "economy": {
         "run": Case("", lambda seen: seen["open_run"]["path"].name == "run"),
@@ -408,6 +422,14 @@ ARRIVES = {
         "--benchmarks": Case(
             "--benchmarks FOLDER/rows.json",
             lambda seen: "sigreg" in seen["to_markdown"]["evidence"].benchmarks,
+        ),
+        "--study": Case(
+            "--study FOLDER/study.rows.json",
+            lambda seen: seen["to_markdown"]["evidence"].study is not None,
+        ),
+        "--tunings": Case(
+            "--tunings FOLDER/tuning.json",
+            lambda seen: len(seen["to_markdown"]["evidence"].tunings) == 1,
         ),
         "--out": Case("", lambda folder: (folder / "claims.md").exists(), real=True),
     },
@@ -442,9 +464,73 @@ ARRIVES = {
         "--dry": Case("gpu --dry", equal("measure", "dry", True)),
         "--seed": Case("gpu --seed 4", equal("measure", "seed", 4)),
     },
+    "study": {
+        "study": Case("", lambda seen: "_work" in seen),
+        "--out": Case("", lambda seen: seen["_work"]["out"].name == "study"),
+        **{
+            flag: Case(f"{flag} {words}", field("_work", "plan", flag, value))
+            for flag, words, value in (
+                ("--worlds", "push-t-tiny", ("push-t-tiny",)),
+                ("--methods", "byol dino", ("byol", "dino")),
+                ("--rates", "0.1", (0.1,)),
+                ("--seeds", "2", 2),
+                ("--draws", "5", 5),
+                ("--pairs", "7", 7),
+                ("--updates", "9", 9),
+                ("--episodes", "70", 70),
+            )
+        },
+        "--workers": Case("--workers 2", equal("_work", "workers", 2)),
+        "--known": Case(
+            "--known FOLDER/study.rows.json",
+            lambda seen: [path.name for path in seen["_work"]["known"]] == ["study.rows.json"],
+        ),
+        "--keep": Case("--keep", equal("_work", "keep", True)),
+        "--only-show": Case(
+            "--only-show",
+            lambda seen: "exported" in seen and "_work" not in seen,
+            more="--known FOLDER/study.rows.json",
+        ),
+        "--export": Case("--export FOLDER/e.json", written("e.json"), real=True, more=SHOW),
+        "--page": Case(
+            "--page FOLDER/p.md", lambda folder: (folder / "p.md").exists(), real=True, more=SHOW
+        ),
+    },
+    "tune-lambda": {
+        "recipe": Case("", equal("tune_lambda", "recipe", "two-room-tiny")),
+        "--out": Case("--out FOLDER/t", lambda seen: seen["tune_lambda"]["out"].name == "t"),
+        "--seed": Case("--seed 3", equal("tune_lambda", "seed", 3)),
+        **{
+            f"--{name}": Case(f"--{name} {value}", field("tune_lambda", "how", name, value))
+            for name, value in (
+                ("low", 0.001),
+                ("high", 5.0),
+                ("tolerance", 3.0),
+                ("updates", 7),
+                ("pairs", 9),
+            )
+        },
+        "--confirm": Case("--no-confirm", equal("tune_lambda", "confirm", False)),
+        "--json": Case("--json FOLDER/j.json", written(), real=True, more="--out FOLDER/tuned"),
+    },
     "doctor": {"--json": JSON},
 }
 """Command -> flag -> how it is seen to arrive. A new flag is a new line here."""
+
+STUDIED = {
+    "rates": [0.001],
+    "methods": {"lewm": {"title": "LeWM", "knobs": 1, "control": False, "objection": ""}},
+    "rows": [
+        {
+            **{"name": "a row", "world": "two-room-tiny", "method": "lewm", "rate": 0.001},
+            **{"seed": 0, "draw": None, "tokens": 1, "parameters": 9},
+            "tasks": {
+                "far": {"rate": 1.0, "pairs": 1, "solved": "80", "drawn": "a", "plan_ms": 1.0}
+            },
+        }
+    ],
+}
+"""A study of one row."""
 
 GPU = {
     "--only": Case("gpu --only data", equal("measure", "only", ("data",))),
@@ -492,6 +578,9 @@ def play(stage, small_data, tmp_path, monkeypatch, capsys):
     hdf5(tmp_path / "source.h5", MADE)
     row = {"rows": [{"variant": "base", "seed": 0}], "benchmarks": [{"name": "sigreg", "rows": []}]}
     (tmp_path / "rows.json").write_text(json.dumps(row))
+    (tmp_path / "study.rows.json").write_text(json.dumps(STUDIED))
+    tuned = {"weight": None, "tried": [], "grid": 18, "confirmed": {}}
+    (tmp_path / "tuning.json").write_text(json.dumps(tuned))
     places = {
         "RUN": stage / "run",
         "COPY": stage / "copy",
@@ -562,6 +651,9 @@ def arrives(command, case, play, tmp_path, monkeypatch):
     if command == "bench" and case.real:  # as if it had been measured
         told = {"name": "plan", "what": "", "columns": ("a",), "rows": [("1",)]}
         monkeypatch.setattr("lewm.benchmarks.plan.run", lambda *_, **__: told)
+    if command == "tune-lambda" and case.real:  # as if it had been found
+        found = Tuning(None, (1.0, 2.0), None, (), (), {}, 18)
+        monkeypatch.setattr("lewm.cli.commands.tune_lambda.tune_lambda", lambda *_: found)
     if command == "import" and case.real:
         from tests.support.published import checkpoint
 

@@ -43,7 +43,8 @@ def test_help_lists_every_command_and_imports_next_to_nothing():
 
 
 def test_every_command_is_a_file_and_every_file_a_command():
-    assert {path.stem for path in (ROOT / "cli" / "commands").glob("[a-z]*.py")} == COMMANDS.keys()
+    files = (ROOT / "cli" / "commands").glob("[a-z]*.py")
+    assert {path.stem.replace("_", "-") for path in files} == COMMANDS.keys()
 
 
 def test_every_package_is_installed():

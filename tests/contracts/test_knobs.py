@@ -134,6 +134,12 @@ MODEL = {
     "sigreg_knots": only("sigreg", "total", "slope"),
     "sigreg_pooled": only("sigreg", "total", "slope"),
     "stop_gradient": only("slope"),
+    "sigreg_subspaces": only("sigreg", "total", "slope"),
+    "inverse_weight": lambda made, value: made.shapes["inverse.layers.0.weight"] == (256, 2 * 6),
+    "inverse_gap": shape("inverse.layers.2.weight", 0, 4),
+    "inverse_dim": shape("inverse.layers.0.weight", 0),
+    "multistep_weight": only("total", "slope"),
+    "reconstruction_weight": lambda made, value: "decoder.queries" in made.shapes,
 }
 """Field -> what is seen of it, given what was made with another value, and that value."""
 
@@ -145,7 +151,8 @@ def test_every_setting_of_the_model_has_a_line():
 @pytest.mark.parametrize("field", MODEL)
 def test_a_setting_of_the_model_is_seen_in_it(field):
     value = other(knobs.MODEL, tiny.MODEL, field)
-    assert MODEL[field](pieces(dataclasses.replace(tiny.MODEL, **{field: value})), value)
+    more = {"inverse_weight": 0.1} if field in ("inverse_gap", "inverse_dim") else {}
+    assert MODEL[field](pieces(dataclasses.replace(tiny.MODEL, **{field: value, **more})), value)
 
 
 # ------------------------------------------------------------------------------------- the training

@@ -9,9 +9,11 @@ import pytest
 from lewm.cli.commands import claims as command
 from lewm.report.claims import CLAIMS, Evidence, to_markdown
 from lewm.report.record import Answer, Outcome, Record
+from lewm.report.rivals import Study
 from lewm.report.verdicts import FAILS, HOLDS, PARTLY, UNTESTED
 from tests.support import results
 from tests.support.results import edited, variable
+from tests.support.rows import row
 
 BY_NUMBER = {claim.number: claim for claim in CLAIMS}
 
@@ -258,3 +260,54 @@ def test_the_command_reads_files_and_refuses_others(tmp_path, capsys):
     assert "AdaLN" in capsys.readouterr().out
     assert main(["claims", "--ablations", str(tmp_path / "bench.json")]) == 2
     assert "expected a list 'rows'" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- what studies add to it
+
+
+def studied(world, **successes):
+    """A study of some methods, 40 pairs each."""
+    methods = {
+        name: {"title": name, "knobs": 1, "control": False, "objection": ""}
+        for name in (*successes, "lewm")
+    }
+    rows = [
+        {**row(name, 1e-3, 0, [i < count for i in range(40)], **more), "world": world}
+        for name, (count, more) in successes.items()
+    ]
+    return Study(methods, (1e-3,), tuple(rows))
+
+
+def finding(number, evidence):
+    return next(claim for claim in CLAIMS if claim.number == number).found(evidence)
+
+
+@pytest.mark.parametrize(
+    ("rivals", "verdict"),
+    [
+        ({"pldm": 10, "dino-wm": 12}, HOLDS),
+        ({"pldm": 10, "dino-wm": 30}, PARTLY),
+        ({"pldm": 39, "dino-wm": 12}, FAILS),
+    ],
+)
+def test_push_t_is_judged_beside_the_rivals_of_the_paper(rivals, verdict):
+    counts = {"lewm": 30, **rivals}
+    study = studied("push-t-tiny", **{name: (count, {}) for name, count in counts.items()})
+    found = finding(10, Evidence(study=study))
+    assert found.verdict == verdict
+    assert "LeWM 75.0%" in found.ours
+    assert f"pldm {rivals['pldm'] / 40:.1%}" in found.ours
+    assert finding(11, Evidence(study=study)).verdict == UNTESTED, "another world"
+
+
+def test_lambda_is_judged_by_what_bisection_found():
+    good = {"rate": 0.99, "low": 0.96, "high": 1.0, "pairs": 200}
+    one = {"weight": 0.2, "tried": [{}] * 11, "grid": 18, "confirmed": {"offset 25": good}}
+    found = finding(4, Evidence(tunings=[one]))
+    assert found.verdict == HOLDS
+    assert "lambda 0.2 after 11 short runs (a grid: 18)" in found.ours
+    bad = {**one, "confirmed": {"offset 25": {**good, "rate": 0.3, "low": 0.2}}}
+    assert finding(4, Evidence(tunings=[bad])).verdict == FAILS
+    assert finding(4, Evidence(tunings=[one, bad])).verdict == PARTLY
+    assert finding(4, Evidence(tunings=[{**one, "weight": None}])).verdict == FAILS
+    assert finding(4, Evidence()).verdict == UNTESTED

@@ -27,6 +27,12 @@ MODEL = {
     "sigreg_knots": (9, 11),
     "sigreg_pooled": (True, False),
     "stop_gradient": (True, False),
+    "sigreg_subspaces": (2, 3),
+    "inverse_weight": (0.3, 0.4),
+    "inverse_gap": (2, 3),
+    "inverse_dim": (12, 20),
+    "multistep_weight": (0.3, 0.4),
+    "reconstruction_weight": (0.3, 0.4),
 }
 
 TRAINING = {

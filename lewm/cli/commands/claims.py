@@ -11,6 +11,7 @@ from lewm.cli import console
 from lewm.files import read_json, write_atomically
 from lewm.report.claims import CLAIMS, Evidence, to_markdown
 from lewm.report.record import record_of
+from lewm.report.rivals import study_of
 
 
 def main(words: Sequence[str]) -> None:
@@ -21,6 +22,8 @@ def run(
     runs: Positional[tuple[Path, ...]],
     ablations: tuple[Path, ...] = (),
     benchmarks: tuple[Path, ...] = (),
+    study: Path | None = None,
+    tunings: tuple[Path, ...] = (),
     out: Path | None = None,
 ) -> None:
     """Hold every claim that is made of LeWorldModel against what was measured: it holds, does not,
@@ -33,10 +36,18 @@ def run(
         runs: run folders; several training seeds of a recipe are shown together.
         ablations: ablations.json of `python -m lewm.experiments.ablations`.
         benchmarks: files of `lewm bench --json`.
+        study: rows of `lewm study collapse --export`.
+        tunings: files of `lewm tune-lambda --json`.
         out: Markdown file to write.
     """
     rows = [row for path in ablations for row in _rows(path, "rows")]
-    evidence = Evidence([record_of(path) for path in runs], rows, _benchmarks(benchmarks))
+    evidence = Evidence(
+        [record_of(path) for path in runs],
+        rows,
+        _benchmarks(benchmarks),
+        None if study is None else study_of(study),
+        [_tuning(path) for path in tunings],
+    )
     found = [(claim, claim.found(evidence)) for claim in CLAIMS]
     console.table(
         ("#", "claim", "verdict"),
@@ -49,6 +60,8 @@ def run(
             *(("--ablations ...",) if ablations else ()),
         ]
         words += ["--benchmarks ..."] if benchmarks else []
+        words += ["--study ..."] if study else []
+        words += ["--tunings ..."] if tunings else []
         write_atomically(
             out, to_markdown(evidence, f"lewm claims {' '.join(words)} --out {out.name}").encode()
         )
@@ -64,6 +77,16 @@ def _benchmarks(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
             if known.get("results") and known["results"] is not result.get("results"):
                 known["results"] = [*known["results"], *result["results"]]
     return found
+
+
+def _tuning(path: Path) -> Mapping[str, Any]:
+    told = read_json(path)
+    if not {"weight", "tried", "grid", "confirmed"} <= told.keys():
+        raise ValueError(
+            f"{path}: expected the result of a search for lambda, got entries "
+            f"{', '.join(told) or 'none'}. Give a file of `lewm tune-lambda --json`."
+        )
+    return told
 
 
 def _rows(path: Path, key: str) -> list[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ from lewm.cli import console
 from lewm.files import hold, write_atomically
 from lewm.report.page import render
 from lewm.report.record import record_of
+from lewm.report.rivals import study_of
 
 
 def main(words: Sequence[str]) -> None:
@@ -21,6 +22,7 @@ def run(
     run: Positional[Path],
     others: Positional[tuple[Path, ...]] = (),
     out: Path = Path("report.html"),
+    study: Path | None = None,
 ) -> None:
     """Write one self-contained page about a run, or several side by side, from what is in their
     folders.
@@ -32,14 +34,17 @@ def run(
         run: run folder.
         others: more of them, to stand beside it.
         out: page to write.
+        study: rows of `lewm study collapse --export`, shown on the page as well.
     """
     paths = (run, *others)
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError("expected runs that differ, got one of them twice. Name each once.")
     words = ["lewm", "report", *map(str, paths), "--out", str(out)]
+    words += ["--study", str(study)] if study else []
+    beside = study_of(study) if study else None
     with hold(out, folder=False):
         records = [record_of(path) for path in paths]
-        write_atomically(out, render(records, shlex.join(words)).encode())
+        write_atomically(out, render(records, shlex.join(words), beside).encode())
     for record in records:
         missing = [name for name, answer in record.answers.items() if answer.result is None]
         if missing:

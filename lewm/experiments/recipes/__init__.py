@@ -12,6 +12,7 @@ import pkgutil
 from collections.abc import Callable
 
 from lewm.experiments.experiment import Experiment
+from lewm.experiments.methods import with_method
 from lewm.registry import choose
 
 __all__ = ["RECIPES", "load"]
@@ -31,5 +32,8 @@ RECIPES = _found()
 
 
 def load(name: str) -> Experiment:
-    """The settings of a recipe by name; an unknown one is answered with the nearest."""
-    return RECIPES[choose("recipe", name.replace("_", "-"), RECIPES)]()
+    """The settings of a recipe by name, or of RECIPE+METHOD, see `experiments.methods`; an unknown
+    one is answered with the nearest."""
+    name, _, method = name.replace("_", "-").partition("+")
+    recipe = RECIPES[choose("recipe", name, RECIPES)]()
+    return with_method(recipe, method) if method else recipe

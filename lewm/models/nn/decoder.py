@@ -1,5 +1,5 @@
 """From one latent to a picture, and the patches that this is learnt from. For looking only: no
-model learns from a decoder."""
+model learns from a decoder, but in an ablation of LeWM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lewm.models.nn.layers import MLP, sincos_2d
 
-__all__ = ["Decoder", "Patches"]
+__all__ = ["Decoder", "Patches", "tiled"]
 
 LARGEST_PATCH_PX, FEWEST_PATCHES = 16, 8
 """A patch is as large as it may be with so many of them to a side: 8 px of 64, 16 px of 224."""
@@ -71,10 +71,15 @@ class Decoder(nn.Module):
             x = x + block(x)
         return self.out(self.norm(x))
 
+    @property
+    def places(self) -> Tensor:
+        """(P,) numbers of all patches."""
+        return torch.arange(len(self.queries), device=self.mean.device)
+
     @torch.no_grad()
     def draw(self, latents: np.ndarray) -> np.ndarray:
         """(..., D) latents -> (..., h, h, 3) uint8 pictures."""
-        device, places = self.mean.device, torch.arange(len(self.queries), device=self.mean.device)
+        device, places = self.mean.device, self.places
         parts = (
             torch.from_numpy(latents.reshape(-1, latents.shape[-1])).float().split(PICTURES_AT_ONCE)
         )
@@ -162,6 +167,13 @@ class Patches:
         rows, columns = np.divmod(places, self.tiles.shape[1])
         shown = self.tiles[frames, rows, columns].reshape(count, -1) / np.float32(255)
         return frames, places, (shown - self.mean[places]) / np.float32(self.scale)
+
+
+def tiled(pixels: Tensor) -> Tensor:
+    """(n, 3, h, w) of any kind -> (n, P, pixels), patches row by row as a decoder draws them."""
+    patch = patch_px(pixels.shape[-1])
+    patches = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # (n, 3, row, column, y, x)
+    return patches.permute(0, 2, 3, 4, 5, 1).flatten(1, 2).flatten(2)
 
 
 def patch_px(image_size: int) -> int:

@@ -74,6 +74,7 @@ class Engine:
             layers in float32. "int8" is for ranking, on a CPU: weights of 8 bits, scaled per
             output, activations of 7 bits, scaled anew in every product for each environment on its
             own, so that what shares a batch changes nothing. Small matrices stay in float32.
+        finish: what the model does to a latent last, row by row.
 
     Raises:
         ValueError: no such precision; "int8" where PyTorch has no kernels for it, or "bfloat16"
@@ -85,7 +86,11 @@ class Engine:
 
     @torch.no_grad()
     def __init__(
-        self, weights: Mapping[str, Tensor], heads: int, precision: str = "float32"
+        self,
+        weights: Mapping[str, Tensor],
+        heads: int,
+        precision: str = "float32",
+        finish: Callable[[Tensor], Tensor] = lambda latents: latents,
     ) -> None:
         device, kernels = weights["predictor.position"].device, torch.backends.quantized.engine
         if precision not in PACKING:
@@ -135,7 +140,7 @@ class Engine:
             into = into.scaled(scale, norm.offset - mean * scale)
         self.hidden = packed(into)
         self.project = packed(part("predictor_projector.3"))
-        self._differentiable = precision != "int8"
+        self._differentiable, self._finish = precision != "int8", finish
 
     def __call__(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
         """(B, k, D) latents, (B, k-1, A) past blocks, (B, N, H, A) candidates -> (B, N, H, D), as
@@ -216,7 +221,7 @@ class Engine:
             y = F.layer_norm(
                 y, y.shape[-1:], self.norm.weight.to(y.dtype), self.norm.offset.to(y.dtype)
             )
-        return self.project(_gelu(y)).to(x.dtype)
+        return self._finish(self.project(_gelu(y)).to(x.dtype))
 
 
 @dataclass(frozen=True)

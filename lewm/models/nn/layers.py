@@ -254,6 +254,48 @@ class ViT(nn.Module):
         return self.norm(self.blocks[-1](x, queries=1)[:, 0])
 
 
+class InverseDynamics(nn.Module):
+    """Tell from two latents `gap` blocks apart what was done between them.
+
+    Args:
+        latent_dim, block_dim, hidden_dim: D, A, and the width of its one hidden layer.
+        gap: blocks.
+
+    Source: PLDM's inverse-dynamics head (arXiv 2502.14819) for a gap of 1.
+    """
+
+    def __init__(self, latent_dim: int, block_dim: int, hidden_dim: int, gap: int = 1) -> None:
+        super().__init__()
+        self.gap = gap
+        self.layers = nn.Sequential(
+            nn.Linear(2 * latent_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, gap * block_dim)
+        )
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, T, D), T > gap -> (B, T - gap, gap * A); entry t is what it takes to have been done
+        from frame t to t + gap."""
+        pairs = torch.cat([latents[:, : -self.gap], latents[:, self.gap :]], dim=-1)
+        return self.layers(pairs)
+
+    def loss(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """Mean squared error of the blocks that were executed.
+
+        Args:
+            latents: (B, T, D).
+            actions: (B, T-1, A), block t leaves latent t.
+
+        Raises:
+            ValueError: the windows hold no two frames so far apart.
+        """
+        if latents.shape[1] <= self.gap:
+            raise ValueError(
+                f"expected windows longer than the gap of {self.gap} blocks that inverse dynamics "
+                f"looks across, got {latents.shape[1]} frames. Lengthen the windows."
+            )
+        done = actions.unfold(1, self.gap, 1).movedim(-1, -2).flatten(-2)
+        return F.mse_loss(self(latents).float(), done.float())
+
+
 class ActionEncoder(nn.Module):
     """(..., A) normalised action blocks -> (..., width) conditioning vectors, one per frame."""
 
@@ -365,6 +407,15 @@ def sincos_2d(side: int, width: int, temperature: float = 100.0) -> Tensor:
     rows = axis[:, None].expand(side, side, -1)
     columns = axis[None].expand(side, side, -1)
     return torch.cat([rows, columns], dim=-1).reshape(side * side, width)
+
+
+def mean_over_devices(x: Tensor) -> Tensor:
+    """The mean of a detached tensor over all devices, each of which must ask."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return x
+    total = x.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 @contextmanager

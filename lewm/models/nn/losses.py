@@ -1,12 +1,6 @@
-"""Training losses as pure functions of latents: the prediction error, and SIGReg, which keeps the
-latents from collapsing; and what is watched of latents without being trained for: how far they
-spread and how straight their paths are.
-
-SIGReg asks that the latents of a batch look like draws of a standard Gaussian. It projects them on
-M random directions and compares, per direction, the empirical characteristic function of the B
-projections with that of N(0, 1) at Q knots (the Epps-Pulley statistic). `sigreg_reference` is that
-definition and nothing else; `sigreg` is the same number, made for training.
-"""
+"""Training losses as pure functions of latents: the prediction error in three distances, and terms
+that keep latents from collapsing, but for SIGReg, which has a file of its own; and what is watched
+of latents without being trained for: how far they spread and how straight their paths are."""
 
 from __future__ import annotations
 
@@ -14,7 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["STILL", "copying", "prediction", "spread", "straightness", "turns"]
+__all__ = [
+    "STILL",
+    "copying",
+    "cosine",
+    "covariance",
+    "cross_entropy",
+    "l1",
+    "prediction",
+    "slowness",
+    "spread",
+    "straightness",
+    "turns",
+    "variance",
+]
 
 STILL = 1e-3
 """Velocities shorter than this share of their root mean square count as standing still: they are
@@ -40,13 +47,90 @@ def prediction(predicted: Tensor, target: Tensor) -> Tensor:
 
     Source: LeWorldModel, eq. for L_pred; the remark on stop-gradient: ours, Two-Room ablation.
     """
-    if predicted.shape != target.shape:
-        raise ValueError(
-            f"predicted and target must have one shape, got {tuple(predicted.shape)} and "
-            f"{tuple(target.shape)}. With latents (B, T, D), compare predictions from frames "
-            "0..T-2 with latents[:, 1:]."
-        )
+    _require_one_shape(predicted, target)
     return F.mse_loss(full_precision(predicted), full_precision(target))
+
+
+def l1(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error over every element; arguments and errors as of `prediction`.
+
+    Source: V-JEPA 2 (arXiv 2506.09985), where both are layer-normed.
+    """
+    _require_one_shape(predicted, target)
+    return F.l1_loss(full_precision(predicted), full_precision(target))
+
+
+def cosine(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean of 2 - 2 cos: the squared distance of both after normalisation, from 0 to 4; arguments
+    and errors as of `prediction`.
+
+    Source: BYOL (arXiv 2006.07733), eq. 2.
+    """
+    _require_one_shape(predicted, target)
+    similarity = F.cosine_similarity(full_precision(predicted), full_precision(target), dim=-1)
+    return (2 - 2 * similarity).mean()
+
+
+def cross_entropy(student: Tensor, teacher: Tensor, sharpness: float, centre: Tensor) -> Tensor:
+    """-sum_k p_k log q_k of two distributions over prototypes, q = softmax(student), p =
+    softmax((teacher - centre) / sharpness); no gradient reaches the teacher.
+
+    Args:
+        student: (..., K) scores, divided by the student's temperature.
+        teacher: (..., K) scores, likewise one for one.
+        sharpness: the teacher's temperature.
+        centre: (K,) running mean of the teacher's scores.
+
+    Source: DINO (arXiv 2104.14294), eq. 2 and 4.
+    """
+    _require_one_shape(student, teacher)
+    wanted = ((full_precision(teacher.detach()) - centre) / sharpness).softmax(dim=-1)
+    return -(wanted * full_precision(student).log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def variance(latents: Tensor, margin: float = 1.0, eps: float = 1e-4) -> Tensor:
+    """A hinge on the standard deviation of every dimension: mean of max(0, margin - sqrt(Var +
+    eps)).
+
+    Args:
+        latents: (n, ..., D); the variance is over the first axis, with n - 1.
+
+    Raises:
+        ValueError: there are fewer than two samples.
+
+    Source: VICReg (arXiv 2105.04906), eq. 1, and PLDM's code for `eps`.
+    """
+    _require_samples(latents)
+    std = (full_precision(latents).var(dim=0) + eps).sqrt()
+    return F.relu(margin - std).mean()
+
+
+def covariance(latents: Tensor) -> Tensor:
+    """Sum of the squared covariances of different dimensions, over their number D (D - 1).
+
+    Args:
+        latents: (n, D), over whose first axis the covariance is, with n - 1; or (n, T, D), for
+            each of T steps on its own, of which the mean is taken.
+
+    Raises:
+        ValueError: there are fewer than two samples.
+
+    Source: VICReg, eq. 4, with the divisor of PLDM's code.
+    """
+    _require_samples(latents)
+    n, D = len(latents), latents.shape[-1]
+    steps = full_precision(latents if latents.dim() == 3 else latents[:, None]).transpose(0, 1)
+    centred = steps - steps.mean(dim=1, keepdim=True)
+    with torch.autocast(latents.device.type, enabled=False):
+        C = centred.transpose(1, 2) @ centred / (n - 1)
+    squares = C.square().sum(dim=(1, 2)) - C.diagonal(dim1=1, dim2=2).square().sum(dim=1)
+    return (squares / max(1, D * (D - 1))).mean()
+
+
+def slowness(latents: Tensor) -> Tensor:
+    """Mean squared difference of consecutive latents, (..., T, D): what PLDM calls time
+    similarity."""
+    return full_precision(latents).diff(dim=-2).square().mean()
 
 
 def copying(latents: Tensor) -> Tensor:
@@ -129,6 +213,23 @@ def turns(path: Tensor, still: Tensor | float = 0.0) -> Tensor:
     moved = torch.linalg.vector_norm(velocity, dim=-1) > still
     cosine = F.cosine_similarity(velocity[..., :-1, :], velocity[..., 1:, :], dim=-1, eps=1e-30)
     return torch.where(moved[..., :-1] & moved[..., 1:], cosine, torch.nan)
+
+
+def _require_one_shape(predicted: Tensor, target: Tensor) -> None:
+    if predicted.shape != target.shape:
+        raise ValueError(
+            f"predicted and target must have one shape, got {tuple(predicted.shape)} and "
+            f"{tuple(target.shape)}. With latents (B, T, D), compare predictions from frames "
+            "0..T-2 with latents[:, 1:]."
+        )
+
+
+def _require_samples(latents: Tensor) -> None:
+    if len(latents) < 2:
+        raise ValueError(
+            f"expected two samples or more to take a variance of, got {len(latents)}. Raise the "
+            "batch size."
+        )
 
 
 def full_precision(values: Tensor) -> Tensor:

@@ -218,10 +218,20 @@ class Trunk(nn.Module, ABC):
                 f"pixels must be uint8 of shape (B, T, 3, {size}, {size}), got {pixels.dtype} "
                 f"{tuple(pixels.shape)}. Resize the pictures, or train a model at their size."
             )
+        latents = self.projector(self.encoder(self.normalised(pixels.flatten(0, 1))))
+        return self.finish(latents).unflatten(0, pixels.shape[:2])
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """(n, 3, h, w) uint8 -> the same shape, as the encoder takes them."""
         # in place: pictures are the largest numbers that there are here
-        flat = pixels.flatten(0, 1).float().div_(255).to(self.pixel_mean.dtype)
-        flat = flat.sub_(self.pixel_mean).div_(self.pixel_std)
-        return self.projector(self.encoder(flat)).unflatten(0, pixels.shape[:2])
+        values = pixels.float().div_(255).to(self.pixel_mean.dtype)
+        return values.sub_(self.pixel_mean).div_(self.pixel_std)
+
+    @staticmethod
+    def finish(latents: Tensor) -> Tensor:
+        """What is done to every latent last, seen or predicted: nothing, unless a model says
+        otherwise. It has no weights."""
+        return latents
 
     def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Predict the latent after each of at most K consecutive latents, causally.
@@ -236,7 +246,8 @@ class Trunk(nn.Module, ABC):
         Source: LeWorldModel, sec. 3.2.
         """
         hidden = self.predictor(latents, self.action_encoder(actions))
-        return self.predictor_projector(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+        predicted = self.predictor_projector(hidden.flatten(0, 1))
+        return self.finish(predicted).unflatten(0, hidden.shape[:2])
 
     def rollout(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
         """Predict the latents that follow `context` if `actions` are executed.
@@ -267,16 +278,29 @@ class Trunk(nn.Module, ABC):
                 "it. Call .eval()."
             )
         engine.require_blocks_between(context, past_actions)
-        (B, k, _), (_, N, H, A) = context.shape, actions.shape
+        (B, k, _), (_, N, _, A) = context.shape, actions.shape
         latents = context[:, None].expand(B, N, k, -1).flatten(0, 1)
         blocks = torch.cat([past_actions[:, None].expand(B, N, k - 1, A), actions], dim=2).flatten(
             0, 1
         )
-        for present in range(k, k + H):
+        return self.open_loop(latents, blocks).unflatten(0, (B, N))
+
+    def open_loop(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """Predict on from the first latents alone: what was predicted is what is predicted from.
+
+        Args:
+            latents: (n, k, D), oldest first.
+            actions: (n, k-1+H, A) blocks, of which the first k-1 lie between the latents.
+
+        Returns:
+            (n, H, D).
+        """
+        k = latents.shape[1]
+        for present in range(k, actions.shape[1] + 1):
             oldest = max(0, present - self.context)
-            following = self.predict(latents[:, oldest:], blocks[:, oldest:present])[:, -1:]
+            following = self.predict(latents[:, oldest:], actions[:, oldest:present])[:, -1:]
             latents = torch.cat([latents, following], dim=1)
-        return latents[:, k:].unflatten(0, (B, N))
+        return latents[:, k:]
 
     def engine(self, precision: str = "float32") -> Rollout:
         """Make a faster `rollout` out of the weights as they are now.
@@ -303,7 +327,7 @@ class Trunk(nn.Module, ABC):
                 f"expected a device that multiplies faster in bfloat16, got {device}, which does "
                 "not. Use 'float32'."
             )
-        return engine.Engine(self.state_dict(), self.config.predictor_heads, precision)
+        return engine.Engine(self.state_dict(), self.config.predictor_heads, precision, self.finish)
 
     def transitions(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Encode a batch and predict, teacher-forced, what follows in each of its windows of K.

@@ -11,7 +11,7 @@ import numpy as np
 from lewm.analyses.geometry import GeometryResult, Rank, Straightness, StraightPaths
 from lewm.report import canvas
 from lewm.report.canvas import THEME, Panel
-from lewm.report.verdicts import FAILS, PARTLY, UNTESTED, Evidence, Finding, spanned
+from lewm.report.verdicts import FAILS, HOLDS, PARTLY, UNTESTED, Evidence, Finding, spanned
 from lewm.report.words import (
     interval_words,
     listed,
@@ -376,17 +376,32 @@ def straightening(evidence: Evidence) -> Finding | None:
         rises += [curve[-1] > curve[0] for curve in curves]
         ends = [", ".join(f"{curve[end]:.2f}" for curve in curves) for end in (0, -1)]
         path = f", while training from {' to '.join(ends)}" if curves else ""
-        rivals = [s.random_encoder.value for s in found if s.random_encoder]
-        random = [value for value in rivals if value is not None]
+        controls = [s.random_encoder.value for s in found if s.random_encoder]
+        random = [value for value in controls if value is not None]
         told.append(
             f"{world}: {final}{path}"
             + (f", random encoder {spanned(random, '.2f')}" if random else "")
         )
     verdict = PARTLY if rises and all(rises) else FAILS if rises else UNTESTED
+    standings = evidence.standings("two-room")
+    straight = {name: one.middle("straightness") for name, one in standings.items()}
+    rivals = {name: value for name, value in straight.items() if name.startswith("pldm") and value}
+    ours, than_pldm = straight.get("lewm"), "PLDM was not run."
+    if ours is not None and rivals:
+        told.append(
+            f"two-room beside PLDM, same data: LeWM {ours:.2f}, "
+            + ", ".join(f"{name} {value:.2f}" for name, value in rivals.items())
+        )
+        if straighter := [name for name, value in rivals.items() if value > ours]:
+            verdict = FAILS if len(straighter) == len(rivals) else verdict
+            than_pldm = f"More than PLDM's: not so for {', '.join(straighter)}."
+        else:
+            verdict = HOLDS if verdict == PARTLY else verdict
+            than_pldm = "They are straighter than PLDM's, with each of its published weights."
     why = (
         "Mean cosine of consecutive latent velocities, frames one action block apart, held-out "
         "episodes. It rises while training; how far depends on how straight the recorded paths "
-        "are (docs/log). PLDM was not run."
+        f"are (docs/log). {than_pldm}"
     )
     return Finding("; ".join(told), verdict, why)
 

@@ -1,0 +1,230 @@
+"""A study: which rows are open, how settings are drawn, what a row holds, and that nothing is done
+twice."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from lewm.cli.main import main
+from lewm.experiments import recipes, study
+from lewm.experiments.methods import METHODS, Knob, with_method
+from lewm.experiments.study import Cell, Plan, open_cells, settings_drawn
+from lewm.files import hold
+from lewm.models.nn.trunk import TrunkConfig
+
+
+def row(cell, far=0.5, **more):
+    task = {"rate": far, "pairs": 4, "solved": "f0", "drawn": "a", "plan_ms": 1.0}
+    return {"name": cell.name, **vars(cell), "tasks": {"far": task}, **more}
+
+
+# ------------------------------------------------------------------------------------------ methods
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_the_recipes_world_data_and_sizes(name):
+    base, made = recipes.load("push-t-tiny"), recipes.load(f"push-t-tiny+{name}")
+    assert (made.world, made.look, made.collection) == (base.world, base.look, base.collection)
+    assert made.planning.solver == study.METHODS["lewm"].planning().solver
+    assert made.training.updates == base.training.updates
+    frames = made.training.batch_size * made.training.window
+    assert frames == base.training.batch_size * base.training.window
+    assert made.model.context == base.model.context
+    if isinstance(made.model, TrunkConfig):
+        assert made.model.predictor_width == 192
+        assert made.model.latent_dim == base.model.latent_dim
+    for knob in METHODS[name].knobs:
+        assert getattr(made.model, knob.field) == pytest.approx(knob.published), knob.field
+
+
+def test_an_unknown_method_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown method 'byl'.*'byol'"):
+        with_method(recipes.load("two-room-tiny"), "byl")
+
+
+def test_knobs_are_moved_as_what_they_are():
+    assert Knob("x", 0.1).moved(10) == pytest.approx(1.0)
+    assert Knob("m", 0.99, "memory").moved(10) == pytest.approx(0.999)
+    assert Knob("m", 0.99, "memory").moved(0.1) == pytest.approx(0.9)
+    assert Knob("m", 0.5, "memory").moved(0.1) == 0.0
+    assert Knob("k", 256, "count").moved(0.1) == 26
+
+
+# -------------------------------------------------------------------------------------------- draws
+
+
+def test_settings_are_drawn_within_a_decade_and_evenly():
+    drawn = [settings_drawn("pldm", i) for i in range(24)]
+    assert drawn == [settings_drawn("pldm", i) for i in range(24)]
+    for knob in METHODS["pldm"].knobs:
+        logs = np.log10([each[knob.field] / knob.published for each in drawn])
+        assert (logs >= -1).all()
+        assert (logs <= 1).all()
+        counts = np.histogram(logs, bins=4, range=(-1, 1))[0]
+        assert (abs(counts - 6) <= 1).all(), counts
+    other = [settings_drawn("pldm-wall", i)["variance_weight"] / 3.98 for i in range(24)]
+    assert not np.allclose(other, [each["variance_weight"] / 16 for each in drawn])
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].knobs])
+def test_every_draw_makes_a_model(name):
+    base = recipes.load("two-room-tiny")
+    for i in range(24):
+        METHODS[name].config(base.model, **settings_drawn(name, i))
+
+
+# --------------------------------------------------------------------------------------- open cells
+
+
+def test_rates_come_first_then_seeds_with_the_best_then_draws():
+    plan = Plan(methods=("lewm", "none"), rates=(1e-4, 1e-3, 1e-2), seeds=2, draws=2)
+    rows = {}
+    first = list(open_cells(plan, rows))
+    assert [(c.method, c.rate) for c in first] == [
+        (method, rate) for rate in (1e-3, 1e-4, 1e-2) for method in ("lewm", "none")
+    ]
+    for cell in first:
+        best = cell.rate == 1e-2 if cell.method == "lewm" else cell.rate == 1e-4
+        rows[cell.name] = row(cell, far=0.9 if best else 0.1)
+    then = list(open_cells(plan, rows))
+    assert then == [
+        Cell("two-room-tiny", "lewm", 1e-2, 1),
+        Cell("two-room-tiny", "none", 1e-4, 1),
+        Cell("two-room-tiny", "lewm", 1e-2, 0, 0),
+        Cell("two-room-tiny", "lewm", 1e-2, 0, 1),
+    ], "what has no knobs has no draws"
+    rows |= {cell.name: row(cell) for cell in then}
+    assert not list(open_cells(plan, rows))
+
+
+def test_a_rate_that_failed_is_never_the_best_and_all_failed_ends_a_method():
+    plan = Plan(methods=("lewm",), rates=(1e-3, 1e-2), seeds=2)
+    good, bad = (Cell("two-room-tiny", "lewm", rate, 0) for rate in plan.rates)
+    rows = {good.name: row(good, far=0.0), bad.name: {**vars(bad), "error": "diverged"}}
+    assert study.best_rate(plan, rows, "two-room-tiny", "lewm") == 1e-3
+    rows[good.name] = {**vars(good), "error": "diverged"}
+    assert not list(open_cells(plan, rows))
+
+
+def test_impossible_plans_are_refused():
+    for changes, words in (
+        ({"methods": ("byl",)}, "Did you mean 'byol'"),
+        ({"worlds": ("two-rom-tiny",)}, "Did you mean 'two-room-tiny'"),
+        ({"rates": ()}, "a world and a learning rate"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"rates": (0.0,)}, "rates must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Plan(**changes)
+
+
+# -------------------------------------------------------------------------------------- a whole one
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study")
+    plan = Plan(methods=("lewm", "byol"), rates=(1e-3,), seeds=1, pairs=6, updates=4, episodes=60)
+    return out, plan, study.carry_out(plan, out)
+
+
+def test_a_row_holds_what_the_table_needs(small):
+    out, _, rows = small
+    assert set(rows) == {f"two-room-tiny+{name}-lr0.001-seed0" for name in ("lewm", "byol")}
+    for found in rows.values():
+        assert "error" not in found
+        assert found["updates"] == 4
+        assert set(found["tasks"]) == {"near", "far", "across"}
+        for task in found["tasks"].values():
+            bits = np.unpackbits(np.frombuffer(bytes.fromhex(task["solved"]), np.uint8))[:6]
+            assert bits.mean() == pytest.approx(task["rate"])
+            assert len(task["episodes"]) == task["pairs"] == 6
+            assert set(task["floors"]) == {"do-nothing", "random", "straight-line"}
+        assert found["parameters"] == 542_830
+        assert found["train_cpu_s"] > 0
+        assert math.isfinite(found["probe_r"])
+        assert found["probe_controls"]["random encoder"] is not None
+        assert set(found["error_of_copying"]) == {"1", "5"}
+    near = [found["tasks"]["near"]["drawn"] for found in rows.values()]
+    assert near[0] == near[1], "all methods play the same pairs"
+    assert not list((out / "runs").iterdir()), "run folders go once their row is there"
+
+
+def test_rows_that_are_there_are_not_done_again(small, tmp_path, monkeypatch):
+    out, plan, rows = small
+    monkeypatch.setattr(study, "train_model", lambda *_: pytest.fail("trained again"))
+    assert study.carry_out(plan, out) == rows
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps(study.exported(plan, rows)))
+    known = study.carry_out(plan, tmp_path / "elsewhere", known=[kept])
+    assert known.keys() == rows.keys()
+
+
+def test_the_episodes_of_pairs_are_exported_once(small):
+    _, plan, rows = small
+    tasks = [task for row in study.exported(plan, rows)["rows"] for task in row["tasks"].values()]
+    assert sum("episodes" in task for task in tasks) == 3
+
+
+def test_a_row_that_fails_says_why_and_the_study_goes_on(tmp_path, monkeypatch, small):
+    source, plan, _ = small
+    (tmp_path / "episodes-two-room-tiny-0.h5").write_bytes(
+        (source / "episodes-two-room-tiny-0.h5").read_bytes()
+    )
+    made = []
+
+    def broken(experiment, *_):
+        made.append(experiment.recipe)
+        raise ValueError("training diverged\nat update 1")
+
+    monkeypatch.setattr(study, "train_model", broken)
+    rows = study.carry_out(plan, tmp_path)
+    assert made == ["two-room-tiny+lewm", "two-room-tiny+byol"]
+    assert {found["error"] for found in rows.values()} == {"training diverged at update 1"}
+
+
+def test_a_row_that_another_process_holds_is_left_to_it(tmp_path, monkeypatch, small):
+    _, plan, _ = small
+    done = []
+
+    def instant(plan, cell, *_):
+        done.append(cell.method)
+        return row(cell)
+
+    monkeypatch.setattr(study, "_row", instant)
+    held = tmp_path / "rows" / f"{Cell('two-room-tiny', 'lewm', 1e-3, 0).name}.json"
+    waited = []
+    with hold(held, folder=False):
+
+        def wait(seconds):
+            waited.append(seconds)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(study.time, "sleep", wait)
+        with pytest.raises(KeyboardInterrupt):
+            study.carry_out(plan, tmp_path)
+    assert done == ["byol"]
+    assert len(waited) == 1
+
+
+def test_another_study_in_the_folder_is_refused(small):
+    out, *_ = small
+    with pytest.raises(ValueError, match="another study"):
+        study.carry_out(Plan(pairs=7), out)
+
+
+def test_the_command_shows_exports_and_makes_the_page(small, tmp_path, capsys):
+    out, *_ = small
+    words = ["study", "collapse", "--out", str(out), "--only-show", "--seeds", "1"]
+    words += ["--export", str(tmp_path / "rows.json"), "--page", str(tmp_path / "page.md")]
+    assert main(words) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "| LeWM | 1 |" in page
+    assert "| BYOL | 1 |" in page
+    (picture,) = tmp_path.glob("page-*.svg")
+    assert f"]({picture.name})" in page
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert main(["study", "colapse", "--out", str(out)]) == 2
+    assert "Did you mean 'collapse'" in capsys.readouterr().err
