@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from lewm.planning.config import PlanningConfig as PlanningConfig
     from lewm.planning.heads.amortised import AmortisedConfig as AmortisedConfig
     from lewm.planning.heads.temporal import TemporalConfig as TemporalConfig
+    from lewm.planning.objectives.l1 import L1 as L1
     from lewm.planning.objectives.l2 import L2 as L2
+    from lewm.planning.objectives.own import Own as Own
     from lewm.planning.objectives.temporal import Temporal as Temporal
     from lewm.planning.solvers.amortised import Amortised as Amortised
     from lewm.planning.solvers.cem import CEM as CEM
@@ -72,9 +74,11 @@ _HOME = {
     "Geometry": "lewm.analyses.geometry",
     "Gradient": "lewm.planning.solvers.gradient",
     "ICEM": "lewm.planning.solvers.icem",
+    "L1": "lewm.planning.objectives.l1",
     "L2": "lewm.planning.objectives.l2",
     "LeWMConfig": "lewm.models.lewm",
     "MPPI": "lewm.planning.solvers.mppi",
+    "Own": "lewm.planning.objectives.own",
     "Planning": "lewm.analyses.planning",
     "PlanningConfig": "lewm.planning.config",
     "PredictiveSampling": "lewm.planning.solvers.predictive_sampling",

@@ -14,15 +14,16 @@ they become float inside a model and nowhere else.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 # ------------------------------------------------------------------------------------------ records
 
@@ -337,6 +338,17 @@ class Following(Protocol):
 
 
 @runtime_checkable
+class Undecayed(Protocol):
+    """A model with parameters that weight decay would pull away from where they belong, such as the
+    rates of a recurrence."""
+
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """Their names, as in `named_parameters`; the others decay."""
+        ...
+
+
+@runtime_checkable
 class Staged(Protocol):
     """A model that is trained in stages, such as an encoder before its predictor."""
 
@@ -346,10 +358,30 @@ class Staged(Protocol):
         ...
 
 
-class ModelConfig(Protocol):
+@runtime_checkable
+class Remembering(Protocol):
+    """A part of a model that does the same for a picture every time, and remembers it. What it
+    remembers never changes what it says, only how soon."""
+
+    def recall(self, episodes: Path) -> None:
+        """Remember what was kept of the pictures in an episode file."""
+        ...
+
+    def keep(self) -> None:
+        """Keep what is remembered, beside that file, for whoever comes next."""
+        ...
+
+
+class Settings(Protocol):
+    """A dataclass, such as a config: settings by name."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class ModelConfig(Settings, Protocol):
     """What a model is made from: the frozen dataclass of its plug-in, one file in `models/`."""
 
-    def build(self, spec: DataSpec) -> WorldModel:
+    def build(self, spec: DataSpec) -> TrainableModel:
         """Make a model with random weights that fits the data."""
         ...
 
@@ -371,7 +403,38 @@ class Described(Protocol):
     Its config is the frozen dataclass of its plug-in, so it can be written down as JSON.
     """
 
-    config: Any
+    @property
+    def config(self) -> Settings: ...
+
+
+class Trainable(Protocol):
+    """An `nn.Module`, as far as whoever trains, stores or moves one asks; a role, so that it can be
+    joined with others."""
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def buffers(self) -> Iterator[Tensor]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def children(self) -> Iterator[nn.Module]: ...
+
+    def train(self, mode: bool = True) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+
+
+class TrainableModel(WorldModel, Described, Trainable, Protocol):
+    """A world model that is an `nn.Module` and keeps its config: what a plug-in builds. Planning
+    and the analyses do with a `WorldModel`."""
 
 
 @runtime_checkable
@@ -391,6 +454,10 @@ class Head(Protocol):
         ...
 
 
+class TrainableHead(Head, Described, Trainable, Protocol):
+    """A head that is an `nn.Module` and keeps its config: what a plug-in builds."""
+
+
 @runtime_checkable
 class Distance(Protocol):
     """A head that knows how far it is from one latent to another."""
@@ -400,7 +467,7 @@ class Distance(Protocol):
         ...
 
 
-class Objective(Protocol):
+class Objective(Settings, Protocol):
     """What a plan is for. Frozen dataclass, one file in `objectives/`."""
 
     def cost(self, rollout: Tensor, goal: Tensor) -> Tensor:
@@ -408,7 +475,29 @@ class Objective(Protocol):
         ...
 
 
-class Solver(Protocol):
+@runtime_checkable
+class Judging(Protocol):
+    """A world model with costs of its own, such as one that can draw what it imagines."""
+
+    costs: tuple[str, ...]  # their names; the first is what it is planned with if nobody chooses
+
+    def judge(self, name: str, rollout: Tensor, goal: Tensor) -> Tensor:
+        """(B, N, H, D) predicted latents and (B, D) goal latents -> (B, N), lower is better, by
+        the cost of that name."""
+        ...
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """An objective that asks the world model itself. How to plan is written down without one, so
+    an agent hands it over."""
+
+    def asking(self, model: WorldModel) -> Objective:
+        """The same objective, asking this model; a `ValueError` where that cannot answer."""
+        ...
+
+
+class Solver(Settings, Protocol):
     """A search over action sequences. Frozen dataclass, one file in `solvers/`; holds no state,
     asks no environment."""
 
@@ -652,7 +741,7 @@ NONE: Mapping[str, float] = MappingProxyType({})
 
 
 def check_numbers(
-    config: Any,
+    config: Settings,
     least: Mapping[str, float] = NONE,
     most: Mapping[str, float] = NONE,
     above: Mapping[str, float] = NONE,
@@ -691,7 +780,7 @@ def check_numbers(
                 raise ValueError(f"{name} must be below {below[name]}, got {number}. Lower {name}.")
 
 
-def _check_kind(name: str, number: Any, whole: bool, endless: bool) -> None:
+def _check_kind(name: str, number: object, whole: bool, endless: bool) -> None:
     """Refuse what is no number, or, unless it may be `endless`, none that is finite."""
     if (
         isinstance(number, bool)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -100,3 +101,17 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def free_memory(device: torch.device | str) -> int | None:
+    """Bytes that can still be had on a device; None where nobody says."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    with suppress(OSError, ValueError, IndexError):
+        if device.type == "cpu":
+            lines = Path("/proc/meminfo").read_text().splitlines()
+            (available,) = (line for line in lines if line.startswith("MemAvailable:"))
+            return 1024 * int(available.split()[1])
+    return None

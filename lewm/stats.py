@@ -24,6 +24,7 @@ __all__ = [
     "pearson",
     "r2",
     "rank_correlation",
+    "ranks",
     "rate_with_interval",
     "wilson",
 ]
@@ -240,9 +241,23 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     A search only ever compares costs, so of a cost its ranks are what matters. NaN where one of the
     arrays is constant.
     """
-    from scipy.stats import rankdata
+    return pearson(ranks(first), ranks(second))
 
-    return pearson(rankdata(first), rankdata(second))
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """(F,) -> (F,) float64 ranks from 1 on, equal values sharing their mean rank; all NaN where one
+    is NaN. What `scipy.stats.rankdata` gives, in a tenth of its time: a bootstrap asks thousands of
+    times."""
+    values = np.asarray(values)
+    if np.isnan(values).any():
+        return np.full(len(values), np.nan)
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    first = np.flatnonzero(np.concatenate(([True], ascending[1:] != ascending[:-1])))
+    end = np.append(first[1:], len(values))
+    found = np.empty(len(values))
+    found[order] = np.repeat((first + 1 + end) / 2, end - first)
+    return found
 
 
 def r2(prediction: np.ndarray, target: np.ndarray) -> float:

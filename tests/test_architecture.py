@@ -208,3 +208,20 @@ def test_there_is_one_progress_signal(path):
             elif argument.arg == "progress":
                 assert "Callable" not in (kind or ""), f"{path}: progress: {kind}"
             assert not (kind or "").startswith("Callable[[Progress]"), f"{path}: {argument.arg}"
+
+
+ROLES = ("bare", "config", "head", "model", "model_config", "objective", "solver", "world")
+"""Names of arguments that a role of `contracts` stands for."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_no_any_where_there_is_a_role(path):
+    untyped = [
+        f"line {argument.lineno}: {argument.arg}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        if argument.arg in ROLES and isinstance(argument.annotation, ast.Name)
+        if argument.annotation.id == "Any"
+    ]
+    assert not untyped, f"{module_of(path)} takes Any for a role: {untyped}"

@@ -12,6 +12,7 @@ from lewm.stats import (
     paired,
     pearson,
     r2,
+    ranks,
     rate_with_interval,
     wilson,
 )
@@ -189,3 +190,19 @@ def test_the_verdict_errs_no_more_often_than_it_says():
         fooled += found.p < 0.05
         erred += found.better != 0
     assert erred <= 0.12 * 300 < fooled
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([3.0, 1.0, 2.0]),
+        np.array([2.0, 2.0, 1.0, 2.0, -0.0, 0.0]),
+        np.array([5]),
+        np.random.default_rng(0).integers(9, size=200),
+        np.random.default_rng(1).normal(size=200).astype(np.float32),
+        np.array([1.0, np.inf, -np.inf, np.inf]),
+        np.array([1.0, np.nan, 2.0]),
+    ],
+)
+def test_ranks_are_those_of_scipy_to_the_bit(values):
+    np.testing.assert_array_equal(ranks(values), scipy_stats.rankdata(values))

@@ -76,7 +76,9 @@ def fit_decoder(
     decoder.mean.copy_(torch.from_numpy(patches.mean))
     decoder.scale.fill_(patches.scale)
     decoder.latent_mean.copy_(known.mean(dim=0))
-    decoder.latent_std.copy_(known.std(dim=0).clamp_min(1e-6))
+    std = known.std(dim=0)
+    # a number that never varies, such as what only imagined latents carry, is not blown up
+    decoder.latent_std.copy_(std.where(std > 1e-6, 1.0))
     decoder.to(device)
 
     def loss(update: int) -> Tensor:

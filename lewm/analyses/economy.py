@@ -28,16 +28,19 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from lewm import registry
 from lewm.contracts import (
     Engined,
+    Judging,
     Progress,
     Refining,
     Report,
     Rollout,
+    Tokened,
     WorldModel,
     WorldSpec,
     check_numbers,
     silent,
 )
 from lewm.models.nn.frozen import device_of, require_evaluation_mode
+from lewm.models.nn.frozen_encoders import frozen_parts
 from lewm.planning.agent import Agent
 from lewm.planning.config import PlanningConfig
 from lewm.runs.results import Interval, Result, Table, Tables
@@ -309,6 +312,7 @@ class EconomyResult(Others):
             {
                 "planner": name,
                 "latents predicted": _shown(plan.predictor_calls),
+                "tokens predicted": _shown(plan.predictor_calls * self.tokens_per_frame),
                 "GFLOP": _shown(plan.flops / 1e9),
                 "ms per plan": _shown(1e3 * plan.seconds),
                 "least to most": " to ".join(_shown(1e3 * end) for end in plan.seconds_range),
@@ -395,7 +399,7 @@ class Economy:
         picture = f"raw picture, {model.spec.image_size} px"
         tensors = [*cast(nn.Module, model).parameters(), *cast(nn.Module, model).buffers()]
         return EconomyResult(
-            tokens_per_frame=1,  # a world model's role: (B, T) pictures -> (B, T, D) latents
+            tokens_per_frame=model.tokens if isinstance(model, Tokened) else 1,
             latent_numbers=model.latent_dim,
             bytes_per_frame={
                 "latent": 4 * model.latent_dim,
@@ -443,7 +447,7 @@ def count_plan(
 ) -> tuple[int, int]:
     """FLOPs of the first plan of an episode, and how many latents it predicts; `plain`, by
     `rollout` and no engine."""
-    made: Any
+    made: WorldModel
     # on a CPU: a CUDA graph would hide its operations from the counter
     made, planning = copy.deepcopy((model, planning))
     for part in (made, *vars(planning.objective).values(), *vars(planning.solver).values()):
@@ -451,12 +455,9 @@ def count_plan(
             part.cpu()
     if plain:
         planning = replace(planning, precision="float32")
-        made = SimpleNamespace(
-            **{
-                name: getattr(made, name)
-                for name in ("spec", "context", "latent_dim", "encode", "rollout")
-            }
-        )
+        kept = ["spec", "context", "latent_dim", "encode", "rollout"]
+        kept += ["costs", "judge"] if isinstance(made, Judging) else []
+        made = SimpleNamespace(**{name: getattr(made, name) for name in kept})
     agent = Agent(made, planning, spec, [0])
     return count_flops(lambda: agent.act(*look)), agent.effort.predictor_calls
 
@@ -555,13 +556,18 @@ def _named(planning: PlanningConfig) -> str:
 
 
 def _parameters(model: nn.Module, heads: Mapping[str, nn.Module]) -> dict[str, int]:
-    """By part; the heads are apart from the model's `total`."""
+    """By part, weights of frozen encoders among them; the heads are apart from the model's
+    `total`."""
     parts = {
         **dict(model.named_children()),
         "total": model,
         **{f"head {name}": head for name, head in heads.items()},
     }
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    counts = {
+        name: sum(p.numel() for p in part.parameters())
+        + sum(encoder.numbers for encoder in frozen_parts(part).values())
+        for name, part in parts.items()
+    }
     return {name: count for name, count in counts.items() if count}
 
 

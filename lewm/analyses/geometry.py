@@ -358,7 +358,10 @@ class Geometry:
         encoders = (
             [model, _with_random_weights(model, sample, self.seed)] if self.controls else [model]
         )
-        paths, *random = (encode_paths(encoder, episodes, ids, report) for encoder in encoders)
+        paths, *random = (
+            encode_paths(encoder, episodes, ids, report, run.seen if encoder is model else None)
+            for encoder in encoders
+        )
         states = _states(episodes, paths) if episodes.has_states else None
         mixed = generator.permutation(len(paths))
         strangers = np.stack([np.arange(len(paths)), mixed])[

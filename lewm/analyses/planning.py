@@ -312,7 +312,7 @@ class Planning:
         episodes = run.episodes
         place = readings_of(episodes)[:2]
         return steady_probe(
-            run.model, episodes, run.fit_ids, place, self.fit_frames, self.seed
+            run.model, episodes, run.fit_ids, place, self.fit_frames, self.seed, run.seen
         ).predict
 
     def _worth_recording(self, pairs: Pairs, world: World) -> np.ndarray:

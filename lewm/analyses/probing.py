@@ -22,6 +22,7 @@ from lewm.analyses.probes.ridge import Probe, fit_probe
 from lewm.analyses.probes.rollouts import Rollouts, first_predictions, roll_out
 from lewm.analyses.probes.scores import Score, scores
 from lewm.analyses.probes.targets import (
+    LATENTS,
     Features,
     Reading,
     errors,
@@ -278,7 +279,7 @@ class Probing:
         run.require_states()
         run.require_episodes(FEWEST_FIT, FEWEST_TEST, "probes with an interval over episodes")
         encoders = {
-            "latents": latent_features(model),
+            LATENTS: latent_features(model),
             **(self._rivals(model) if self.controls else {}),
         }
         done, stages = count(1), 1 + len(encoders) * (1 + self.mlp) + (self.rollouts > 0)
@@ -419,11 +420,18 @@ class Probing:
         """What is read of predicted latents."""
         model, episodes = run.model, run.episodes
         rolled = roll_out(
-            model, episodes, run.test_ids, self.horizon, self.rollouts, (self.seed, 2), FEWEST_TEST
+            model,
+            episodes,
+            run.test_ids,
+            self.horizon,
+            self.rollouts,
+            (self.seed, 2),
+            FEWEST_TEST,
+            run.seen,
         )
         if rolled is None:
             return OpenLoop()
-        ahead = first_predictions(model, episodes, run.fit_ids, readings, self.seed)
+        ahead = first_predictions(model, episodes, run.fit_ids, readings, self.seed, run.seen)
         probe = fit_probe(fit.features["latents"], fit.states, fit.groups, self.seed, ahead)
         off = _errors_of_rollouts(rolled, probe, run, readings)
 
@@ -507,7 +515,9 @@ def _sides(
     ]
     fit, test = (
         _Side(
-            features_of(encoders, episodes, rows), state_targets(episodes, readings, rows), groups
+            features_of(encoders, episodes, rows, run.seen),
+            state_targets(episodes, readings, rows),
+            groups,
         )
         for rows, groups in frames
     )

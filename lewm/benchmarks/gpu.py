@@ -43,7 +43,17 @@ from torch import Tensor, nn
 import lewm
 from lewm.analyses.economy import count_flops
 from lewm.analyses.probing import Probing
-from lewm.contracts import Batch, DataSpec, Plan, Progress, Report, Statistics, WorldSpec, silent
+from lewm.contracts import (
+    Batch,
+    DataSpec,
+    Plan,
+    Progress,
+    Report,
+    Statistics,
+    TrainableModel,
+    WorldSpec,
+    silent,
+)
 from lewm.data.collecting import cores
 from lewm.data.episodes import Episodes
 from lewm.data.readers import Resident, Streamed
@@ -1117,7 +1127,7 @@ def _train(bench: Bench) -> None:
         )
 
 
-def _run(bench: Bench) -> tuple[Any, Episodes, dict[str, Any]]:
+def _run(bench: Bench) -> tuple[TrainableModel, Episodes, dict[str, Any]]:
     """The trained model, its episodes, and what was recorded of it."""
     run = bench.work / "run"
     if checkpoints.latest(run) is None:

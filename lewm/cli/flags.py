@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, get_type_hints
 
 import tyro
+
+from lewm.contracts import Settings
 
 __all__ = ["described"]
 
 
-def described(config: Any) -> type:
+def described(config: Settings) -> type:
     """A dataclass for tyro with the fields of `config`'s, its values as defaults, and help for each
     of them.
 

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import lewm
 from lewm import registry
@@ -32,6 +37,7 @@ COMMANDS = {
     "claims": "hold what is claimed of the model against what runs show",
     "import": "make a run of published weights",
     "export": "write a run's weights in the published form",
+    "weights": "obtain the weights of a frozen encoder, such as DINOv2",
     "bench": "compare the speed of our implementations with plain ones",
     "doctor": "say what is installed, what will be used and what is missing",
 }
@@ -65,12 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         name = registry.choose("command", words[0], COMMANDS)
         command = f"lewm {name}"
+        _refuse_target(words)
         with warnings.catch_warnings():
             warnings.simplefilter("default" if debug else "ignore")
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = warn
             module = name.replace("-", "_")
-            importlib.import_module(f"lewm.cli.commands.{module}").main(words[1:])
+            with _sigterm_as_ctrl_c():
+                importlib.import_module(f"lewm.cli.commands.{module}").main(words[1:])
     except KeyboardInterrupt as interrupt:
         if debug:
             raise
@@ -82,6 +90,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"{command}: {_paragraph(error)}")
         return USER_ERROR
     return 0
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let what ends a process kindly be like Ctrl-C, in every command: temporary copies go, what is
+    whole stays. A process that this one forks ends as it did before."""
+    here = os.getpid()
+
+    def interrupt(*_: object) -> None:
+        if os.getpid() == here:
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if ours:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _refuse_target(words: Sequence[str]) -> None:
+    """Refuse a `--json` that cannot be written before the work, not after it; every command that
+    has it writes it last."""
+    from lewm.files import require_own  # `--help` does without
+
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag == "--json" and (target := value or following):
+            require_own(Path(target))
 
 
 def _say(text: str) -> None:

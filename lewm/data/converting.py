@@ -99,6 +99,8 @@ def convert(
         columns, _ = choose_columns(recordings, selection)
         choices = _choices(recordings, chosen, columns, selection)
         provenance = _provenance(recordings, selection, world, chosen, choices)
+        if not out.exists():  # what is there was begun after this was asked
+            _refuse_one_colour(recordings, chosen, camera, selection, choices)
         with EpisodeWriter(out, _noted(provenance, told), compression) as writer:
             while (done := len(writer)) < len(chosen):
                 episode = _episode(recordings, chosen[done], camera, selection, choices)
@@ -201,6 +203,23 @@ def verify(
             "blank_frames": sum(seen.total() - seen[None] for seen in colours.values()),
             "nonfinite_states": nonfinite,
         }
+
+
+def _refuse_one_colour(
+    recordings: Source,
+    chosen: Sequence[int],
+    camera: str,
+    selection: Selection,
+    choices: Mapping[str, int],
+) -> None:
+    """Refuse what `verify` would call unsound, before anything is written. The first episode that
+    shows something ends the search, so of most recordings one is read."""
+    seen: Counter[bytes | None] = Counter()
+    for i in chosen:
+        seen.update(single_colours(_episode(recordings, i, camera, selection, choices).pixels))
+        if len(seen) > 1 or None in seen:
+            return
+    refuse_one_colour(recordings.path, seen, camera)
 
 
 def _other(recordings: Source, i: int, what: str) -> ValueError:

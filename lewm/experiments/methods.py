@@ -34,7 +34,7 @@ class Knob:
         field: of the model's config.
         published: the value around which it is drawn.
         kind: "scale" is drawn as it is; "memory" is a momentum tau, drawn by its memory 1 / (1 -
-            tau); "share" the same from the other side, by tau; "count" is rounded.
+            tau); "count" is rounded.
     """
 
     field: str
@@ -132,6 +132,9 @@ PUBLISHED = (
 )
 LONG = "It pays off over a hundred thousand updates and large batches; tau belongs to that length."
 FITTED = "tau fits the run: it remembers a quarter of its updates. Three learning rates are tried."
+
+SEQUENCES: dict[str, Any] = {"window": 4, "batch_size": 32}
+"""Of what learns from the course of more than two frames: as many frames as the tiny recipes."""
 
 METHODS: dict[str, Method] = {
     "lewm": Method(
@@ -255,6 +258,53 @@ METHODS: dict[str, Method] = {
         changes={"reconstruction_weight": 1.0},
         knobs=(Knob("sigreg_weight", 0.1), Knob("reconstruction_weight", 1.0)),
     ),
+    "dino-wm": Method(
+        "DINO-WM, EfficientNet-Lite0",
+        "frozen pre-trained patches",
+        "dino_wm",
+        "arXiv 2411.04983, on EfficientNet-Lite0 at 64 px, 16 tokens",
+        objection="It has 196 patches of DINOv2 at 196 px, and proprioception where there is some.",
+        answer=(
+            "At 64 px EfficientNet's 16 patches are as readable as DINOv2's and 33 times cheaper. "
+            "Proprioception is an input that no method here is given."
+        ),
+    ),
+    "vjepa2-ac": Method(
+        "V-JEPA 2-AC's recipe",
+        "an encoder frozen after masked pre-training",
+        "vjepa2_ac",
+        "arXiv 2506.09985; both stages on the same frames, half of the updates each",
+        knobs=(Knob("ema", 0.99, "memory"), Knob("rollout_weight", 1.0)),
+        objective=("l1", {}),
+        training=SEQUENCES,
+        objection="Its first stage is a million hours of video, not a few hundred episodes.",
+        answer="It is called its recipe, and never V-JEPA 2.",
+    ),
+    "dreamer": Method(
+        "Dreamer V3's world model",
+        "reconstruction and KL",
+        "dreamer",
+        "danijar/dreamerv3, in small; planned by the squared distance of embeddings",
+        knobs=(
+            Knob("dynamics_weight", 1.0),
+            Knob("representation_weight", 0.1),
+            Knob("free_bits", 1.0),
+        ),
+        objective=("own", {"judged_by": "embedding"}),
+        training=SEQUENCES,
+        objection="It is made for online reward, with an actor that learns in imagination.",
+        answer="It is asked here for its world model alone, and given a cost that it lacks.",
+    ),
+    "dreamer-long": Method(
+        "Dreamer V3's world model, 1,000 updates",
+        "reconstruction and KL",
+        "dreamer",
+        "danijar/dreamerv3, in small; two and a half times the updates of all others",
+        objective=("own", {"judged_by": "embedding"}),
+        training=SEQUENCES | {"updates": 1000},
+        objection="It draws nothing small for the first 300 updates.",
+        answer="This row has the updates that it takes; it is outside the equal budget.",
+    ),
     "none": Method(
         "prediction alone",
         "nothing",
@@ -269,6 +319,14 @@ METHODS: dict[str, Method] = {
         "byol",
         "control: BYOL without a target that follows",
         changes={"momentum": 0.0},
+        control=True,
+    ),
+    "random-encoder": Method(
+        "a frozen random encoder",
+        "frozen random patches",
+        "dino_wm",
+        "control: DINO-WM on an encoder that nobody trained",
+        changes={"encoder": "random-tiny"},
         control=True,
     ),
 }

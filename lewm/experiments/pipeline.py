@@ -25,7 +25,7 @@ import torch
 
 import lewm
 from lewm.analyses.probing import ProbingResult
-from lewm.contracts import Progress, Report, World, WorldModel, WorldSpec
+from lewm.contracts import Progress, Report, TrainableModel, World, WorldSpec
 from lewm.data.collecting import collect
 from lewm.data.episodes import Episodes
 from lewm.evaluation.evaluate import evaluate
@@ -236,7 +236,7 @@ def train_model(experiment: Experiment, data: Path, folder: Path, report: Report
 
 def fit_planning(
     experiment: Experiment,
-    model: WorldModel,
+    model: TrainableModel,
     episodes: Episodes,
     split: Mapping[str, list[int]],
     folder: Path,
@@ -269,7 +269,7 @@ def open_recipe_world(experiment: Experiment, num_envs: int) -> World:
 def _opened(
     experiment: Experiment,
     planning: PlanningConfig,
-    model: WorldModel,
+    model: TrainableModel,
     episodes: Episodes,
     split: Mapping[str, list[int]],
     folder: Path,
@@ -311,7 +311,7 @@ def _evaluate(run: Run, world: World, task: Task, report: Report) -> Evaluation:
 
 
 def facts(
-    experiment: Experiment, model: Any, episodes: Episodes, trained: Mapping[str, Any]
+    experiment: Experiment, model: TrainableModel, episodes: Episodes, trained: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What was used, on what: settings, data, machine and versions, JSON-ready."""
     device = device_of(model)

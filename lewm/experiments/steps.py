@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import lewm
 from lewm import registry
-from lewm.contracts import Report, silent
+from lewm.contracts import ModelConfig, Report, silent
 from lewm.data.episodes import Episodes, check_fits
 from lewm.evaluation.evaluate import FLOORS
 from lewm.evaluation.evaluate import evaluate as play
@@ -39,7 +39,7 @@ def recipe(name: str) -> Experiment:
 
 @overload
 def train(
-    recipe: str | Experiment | Any,
+    recipe: str | Experiment | ModelConfig,
     data: Path | str,
     out: Path | str,
     *,
@@ -50,7 +50,7 @@ def train(
 ) -> Path: ...
 @overload
 def train(
-    recipe: Any,
+    recipe: ModelConfig,
     config: TrainingConfig,
     data: Path | str,
     out: Path | str,
@@ -61,7 +61,7 @@ def train(
     **changes: Any,
 ) -> Path: ...
 def train(
-    recipe: str | Experiment | Any,
+    recipe: str | Experiment | ModelConfig,
     *where: Any,
     world: str | None = None,
     experiment: Mapping[str, Any] | None = None,
@@ -90,6 +90,7 @@ def train(
         ValueError: a setting that there is not, or data that do not fit.
         KeyboardInterrupt: Ctrl-C, once the update in progress is saved.
     """
+    model: ModelConfig
     training, places = TrainingConfig(), list(where)
     if places and isinstance(places[0], TrainingConfig):
         training = places.pop(0)
@@ -219,7 +220,9 @@ def _opened(run: Run | Path | str, data: Path | str | None) -> Run:
     return run
 
 
-def _changed(model: Any, training: TrainingConfig, changes: dict[str, Any]) -> tuple[Any, Any]:
+def _changed(
+    model: ModelConfig, training: TrainingConfig, changes: dict[str, Any]
+) -> tuple[ModelConfig, TrainingConfig]:
     """The settings with changes, each in the config that has a field of its name."""
     known = [{field.name for field in fields(config)} for config in (training, model)]
     for name in changes:

@@ -17,7 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewm.contracts import Box, Engined, Plan, Proposing, WorldModel, WorldSpec
+from lewm.contracts import (
+    Asking,
+    Box,
+    Engined,
+    Plan,
+    Proposing,
+    Tokened,
+    WorldModel,
+    WorldSpec,
+)
 from lewm.models.nn.frozen import device_of, encode, require_evaluation_mode
 from lewm.planning.config import PlanningConfig
 from lewm.planning.cost import OutOfTime, PlanCost, Scorer, Situation
@@ -89,7 +98,7 @@ class Agent:
 
     Raises:
         ValueError: the model is in training mode, or does not fit the world; or it has no engine of
-            the precision asked for.
+            the precision asked for, or cannot be asked what the objective asks it.
     """
 
     def __init__(
@@ -363,13 +372,16 @@ def _scorer(model: WorldModel, config: PlanningConfig) -> Scorer:
     it."""
     engine = model.engine if isinstance(model, Engined) else None
     replayed = device_of(model).type == "cuda"
+    tokens = model.tokens if isinstance(model, Tokened) else 1
+    objective = config.objective
+    if isinstance(objective, Asking):
+        objective = objective.asking(model)
     if config.precision == "float32":
-        return Scorer(
-            model.rollout if engine is None else engine(), config.objective, replayed=replayed
-        )
+        rollout = model.rollout if engine is None else engine()
+        return Scorer(rollout, objective, replayed=replayed, tokens=tokens)
     if engine is None:
         raise ValueError(
             f"expected a model with an engine for precision '{config.precision}', got a "
             f"{type(model).__name__}, which only has `rollout`. Plan in float32."
         )
-    return Scorer(engine(), config.objective, engine(config.precision), replayed)
+    return Scorer(engine(), objective, engine(config.precision), replayed, tokens)

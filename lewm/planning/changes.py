@@ -32,6 +32,7 @@ class PlanningChanges:
         elites: how many of the cheapest shape the next iteration.
         iterations: of the search.
         stop_spread: std of the search below which it is over.
+        judged_by: which of the costs that the model names itself, for objective `own`.
         intermediate: weight of the distance to the goal before the end of the plan.
         horizon: length of a plan in action blocks.
         receding: blocks that are executed before the next plan.
@@ -49,6 +50,7 @@ class PlanningChanges:
     elites: int | None = None
     iterations: int | None = None
     stop_spread: float | None = None
+    judged_by: str | None = None
     intermediate: float | None = None
     horizon: int | None = None
     receding: int | None = None

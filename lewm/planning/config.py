@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -71,7 +71,7 @@ def _attached(part: Part, heads: Mapping[str, nn.Module]) -> Part:
     }
     if (search := _search(part)) is not None:
         changes["search"] = _attached(search, heads)
-    return cast(Part, replace(cast(Any, part), **changes)) if changes else part
+    return replace(part, **changes) if changes else part
 
 
 def plain_search() -> PlanningConfig:
@@ -111,7 +111,7 @@ def _described(part: Objective | Solver) -> dict[str, Any]:
     """Of a plug-in; a search inside of it is described likewise."""
     settings = {
         field.name: getattr(part, field.name)
-        for field in fields(cast(Any, part))
+        for field in fields(part)
         if field.name not in _heads(part)
     }
     if settings.get("search") is not None:

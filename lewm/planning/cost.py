@@ -88,12 +88,14 @@ class Scorer:
         replayed: on a CUDA device a round, from the blocks to their costs, is one graph; see
             `graphs.Captured`. What a search does between two rounds is some forty small kernels
             beside the thousands of a round, and stays outside.
+        tokens: that stand for a frame; so many fewer sequences are rolled out together.
     """
 
     rollout: Rollout
     objective: Objective
     ranking: Rollout | None = None
     replayed: bool = False
+    tokens: int = 1
 
     def score(self, situation: Situation, blocks: Tensor) -> tuple[Tensor, Tensor, int]:
         """(b, N, H, A) blocks -> (b, N) costs, (b, N, D) latents in which they end, and how many
@@ -148,13 +150,19 @@ class Scorer:
     ) -> tuple[Tensor, Tensor]:
         """Costs and end latents, in fixed portions of environments."""
         costs, ends = [], []
-        portion = max(
-            1, (SEQUENCES_AT_ONCE_CUDA if blocks.is_cuda else SEQUENCES_AT_ONCE) // blocks.shape[1]
-        )
+        together = SEQUENCES_AT_ONCE_CUDA if blocks.is_cuda else SEQUENCES_AT_ONCE
+        together = max(1, together // self.tokens)
+        portion = max(1, together // blocks.shape[1])
         for part, b in zip(situation.portions(portion), blocks.split(portion), strict=True):
-            latents = rollout(part.context, part.past_actions, b)
-            costs.append(self.objective.cost(latents, part.goal))
-            ends.append(latents[:, :, -1])
+            scored_parts = []
+            # where a frame is many tokens, not even one environment's candidates go together
+            for some in b.split(blocks.shape[1] if self.tokens == 1 else together, dim=1):
+                latents = rollout(part.context, part.past_actions, some)
+                cost = self.objective.cost(latents, part.goal)
+                scored_parts.append((cost, latents[:, :, -1].clone()))
+                del latents
+            costs.append(torch.cat([cost for cost, _ in scored_parts], dim=1))
+            ends.append(torch.cat([end for _, end in scored_parts], dim=1))
         return torch.cat(costs), torch.cat(ends)
 
 

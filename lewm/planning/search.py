@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from lewm.contracts import Box, Cost, Plan, check_numbers
+from lewm.contracts import Box, Cost, Plan, Settings, check_numbers
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,14 @@ def coloured(white: Tensor, exponent: float) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(white, dim=-2) * gain, n=length, dim=-2)
 
 
-def check_sizes(solver: Any, **bounds: Mapping[str, float]) -> None:
+class Sampling(Settings, Protocol):
+    """A solver that scores so many candidates a round."""
+
+    @property
+    def num_candidates(self) -> int: ...
+
+
+def check_sizes(solver: Sampling, **bounds: Mapping[str, float]) -> None:
     """Refuse sizes that make no search, with a ValueError.
 
     Args:

@@ -8,6 +8,7 @@ way of the chosen plan, then its execution.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from lewm.planning.trace import Replan
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
 
 __all__ = ["FORMATS", "Clip", "Frame", "View", "draw_episode", "encode_animation", "save_animation"]
 
@@ -37,6 +39,10 @@ WALKED, IMAGINED, GOAL, FAILED = (0, 96, 172), (221, 120, 0), (0, 138, 98), (190
 Source: after Okabe and Ito."""
 
 LEGEND = ((WALKED, "walked"), (IMAGINED, "imagined"), (GOAL, "goal"))
+
+ONE_KEYFRAME = 10_000
+"""Frames after which a WebP would begin anew. Only what changes is stored of all but the first: a
+third smaller than with Pillow's 5, and made in three fifths of the time."""
 
 SMOOTH = 2
 """Lines are drawn this many times larger and averaged down."""
@@ -167,6 +173,7 @@ def encode_animation(frames: Sequence[Frame], suffix: str) -> bytes:
 
     images = [Image.fromarray(frame.pixels) for frame in frames]
     settings: dict[str, Any] = {"quality": 78, "method": 2, "minimize_size": False}
+    settings |= {"kmin": ONE_KEYFRAME - 1, "kmax": ONE_KEYFRAME}
     if suffix.lower() == ".gif":
         # One palette for all frames, or the colours of a still wall would flicker.
         sample = np.concatenate([frame.pixels for frame in frames[:: max(1, len(frames) // 8)]])
@@ -224,7 +231,7 @@ def _card(
     recording: Recording, step: int, view: View | None, caption: _Caption, marks: _Marks | None
 ) -> np.ndarray:
     """(h, w, 3) uint8: the scene at the left; goal picture, captions and legend beside it."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     width, height = SCENE_PX + GOAL_PX + 3 * MARGIN_PX, SCENE_PX + 2 * MARGIN_PX
     card = Image.new("RGB", (width, height), "white")
@@ -243,7 +250,7 @@ def _card(
         card.paste(picture, (x, y))
         draw.rectangle((x, y, x + picture.width - 1, y + picture.height - 1), outline=FRAME)
     # Pillow's own: no machine's fonts matter
-    small, large = (ImageFont.load_default(size) for size in (14, 17))
+    small, large = _font(14), _font(17)
     draw.text((left, MARGIN_PX - 2), "goal picture", fill=MUTED, font=small)
     top += GOAL_PX + 12
     draw.text((left, top), caption.step, fill=INK, font=large)
@@ -254,6 +261,13 @@ def _card(
         draw.ellipse((left, y + 2, left + 9, y + 11), fill=colour)
         draw.text((left + 16, y - 3), words, fill=INK, font=small)
     return np.asarray(card)
+
+
+@functools.cache
+def _font(size: int) -> FreeTypeFont | ImageFont:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
 
 
 def _overlay(view: View, goal_state: np.ndarray, walked: np.ndarray, marks: _Marks | None) -> Image:

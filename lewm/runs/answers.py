@@ -183,7 +183,7 @@ def _about(run: Run, analysis: Analysis) -> dict[str, Any]:
     assert run.path is not None
     episodes = run.episodes
     return {
-        "settings": dataclasses.asdict(analysis),  # type: ignore[call-overload]  # every analysis is a dataclass
+        "settings": dataclasses.asdict(analysis),
         "weights": checkpoints.digest_of_newest(run.path),
         "heads": {name: digest_of_head(run.path, name) for name in sorted(run.heads)},
         "planning": repr(run.planning),  # all settings, and of heads only that they are there

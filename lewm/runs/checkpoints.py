@@ -1,7 +1,8 @@
 """Run folders: what training leaves behind, and how a model comes back from it.
 
     run/
-      model.json         registered name, config, data spec with the normalisation statistics
+      model.json         registered name, config, data spec with the normalisation statistics,
+                       and which weights of others it needs
       experiment.json    the whole experiment, the data's provenance, the split, versions
       metrics.jsonl      one line per logged update
       checkpoints/000600/{weights.safetensors, optimiser.safetensors, progress.json}
@@ -31,10 +32,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lewm import registry
-from lewm.contracts import DataSpec, Described, Statistics, require
+from lewm.contracts import (
+    DataSpec,
+    Described,
+    Statistics,
+    Trainable,
+    TrainableModel,
+    WorldModel,
+    require,
+)
 from lewm.files import (
     append_line,
     hold,
@@ -48,6 +57,7 @@ from lewm.files import (
     write_atomically,
     write_json,
 )
+from lewm.models.nn.frozen_encoders import WeightsMissing, frozen_parts
 
 MODEL, EXPERIMENT, METRICS, CHECKPOINTS = (
     "model.json",
@@ -59,7 +69,7 @@ HEADS, HEAD = "heads", "head.json"
 WEIGHTS, OPTIMISER = "weights.safetensors", "optimiser.safetensors"
 
 
-def describe_model(model: Any) -> dict[str, Any]:
+def describe_model(model: WorldModel) -> dict[str, Any]:
     """What `build_model` needs to make this model anew: registered name, config and data spec,
     JSON-ready.
 
@@ -67,10 +77,16 @@ def describe_model(model: Any) -> dict[str, Any]:
         ValueError: the model does not keep its config.
     """
     require(Described, model, "a model that is written down")
+    assert isinstance(model, Described)
+    frozen = {
+        place: {"encoder": part.name, "weights": part.digest}
+        for place, part in frozen_parts(model).items()
+    }
     return {
         "model": type(model.config).__module__.rpartition(".")[2],
         "config": dataclasses.asdict(model.config),
         "spec": dataclasses.asdict(model.spec),
+        **({"frozen": frozen} if frozen else {}),
     }
 
 
@@ -80,7 +96,7 @@ UNBUILDABLE = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, Ar
 
 def build_model(
     description: Mapping[str, Any], source: Path | str = "the model description"
-) -> Any:
+) -> TrainableModel:
     """Make a model with fresh weights from what `describe_model` gave.
 
     Raises:
@@ -95,6 +111,8 @@ def build_model(
             **{name: tuple(values) for name, values in spec["statistics"].items()}
         )
         return config.build(DataSpec(int(spec["image_size"]), int(spec["frameskip"]), statistics))
+    except WeightsMissing as error:
+        raise WeightsMissing(f"{source}: {error}") from None
     except UNBUILDABLE as error:
         raise ValueError(
             f"{source} does not describe a model this version knows: expected its name, config and "
@@ -285,7 +303,7 @@ NUMBERED, PROGRESS = re.compile(r"[0-9]{8,18}"), "progress.json"
 def save(
     run: Path,
     update: int,
-    model: Any,
+    model: TrainableModel,
     optimiser: torch.optim.Optimizer | None = None,
     progress: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -323,7 +341,7 @@ def latest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(run: Path | str, device: torch.device | str = "cpu") -> Any:
+def load(run: Path | str, device: torch.device | str = "cpu") -> TrainableModel:
     """Load a run's model from its newest checkpoint, in evaluation mode.
 
     Raises:
@@ -344,7 +362,7 @@ def load(run: Path | str, device: torch.device | str = "cpu") -> Any:
 
 def made_of(
     description: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path, described: Path
-) -> Any:
+) -> TrainableModel:
     """Make a model of its description and its weights. Of sizes that the weights do not bear out
     nothing is allocated.
 
@@ -357,11 +375,28 @@ def made_of(
     with torch.device("meta"):
         _require_fit(build_model(description, described), tensors, source)
     model = build_model(description, described)
+    _require_frozen(model, description, described)
     fill(model, tensors, source)
     return model
 
 
-def restore(run: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
+def _require_frozen(model: Any, description: Mapping[str, Any], source: Path) -> None:
+    """Refuse a model whose frozen encoders have other weights here than where it was trained."""
+    known = description.get("frozen")
+    for place, part in frozen_parts(model).items():
+        told = known.get(place) if isinstance(known, dict) else None
+        wanted = told.get("weights") if isinstance(told, dict) else None
+        if wanted != part.digest:
+            cure = f"Obtain those that it was trained with: lewm weights {part.name} --replace"
+            if part.drawn:
+                cure = "This version of NumPy draws others: use the one that it was trained with"
+            raise WeightsMissing(
+                f"{source}: expected encoder '{part.name}' with weights {_short(wanted)}, got "
+                f"{_short(part.digest)}. {cure}."
+            )
+
+
+def restore(run: Path, model: Trainable, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Bring model and optimiser to a run's newest checkpoint; return its progress, or None if there
     is none.
 
@@ -389,7 +424,7 @@ def restore(run: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> di
     return progress
 
 
-def restore_weights(model: nn.Module, path: Path) -> None:
+def restore_weights(model: Trainable, path: Path) -> None:
     """Load a safetensors file into `model`, strictly.
 
     Raises:
@@ -398,7 +433,7 @@ def restore_weights(model: nn.Module, path: Path) -> None:
     fill(model, read_tensors(path), path)
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+def fill(model: Trainable, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Give a model its weights, strictly.
 
     Raises:
@@ -410,7 +445,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     model.load_state_dict(tensors)
 
 
-def _require_fit(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+def _require_fit(model: Trainable, tensors: Mapping[str, Tensor], source: Path) -> None:
     own = model.state_dict()
     wrong = [f"{name} is missing" for name in own.keys() - tensors.keys()]
     wrong += [f"{name} is unexpected" for name in tensors.keys() - own.keys()]

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lewm import registry
-from lewm.contracts import WorldModel
+from lewm.contracts import TrainableHead, WorldModel
 from lewm.files import read_json, whole_folder, write_json
 from lewm.models.nn.frozen import device_of
 from lewm.runs.checkpoints import (
@@ -24,7 +26,7 @@ from lewm.runs.checkpoints import (
 )
 
 
-def save_head(run: Path, name: str, head: Any, record: Mapping[str, Any]) -> Path:
+def save_head(run: Path, name: str, head: TrainableHead, record: Mapping[str, Any]) -> Path:
     """Store a fitted head in a run, in place of an older one of its name; the world model's files
     stay as they are.
 
@@ -62,7 +64,7 @@ def head_names(run: Path) -> list[str]:
     ]
 
 
-def load_head(run: Path, name: str, model: WorldModel) -> Any:
+def load_head(run: Path, name: str, model: WorldModel) -> nn.Module:
     """Load a head of a run, frozen, in evaluation mode, on the device of `model`, the run's world
     model.
 

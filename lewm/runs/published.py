@@ -25,10 +25,11 @@ from torch import Tensor
 
 import lewm
 from lewm import registry
-from lewm.contracts import DataSpec, Statistics
+from lewm.contracts import DataSpec, Statistics, TrainableModel
 from lewm.data.episodes import Episodes, check_fits
 from lewm.data.split import statistics as statistics_of
 from lewm.files import fetch, hold, read_json, write_atomically, write_json
+from lewm.models.nn.trunk import Trunk, TrunkConfig
 from lewm.planning.config import PlanningConfig, describe_planning
 from lewm.runs import checkpoints
 from lewm.runs.dialects import (
@@ -136,7 +137,9 @@ def read_checkpoint(source: Path | str) -> Published:
     )
 
 
-def build(published: Published, action_mean: Iterable[float], action_std: Iterable[float]) -> Any:
+def build(
+    published: Published, action_mean: Iterable[float], action_std: Iterable[float]
+) -> TrainableModel:
     """Make the model that a published checkpoint describes, with its weights, in evaluation mode.
 
     `emb_dropout` is passed over: it acts in training alone, and a LeWM has none.
@@ -451,7 +454,7 @@ def _known_statistics(
 # ------------------------------------------------------------------------------------------ writing
 
 
-def export(model: Any, folder: Path, dialect: str = "first") -> Published:
+def export(model: TrainableModel, folder: Path, dialect: str = "first") -> Published:
     """Write a model in the published form: weights.pt, config.json and, which is ours,
     statistics.json.
 
@@ -474,6 +477,7 @@ def export(model: Any, folder: Path, dialect: str = "first") -> Published:
             f"the published form holds a LeWorldModel, got a {type(model).__name__}. Export a run "
             "of 'lewm'."
         )
+    assert isinstance(model, Trunk)
     path = Path(folder) / WEIGHTS
     if path.exists():
         raise _unfit(
@@ -503,7 +507,7 @@ def export(model: Any, folder: Path, dialect: str = "first") -> Published:
     return Published(path, tensors, config, dialect)
 
 
-def _refuse_what_is_lost(config: Any, published: Published) -> None:
+def _refuse_what_is_lost(config: TrunkConfig, published: Published) -> None:
     """Every field that does not come back from the published form must be one of training alone."""
     back = registry.load("models", "lewm")(**_sizes(published)[0])
     names = [
@@ -522,7 +526,7 @@ def _refuse_what_is_lost(config: Any, published: Published) -> None:
         raise ValueError(f"the published form cannot hold this model: {', '.join(lost)}. {cure}.")
 
 
-def _published_config(model: Any) -> dict[str, Any]:
+def _published_config(model: Trunk) -> dict[str, Any]:
     """A config.json from which the authors' library builds the same model."""
     c, D, module = model.config, model.latent_dim, "stable_worldmodel.wm.lewm.module"
     made_of = (c.encoder_width, c.encoder_depth, c.encoder_heads)
@@ -577,7 +581,7 @@ def _published_config(model: Any) -> dict[str, Any]:
     }
 
 
-def _patches_for_imagenet(model: Any) -> dict[str, Tensor]:
+def _patches_for_imagenet(model: Trunk) -> dict[str, Tensor]:
     """The patch projection for pixels that ImageNet's statistics normalise; empty where those are
     the model's own."""
     s = model.spec.statistics

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from lewm import registry
-from lewm.contracts import Report, World, WorldModel, WorldSpec
+from lewm.contracts import Report, Settings, TrainableModel, World, WorldSpec
 from lewm.data.episodes import Episodes, check_fits
 from lewm.devices import device_named
 from lewm.files import parse_json, read_json
+from lewm.models.nn.frozen_encoders import frozen_parts
 from lewm.planning.agent import Agent
 from lewm.planning.changes import PlanningChanges
 from lewm.planning.config import PlanningConfig, attach, build_planning, heads_of, plain_search
@@ -52,6 +53,20 @@ class Missing:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Latents of a run's frames, kept while it is open: what one analysis has encoded another need
+    not. What is encoded is encoded together with the same frames, so it is equal to the bit.
+
+    Attributes:
+        paths: number of an episode -> (L, D), its frames one block apart.
+        frames: rows of the file, as bytes -> (F, D) float64.
+    """
+
+    paths: dict[int, Tensor] = field(default_factory=dict)
+    frames: dict[bytes, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Run:
     """A frozen model, episodes that it learnt from and others, and what else is known of how it was
     made.
@@ -85,9 +100,10 @@ class Run:
             None where that is unknown, as it is of every imported run.
         lacks: heads that the recipe's way to plan asks for and the run does not have; `planning` is
             then a search that does without, and whoever shows results says so.
+        seen: what was encoded of the episodes since it was opened.
     """
 
-    model: WorldModel
+    model: TrainableModel
     episodes: Episodes
     fit_ids: Sequence[int]
     test_ids: Sequence[int]
@@ -101,6 +117,7 @@ class Run:
     heldout: tuple[int, ...] = ()
     own_data: bool | None = None
     lacks: tuple[str, ...] = ()
+    seen: Seen = field(default_factory=Seen, init=False, repr=False, compare=False)
 
     @property
     def remark(self) -> str:
@@ -245,6 +262,8 @@ def open_run(
     else:
         episodes = Episodes.open(file)
         check_fits(episodes, model.spec.image_size, model.spec.statistics.action_dim)
+        for part in frozen_parts(model).values():
+            part.recall(Path(file))
         _check_world(experiment, episodes, path)
         same = _same_data(training, episodes)
         heldout = _held_out(training, episodes, path, heads)
@@ -428,7 +447,7 @@ def _same_stream(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool | Non
     return None if any(None in pair for pair in pairs) else True
 
 
-class Analysis(Protocol):
+class Analysis(Settings, Protocol):
     """One file in `analyses/`: a frozen dataclass that is asked about a run. It prints nothing,
     draws nothing, writes nothing.
 

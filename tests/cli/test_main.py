@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -488,3 +489,41 @@ def test_the_module_runs_by_itself():
         [sys.executable, "-m", "lewm.cli", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("lewm ")
+
+
+@pytest.mark.parametrize("spelt", ["--json {}", "--json={}"])
+@pytest.mark.parametrize("kind", ["folder", "link"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("report", "claims")])
+def test_a_json_that_cannot_be_written_is_refused_before_the_work(
+    name, kind, spelt, tmp_path, capsys, monkeypatch
+):
+    begun = SimpleNamespace(import_module=lambda _: pytest.fail("the work has begun"))
+    monkeypatch.setattr("lewm.cli.main.importlib", begun)
+    target, whole = tmp_path / "told.json", tmp_path / "of-others.json"
+    whole.write_text("{}")
+    target.mkdir() if kind == "folder" else target.symlink_to(whole)
+    assert main([name, "anything", *spelt.format(target).split()]) == 2
+    said = capsys.readouterr().err
+    assert {"folder": "got a folder", "link": "got a symbolic link"}[kind] in said
+    assert whole.read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_sigterm_is_like_ctrl_c_in_every_command(name, capsys, monkeypatch):
+    ends = []
+
+    def work(words):
+        pid = os.fork()
+        if pid == 0:  # what is forked, such as a worker, just ends
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(1)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
+
+    begun = SimpleNamespace(import_module=lambda _: SimpleNamespace(main=work))
+    monkeypatch.setattr("lewm.cli.main.importlib", begun)
+    assert main([name]) == 130
+    assert ends == [-signal.SIGTERM]
+    assert f"lewm {name}: interrupted." in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

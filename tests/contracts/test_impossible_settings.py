@@ -58,6 +58,9 @@ MAY_BE_ZERO = {
     "Task": "seed",
     "CollectionConfig": "seed",
     "Selection": "discrete_actions",
+    "models: dreamer": (
+        "unimix reconstruction_weight dynamics_weight representation_weight free_bits"
+    ),
     "models: lewm": "dropout sigreg_weight",
     "solvers: cem": "stop_spread",
     "solvers: gradient": "stop_spread",
@@ -126,6 +129,7 @@ SHARES = [
     ("TrainingConfig", "warmup", 1.0),
     ("TrainingConfig", "holdout", 1.0),
     ("FittingConfig", "warmup", 1.0),
+    ("models: dreamer", "unimix", 1.0),
     ("models: lewm", "dropout", 1.0),
     ("heads: temporal", "expectile", 1.0),
     ("solvers: icem", "momentum", 1.0),

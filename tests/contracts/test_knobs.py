@@ -13,7 +13,7 @@ import torch
 
 from lewm import registry
 from lewm.analyses import economy
-from lewm.contracts import Batch, Hindsight
+from lewm.contracts import Asking, Batch, Hindsight
 from lewm.data.collecting import collect
 from lewm.data.converting import convert
 from lewm.data.sources import Selection
@@ -129,6 +129,9 @@ MODEL = {
         == {value}
     ),
     "zero_modulation": only("begins", "prediction", "total", "slope"),
+    "predictor_mixer": lambda made, value: (
+        {type(block.mixer).__name__.lower() for block in made.model.predictor.blocks} == {value}
+    ),
     "sigreg_weight": only("total", "slope"),
     "sigreg_slices": only("sigreg", "total", "slope"),
     "sigreg_knots": only("sigreg", "total", "slope"),
@@ -566,12 +569,22 @@ def test_every_setting_of_the_amortised_planner_is_seen_in_it():
     ))) == pytest.approx(0.2)  # fmt: skip
 
 
+def asked(objective):
+    """With a model to ask, where it asks one, of whose costs the second is twice the first."""
+    model = SimpleNamespace(
+        costs=("first", "second"),
+        judge=lambda name, rollout, goal: torch.tensor([[1.0 + (name == "second")]]),
+    )
+    return objective.asking(model) if isinstance(objective, Asking) else objective
+
+
 def test_every_setting_of_an_objective_changes_its_cost():
     rollout = torch.tensor([[[[3.0], [1.0]]]])
     goal = torch.zeros(1, 1)
     far = SimpleNamespace(distance=lambda now, goal: 7 + (now - goal).abs().sum(-1))
     costs = {
         "l2": ({}, {"intermediate": (0.5, 1 + 0.5 * 9)}, 1.0),
+        "own": ({}, {"judged_by": ("second", 2.0)}, 1.0),
         "temporal": (
             {"network": far},
             {"network": (far, 8.0), "intermediate": (0.5, 8 + 0.5 * 10)},
@@ -582,9 +595,9 @@ def test_every_setting_of_an_objective_changes_its_cost():
     for name, (given, fields, before) in costs.items():
         kind = registry.load("objectives", name)
         assert list(fields) == names_of(kind)
-        assert float(kind(**given).cost(rollout, goal)) == before
+        assert float(asked(kind(**given)).cost(rollout, goal)) == before
         for field, (value, after) in fields.items():
-            assert float(kind(**given | {field: value}).cost(rollout, goal)) == after
+            assert float(asked(kind(**given | {field: value})).cost(rollout, goal)) == after
 
 
 # ------------------------------------------------------------------------------- tasks and analyses

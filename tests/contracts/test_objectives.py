@@ -4,24 +4,37 @@ import pytest
 import torch
 
 from lewm import registry
+from lewm.contracts import Asking, Judging
 from lewm.planning.objectives.l2 import L2
+from lewm.planning.objectives.own import Own
 from lewm.planning.objectives.temporal import Temporal
 
 B, N, H, D = 2, 5, 3, 4
 every_objective = pytest.mark.parametrize("name", registry.names("objectives"))
 
 
+class Judge:
+    """A model that names two costs: how far it is along any dimension, and along the first."""
+
+    costs = ("near", "first")
+
+    def judge(self, name, rollout, goal):
+        apart = (rollout[:, :, -1] - goal[:, None]).abs()
+        return apart.sum(-1) if name == "near" else apart[..., 0]
+
+
 def fresh(name):
-    """With heads of random weights, where it needs some."""
+    """With heads of random weights, where it needs some, and a model to ask, where it asks one."""
     torch.manual_seed(0)
     kind = registry.load("objectives", name)
     needed = getattr(kind, "heads", {})
-    return kind(
+    made = kind(
         **{
             field: registry.load("heads", head)().build(D, 10).eval()
             for field, head in needed.items()
         }
     )
+    return made.asking(Judge()) if isinstance(made, Asking) else made
 
 
 def cost(name, rollout, goal):
@@ -133,3 +146,20 @@ def test_temporal_is_the_distance_from_the_last_step_to_the_goal():
 def test_temporal_refuses_a_negative_weight():
     with pytest.raises(ValueError, match="must not be negative"):
         Temporal(intermediate=-0.1)
+
+
+def test_own_is_the_first_cost_that_the_model_names_or_the_one_that_is_chosen():
+    rollout, goal = torch.tensor([[[[9.0, 9.0], [3.0, 4.0]]]]), torch.tensor([[1.0, 1.0]])
+    assert isinstance(Judge(), Judging)
+    assert Own().asking(Judge()).cost(rollout, goal).item() == 5
+    assert Own("near").asking(Judge()).cost(rollout, goal).item() == 5
+    assert Own("first").asking(Judge()).cost(rollout, goal).item() == 2
+
+
+def test_own_names_what_there_is_where_it_cannot_ask():
+    with pytest.raises(ValueError, match=r"costs of its own, got a object.*Plan with l2 or temp"):
+        Own().asking(object())
+    with pytest.raises(ValueError, match=r"unknown cost 'neer'\. Did you mean 'near'"):
+        Own("neer").asking(Judge())
+    with pytest.raises(ValueError, match=r"expected a model to ask, got none\. Plan with an agent"):
+        Own().cost(torch.zeros(1, 1, 1, 2), torch.zeros(1, 2))

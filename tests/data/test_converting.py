@@ -505,6 +505,10 @@ def test_pictures_of_one_colour_are_not_sound(kind, tmp_path):
     black = source("black.h5", lambda i, pixels: np.zeros_like(pixels))
     with pytest.raises(ValueError, match=r"black.h5: expected pictures of something.*one and the"):
         verify(black)
+    out = tmp_path / "out.h5"
+    with pytest.raises(ValueError, match=r"black.h5: expected pictures of something.*one and the"):
+        convert(black, out)
+    assert [file.name for file in tmp_path.iterdir()] == ["black.h5"]  # nothing is written
     for name, pixels in {
         "a dot": lambda i, pixels: (
             np.eye(48, dtype=np.uint8)[None, ..., None] * (i == 2) + 0 * pixels
@@ -512,6 +516,8 @@ def test_pictures_of_one_colour_are_not_sound(kind, tmp_path):
         "another colour": lambda i, pixels: np.zeros_like(pixels) + np.uint8(i == 2),
     }.items():
         assert verify(source(f"{name}.h5", pixels))["blank_frames"] >= 14
+        with convert(tmp_path / f"{name}.h5", tmp_path / f"{name}-out.h5") as converted:
+            assert len(converted) == len(MADE)
 
 
 @pytest.mark.parametrize("every", [0, -1, 2.5, "1", True, np.arange(3), 2**40, h5py.Empty("i8")])

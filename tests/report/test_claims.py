@@ -13,7 +13,7 @@ from lewm.report.rivals import Study
 from lewm.report.verdicts import FAILS, HOLDS, PARTLY, UNTESTED
 from tests.support import results
 from tests.support.results import edited, variable
-from tests.support.rows import row
+from tests.support.rows import row as studied_row
 
 BY_NUMBER = {claim.number: claim for claim in CLAIMS}
 
@@ -272,7 +272,7 @@ def studied(world, **successes):
         for name in (*successes, "lewm")
     }
     rows = [
-        {**row(name, 1e-3, 0, [i < count for i in range(40)], **more), "world": world}
+        {**studied_row(name, 1e-3, 0, [i < count for i in range(40)], **more), "world": world}
         for name, (count, more) in successes.items()
     ]
     return Study(methods, (1e-3,), tuple(rows))

@@ -12,6 +12,7 @@ from torch import Tensor
 from lewm.contracts import Progress, Report, WorldModel, silent
 from lewm.data.episodes import Episodes
 from lewm.models.nn.frozen import device_of, encode
+from lewm.runs.run import Seen
 from lewm.training.hindsight import rows_of_block
 
 __all__ = ["Paths", "encode_paths"]
@@ -72,13 +73,18 @@ class Paths:
 
 
 def encode_paths(
-    model: WorldModel, episodes: Episodes, ids: Sequence[int], report: Report = silent
+    model: WorldModel,
+    episodes: Episodes,
+    ids: Sequence[int],
+    report: Report = silent,
+    seen: Seen | None = None,
 ) -> Paths:
     """Encode every frame of some episodes that is a whole number of action blocks from its
     beginning.
 
     Args:
         model: in evaluation mode; it stays as it is. The latents stay on its device.
+        seen: latents of this model and these episodes that are known; those that are not are added.
 
     Raises:
         ValueError: the model is in training mode, or the file does not fit it.
@@ -96,8 +102,13 @@ def encode_paths(
                 len(steps), -1
             )
         )
-        pixels = torch.from_numpy(episodes.rows("pixels", rows[-1])).permute(0, 3, 1, 2)[:, None]
-        latents.append(encode(model, pixels)[:, 0].float())
+        found = None if seen is None else seen.paths.get(int(i))
+        if found is None:
+            pixels = torch.from_numpy(episodes.rows("pixels", rows[-1])).permute(0, 3, 1, 2)
+            found = encode(model, pixels[:, None])[:, 0].float()
+        if seen is not None:
+            seen.paths[int(i)] = found
+        latents.append(found)
         report(Progress("encode", done, len(ids)))
     return Paths(
         latents=torch.cat(latents),

@@ -12,6 +12,7 @@ import numpy as np
 
 from lewm.analyses.probes.rollouts import first_predictions
 from lewm.analyses.probes.targets import (
+    LATENTS,
     Reading,
     features_of,
     latent_features,
@@ -22,6 +23,7 @@ from lewm.analyses.probes.targets import (
 from lewm.contracts import WorldModel
 from lewm.data.episodes import Episodes
 from lewm.models.nn.frozen import require_evaluation_mode
+from lewm.runs.run import Seen
 
 __all__ = ["Probe", "fit_probe", "steady_probe"]
 
@@ -123,6 +125,7 @@ def steady_probe(
     readings: Sequence[Reading],
     most: int = 2048,
     seed: int = 0,
+    seen: Seen | None = None,
 ) -> Probe:
     """Fit a ridge probe that reads predicted latents as well as encoded ones: for whoever shows
     what a model imagines.
@@ -134,12 +137,13 @@ def steady_probe(
     Args:
         ids: episodes to fit on.
         most: frames to fit on.
+        seen: as for `features_of` and `encode_paths`.
 
     Raises:
         ValueError: fewer than two episodes, a model in training mode, or no true state.
     """
     require_evaluation_mode(model)
     rows, groups = sample_frames(episodes, ids, most, np.random.default_rng(seed))
-    latents = features_of({"latents": latent_features(model)}, episodes, rows)["latents"]
-    ahead = first_predictions(model, episodes, ids, readings, seed)
+    latents = features_of({LATENTS: latent_features(model)}, episodes, rows, seen)[LATENTS]
+    ahead = first_predictions(model, episodes, ids, readings, seed, seen)
     return fit_probe(latents, state_targets(episodes, readings, rows), groups, seed, ahead)

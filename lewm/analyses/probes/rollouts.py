@@ -14,6 +14,7 @@ from lewm.analyses.probes.targets import Reading, state_targets
 from lewm.contracts import WorldModel
 from lewm.data.episodes import Episodes
 from lewm.models.nn.frozen import FRAMES_AT_ONCE
+from lewm.runs.run import Seen
 
 __all__ = ["Rollouts", "roll_out", "first_predictions"]
 
@@ -50,6 +51,7 @@ def roll_out(
     most: int,
     seed: Sequence[int],
     fewest: int = 1,
+    seen: Seen | None = None,
 ) -> Rollouts | None:
     """Roll a model out from wherever some episodes hold a context of K frames and the blocks that
     follow.
@@ -60,6 +62,7 @@ def roll_out(
         most: episodes, drawn at random; fewer where they are so long that it would be many frames.
         seed: of that drawing.
         fewest: episodes that must be long enough.
+        seen: as for `encode_paths`.
 
     Returns:
         None where they are not, or the rows of the file do not make blocks.
@@ -74,7 +77,7 @@ def roll_out(
         chosen.append(i)
     if rest or len(chosen) < fewest:
         return None
-    paths = encode_paths(model, episodes, sorted(chosen))
+    paths = encode_paths(model, episodes, sorted(chosen), seen=seen)
     horizon = min(horizon, paths.reach(max(fewest, len(chosen) // 2)) - (K - 1))
     if horizon < 1:
         return None
@@ -103,11 +106,12 @@ def first_predictions(
     ids: Sequence[int],
     readings: Sequence[Reading],
     seed: int = 0,
+    seen: Seen | None = None,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(n, D) latents predicted one block ahead, and the (n, S) readings of the frames that came: a
     probe's penalty is to suit the roughness of predictions, not all that a model does not know of
     the future. None as in `roll_out`."""
-    ahead = roll_out(model, episodes, ids, 1, FIRST_PREDICTIONS, (seed, 1))
+    ahead = roll_out(model, episodes, ids, 1, FIRST_PREDICTIONS, (seed, 1), seen=seen)
     return (
         None
         if ahead is None

@@ -15,8 +15,10 @@ from torch import Tensor
 from lewm.contracts import WorldModel
 from lewm.data.episodes import Episodes
 from lewm.models.nn.frozen import FRAMES_AT_ONCE, encode
+from lewm.runs.run import Seen
 
 __all__ = [
+    "LATENTS",
     "Features",
     "sample_frames",
     "features_of",
@@ -28,6 +30,9 @@ __all__ = [
     "standardised",
 ]
 
+
+LATENTS = "latents"
+"""What the features of the model itself are called; others are its rivals."""
 
 Features = Callable[[Tensor], Tensor]
 """(n, 3, h, w) uint8 pictures -> (n, D)."""
@@ -48,16 +53,31 @@ def sample_frames(
 
 
 def features_of(
-    encoders: Mapping[str, Features], episodes: Episodes, rows: np.ndarray
+    encoders: Mapping[str, Features],
+    episodes: Episodes,
+    rows: np.ndarray,
+    seen: Seen | None = None,
 ) -> dict[str, np.ndarray]:
     """(F,) rows -> (F, D) float64 features by each encoder; a picture is read once, and pictures
-    are never all in memory."""
+    are never all in memory.
+
+    Args:
+        seen: `LATENTS` that are known of these rows of these episodes; others are added.
+    """
+    known = {} if seen is None or LATENTS not in encoders else seen.frames
+    if (kept := known.get(key := rows.tobytes())) is not None:
+        others = {name: encoder for name, encoder in encoders.items() if name != LATENTS}
+        found = features_of(others, episodes, rows) if others else {}
+        return {name: kept if name == LATENTS else found[name] for name in encoders}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     for some in np.array_split(rows, -(-len(rows) // FRAMES_AT_ONCE)):
         pixels = torch.from_numpy(episodes.rows("pixels", some)).permute(0, 3, 1, 2)
         for name, encoder in encoders.items():
             parts[name].append(encoder(pixels).float().cpu().numpy())
-    return {name: np.concatenate(part).astype(np.float64) for name, part in parts.items()}
+    made = {name: np.concatenate(part).astype(np.float64) for name, part in parts.items()}
+    if LATENTS in made:
+        known[key] = made[LATENTS]
+    return made
 
 
 def latent_features(model: WorldModel) -> Features:

@@ -1,9 +1,6 @@
 """`lewm data`: what is in recordings, are they sound, and how do they become an episode file?"""
 
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from json import loads
 from pathlib import Path
@@ -135,7 +132,7 @@ def convert(
         bars.update(progress)
 
     try:
-        with console.Bars() as bars, _sigterm_as_ctrl_c():
+        with console.Bars() as bars:
             file = converting.convert(
                 source, out, selection, world, episodes, compression, report, skip_episodes
             )
@@ -154,26 +151,6 @@ def convert(
         console.say(f"frames were found {told['frames']}.")
     if json:
         write_json(json, summary)
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let what ends a process kindly be like Ctrl-C: temporary copies go, whole episodes stay."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    )
-    if ours:
-        signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _listed(words: str) -> tuple[str, ...]:

@@ -22,15 +22,18 @@ hundred rows is as fast as a larger one, and what it makes still fits the caches
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lewm import devices
+from lewm.models.nn.layers import Predictor
 from lewm.models.nn.products import PACKING, Affine, Map, chained, exact
 
 ROWS_AT_LEAST = 16
@@ -222,6 +225,79 @@ class Engine:
                 y, y.shape[-1:], self.norm.weight.to(y.dtype), self.norm.offset.to(y.dtype)
             )
         return self._finish(self.project(_gelu(y)).to(x.dtype))
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A rollout by a recurrent predictor: its state is primed by the context and carried from step
+    to step. Nothing is computed twice, and nothing slides.
+
+    Each candidate has a state of its own. A step costs the same however long ago the first was.
+
+    Attributes:
+        action_encoder, predictor, projector: of the model; `engine` copies them.
+        finish: what the model does to a latent last, row by row.
+        rows_at_least: rows that an environment has in every product, see `ROWS_AT_LEAST`. More than
+            one asks for an even number as well, see `mixers.LANES`.
+    """
+
+    action_encoder: nn.Module
+    predictor: Predictor
+    projector: nn.Module
+    finish: Callable[[Tensor], Tensor]
+    rows_at_least: int = 1
+
+    @classmethod
+    def engine(
+        cls, mixer: str, precision: str, finish: Callable[[Tensor], Tensor], *parts: Any
+    ) -> Carried:
+        """Copy the parts as they are now; the same arithmetic as the model's, row by row.
+
+        Raises:
+            ValueError: another precision than float32.
+        """
+        if precision != "float32":
+            raise ValueError(
+                f"expected precision 'float32' of a predictor with {mixer}, the only one that it "
+                f"has, got '{precision}'. Use 'float32', or a model with attention."
+            )
+        encoder, predictor, projector = (copy.deepcopy(x).requires_grad_(False) for x in parts)
+        return cls(encoder, predictor, projector, finish, ROWS_AT_LEAST)
+
+    def __call__(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
+        """As `WorldModel.rollout`; all of the context primes the state, however long it is.
+
+        Raises:
+            ValueError: `past_actions` does not hold k-1 blocks.
+        """
+        require_blocks_between(context, past_actions)
+        candidates, fewest, states = actions.shape[1], self.rows_at_least, None
+        if context.shape[1] > 1:  # once per environment
+            seen, done = (_each(x, fewest) for x in (context[:, :-1], past_actions))
+            _, states = self.predictor.advance(seen, self.action_encoder(done))
+            states = [tuple(x[::fewest] for x in state) for state in states]
+        rows = candidates if fewest == 1 else max(fewest, candidates + candidates % 2)
+        actions = F.pad(actions, (0, 0, 0, 0, 0, rows - candidates))
+        if states is not None:
+            states = [tuple(_each(x, rows) for x in state) for state in states]
+        latent, latents = _each(context[:, -1:], rows), []
+        for step, block in enumerate(actions.flatten(0, 1).split(1, dim=1)):
+            observed = step == 0  # the last frame of the context; what follows is predicted
+            hidden, states = self.predictor.advance(
+                latent,
+                self.action_encoder(block),
+                states,
+                write=observed or not self.predictor.frozen_memory,
+            )
+            latent = self.finish(self.projector(hidden[:, 0]))[:, None]
+            latents.append(latent)
+        return torch.cat(latents, dim=1).unflatten(0, (-1, rows))[:, :candidates]
+
+
+def _each(x: Tensor, times: int) -> Tensor:
+    """(B, ...) -> (B * times, ...), every row so many times; in new memory even for B = 1, because
+    products of rows that share memory take another route."""
+    return x.repeat_interleave(times, dim=0)
 
 
 @dataclass(frozen=True)

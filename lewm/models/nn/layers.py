@@ -8,14 +8,18 @@ is silent).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+
+from lewm.contracts import Trainable
+from lewm.models.nn.mixers import State, matched_mlp_dim, recurrence
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -321,10 +325,19 @@ class PredictorBlock(nn.Module):
 
     Args:
         zero: whether it does; False leaves the modulation as PyTorch draws it, an ablation.
+        mixer: "attention", or the recurrence that stands in its place, see `models.nn.mixers`. The
+            MLP is then as wide as makes the block as large as with attention.
     """
 
     def __init__(
-        self, width: int, heads: int, head_dim: int, mlp_dim: int, dropout: float, zero: bool = True
+        self,
+        width: int,
+        heads: int,
+        head_dim: int,
+        mlp_dim: int,
+        dropout: float,
+        zero: bool = True,
+        mixer: str = "attention",
     ) -> None:
         super().__init__()
         self.modulation = nn.Linear(width, 6 * width)
@@ -332,9 +345,14 @@ class PredictorBlock(nn.Module):
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
         self.norm_attention = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, head_dim, bias=False, causal=True, dropout=dropout)
+        if mixer == "attention":
+            self.attention = Attention(
+                width, heads, head_dim, bias=False, causal=True, dropout=dropout
+            )
+        else:
+            self.mixer = recurrence(mixer, width, heads, head_dim, dropout)
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = MLP(width, mlp_dim, dropout)
+        self.mlp = MLP(width, matched_mlp_dim(mixer, width, heads, head_dim, mlp_dim), dropout)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(
@@ -343,12 +361,34 @@ class PredictorBlock(nn.Module):
         x = x + gate_a * self.attention(self.norm_attention(_modulate(x, shift_a, scale_a)))
         return x + gate_m * self.mlp(self.norm_mlp(_modulate(x, shift_m, scale_m)))
 
+    def advance(
+        self, x: Tensor, condition: Tensor, state: State | None, write: bool
+    ) -> tuple[Tensor, State]:
+        """`forward` from the state that earlier tokens left, of a block with a recurrence; and the
+        state after it."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(
+            F.silu(condition)
+        ).chunk(6, dim=-1)
+        y = self.norm_attention(_modulate(x, shift_a, scale_a))
+        mixed, state = self.mixer(y, state, write)
+        x = x + gate_a * mixed
+        return x + gate_m * self.mlp(self.norm_mlp(_modulate(x, shift_m, scale_m))), state
+
 
 class Predictor(nn.Module):
     """Next-latent transformer: (n, K, D) latents and (n, K, width) conditions -> (n, K, width).
 
     Token k sees latents and actions 0..k and its output belongs to the frame after k. Shorter
     contexts use the first position embeddings, so an episode may begin with a single frame.
+
+    Args:
+        mixer: of its blocks. Ours: with a recurrence there are no position embeddings. It knows the
+            order of what it saw, and goes on past the longest window that it was trained on.
+
+    Attributes:
+        recurrent: the mixer is a recurrence, and `advance` may be asked.
+        frozen_memory: while planning, a memory keeps what it read of frames and nothing predicted
+            is written to it. Only Titans have such a memory.
     """
 
     def __init__(
@@ -362,20 +402,49 @@ class Predictor(nn.Module):
         mlp_dim: int,
         dropout: float,
         zero: bool = True,
+        mixer: str = "attention",
     ) -> None:
         super().__init__()
-        self.position = nn.Parameter(torch.randn(1, context, latent_dim))
+        self.recurrent, self.frozen_memory = mixer != "attention", False
+        if not self.recurrent:
+            self.position = nn.Parameter(torch.randn(1, context, latent_dim))
         self.inward = nn.Linear(latent_dim, width) if latent_dim != width else nn.Identity()
         self.blocks = nn.ModuleList(
-            PredictorBlock(width, heads, head_dim, mlp_dim, dropout, zero) for _ in range(depth)
+            PredictorBlock(width, heads, head_dim, mlp_dim, dropout, zero, mixer)
+            for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, latents: Tensor, conditions: Tensor) -> Tensor:
+        if self.recurrent:
+            return self.advance(latents, conditions)[0]
         x = self.inward(latents + self.position[:, : latents.shape[1]])
         for block in self.blocks:
             x = block(x, conditions)
         return self.norm(x)
+
+    def advance(
+        self,
+        latents: Tensor,
+        conditions: Tensor,
+        states: Sequence[State | None] | None = None,
+        write: bool = True,
+    ) -> tuple[Tensor, list[State]]:
+        """Take any number of tokens from the states that those before left; of a recurrent one.
+
+        Args:
+            latents, conditions: (n, tokens, D) and (n, tokens, width).
+            states: of all layers, None before the first token.
+            write: False leaves memories as they are, see `frozen_memory`.
+
+        Returns:
+            (n, tokens, width), and the states after the last token.
+        """
+        x, after = self.inward(latents), []
+        for block, state in zip(self.blocks, states or [None] * len(self.blocks), strict=True):
+            x, left = cast(PredictorBlock, block).advance(x, conditions, state, write)
+            after.append(left)
+        return self.norm(x), after
 
 
 def conv_stem(stride: int, width: int) -> nn.Sequential:
@@ -419,7 +488,7 @@ def mean_over_devices(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def recalibrating(model: nn.Module) -> Iterator[None]:
+def recalibrating(model: Trainable) -> Iterator[None]:
     """Re-estimate BatchNorm statistics from the batches that go through `model` inside; it ends in
     evaluation mode.
 

@@ -27,6 +27,9 @@ STILL = 1e-3
 """Velocities shorter than this share of their root mean square count as standing still: they are
 rounding, or all but."""
 
+MOST_DIMENSIONS = 512
+"""Of latents whose covariance is taken whole, however few rows there are."""
+
 
 def prediction(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over every element.
@@ -162,15 +165,21 @@ def spread(latents: Tensor) -> tuple[Tensor, Tensor]:
         rank, from 1 (one direction or none at all) to D (isotropic), never above the number of rows
         - 1. Both are NaN if a latent is not finite.
 
-    Cost: the eigenvalues of one (D, D) matrix, some milliseconds at D = 192.
+    Cost: the eigenvalues of one (D, D) matrix, some milliseconds at D = 192; of one (rows, rows)
+    matrix where D is large and the rows are fewer.
     Source: exp of the entropy of the covariance's normalised eigenvalues: Roy and Vetterli, "The
     effective rank", 2007.
     """
     rows = full_precision(latents.detach()).flatten(0, -2)
     with torch.autocast(rows.device.type, enabled=False):
         centred = rows - rows.mean(dim=0)
-        covariance = centred.T @ centred / len(rows)
-    std = covariance.diagonal().sqrt().mean()
+        if rows.shape[1] > MOST_DIMENSIONS and len(rows) < rows.shape[1]:
+            # the same eigenvalues but for zeros, from a smaller matrix
+            covariance = centred @ centred.T / len(rows)
+            std = centred.square().mean(dim=0).sqrt().mean()
+        else:
+            covariance = centred.T @ centred / len(rows)
+            std = covariance.diagonal().sqrt().mean()
     # eigvalsh raises on NaN, and a run that diverges must be able to report it.
     eigenvalues = torch.linalg.eigvalsh(covariance.nan_to_num(posinf=0.0)).clamp_min(0.0)
     shares = eigenvalues / eigenvalues.sum().clamp_min(torch.finfo(rows.dtype).tiny)

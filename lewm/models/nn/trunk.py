@@ -22,6 +22,7 @@ from lewm.contracts import Batch, DataSpec, Losses, Rollout, check_numbers
 from lewm.models.nn import engine
 from lewm.models.nn.frozen import require_evaluation_mode
 from lewm.models.nn.layers import ActionEncoder, Predictor, Projector, ViT
+from lewm.models.nn.mixers import MIXERS, Recurrence, matched_mlp_dim
 from lewm.registry import choose
 
 __all__ = ["Trunk", "TrunkConfig", "windows"]
@@ -51,6 +52,12 @@ class TrunkConfig:
         predictor_head_dim, predictor_mlp_dim, dropout: likewise.
         zero_modulation: let the actions' modulation begin at zero (AdaLN-zero), as in the paper.
             False is an ablation.
+        predictor_mixer: "attention" in the paper, or a recurrence in its place: "mamba" or
+            "titans", see `nn.mixers`. `predictor_mlp_dim` is then that of the model with attention:
+            the MLP is made narrower or wider until both have as many parameters. `context` is how
+            many observed frames prime the state, and how long the windows are in which it is
+            trained; the state goes on past them, where attention looks at the last K. So train a
+            recurrence with the context that the windows allow, T-1.
     """
 
     patch_size: int = 14
@@ -71,10 +78,12 @@ class TrunkConfig:
     predictor_mlp_dim: int = 2048
     dropout: float = 0.1
     zero_modulation: bool = True
+    predictor_mixer: str = "attention"
 
     def __post_init__(self) -> None:
         choose("position", self.position, ("learned", "sincos"))
         choose("stem", self.stem, ("patch", "conv"))
+        choose("mixer", self.predictor_mixer, MIXERS)
         sizes = [
             *("patch_size", "encoder_width", "encoder_depth", "encoder_heads", "latent_dim"),
             *("projector_dim", "context", "predictor_width", "predictor_depth"),
@@ -97,6 +106,13 @@ class TrunkConfig:
                 f"expected a model of at most {MOST_WEIGHTS:.0e} weights, got sizes that make "
                 f"about {self.weights_about:.0e}. Lower its widths, or depths."
             )
+        matched_mlp_dim(
+            self.predictor_mixer,
+            self.predictor_width,
+            self.predictor_heads,
+            self.predictor_head_dim,
+            self.predictor_mlp_dim,
+        )
 
     @property
     def weights_about(self) -> int:
@@ -183,6 +199,7 @@ class Trunk(nn.Module, ABC):
             c.predictor_mlp_dim,
             c.dropout,
             c.zero_modulation,
+            c.predictor_mixer,
         )
         self.predictor_projector = Projector(
             c.predictor_width, c.projector_dim, c.latent_dim, c.projector_norm
@@ -253,7 +270,8 @@ class Trunk(nn.Module, ABC):
         """Predict the latents that follow `context` if `actions` are executed.
 
         Autoregressive: each step sees at most the last K latents, predicted ones among them, and
-        the blocks leaving them.
+        the blocks leaving them. A recurrent predictor sees all: the context primes its state, and
+        every candidate carries it on.
 
         Args:
             context: (B, k, D) latents, oldest first; k may be smaller than K when the episode has
@@ -278,6 +296,8 @@ class Trunk(nn.Module, ABC):
                 "it. Call .eval()."
             )
         engine.require_blocks_between(context, past_actions)
+        if self.predictor.recurrent:
+            return self._carried(context, past_actions, actions)
         (B, k, _), (_, N, _, A) = context.shape, actions.shape
         latents = context[:, None].expand(B, N, k, -1).flatten(0, 1)
         blocks = torch.cat([past_actions[:, None].expand(B, N, k - 1, A), actions], dim=2).flatten(
@@ -296,11 +316,30 @@ class Trunk(nn.Module, ABC):
             (n, H, D).
         """
         k = latents.shape[1]
+        if self.predictor.recurrent:
+            return self._carried(latents, actions[:, : k - 1], actions[:, None, k - 1 :])[:, 0]
         for present in range(k, actions.shape[1] + 1):
             oldest = max(0, present - self.context)
             following = self.predict(latents[:, oldest:], actions[:, oldest:present])[:, -1:]
             latents = torch.cat([latents, following], dim=1)
         return latents[:, k:]
+
+    @property
+    def _carried(self) -> engine.Carried:
+        """A rollout that carries the state of a recurrent predictor."""
+        return engine.Carried(
+            self.action_encoder, self.predictor, self.predictor_projector, self.finish
+        )
+
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """Parameters that weight decay leaves alone, see `contracts.Undecayed`."""
+        return frozenset(
+            f"{place}.{name}"
+            for place, part in self.named_modules()
+            if isinstance(part, Recurrence)
+            for name in part.undecayed
+        )
 
     def engine(self, precision: str = "float32") -> Rollout:
         """Make a faster `rollout` out of the weights as they are now.
@@ -311,7 +350,8 @@ class Trunk(nn.Module, ABC):
         Args:
             precision: "float32" differs from `rollout` by rounding alone, and gradients reach the
                 actions. "bfloat16" and "int8" differ by about half a percent and a few percent of
-                the latents' spread; see `models.nn.engine`.
+                the latents' spread; see `models.nn.engine`. A recurrent predictor has "float32"
+                alone, and takes as long as `rollout`.
 
         Raises:
             ValueError: the model is in training mode, or this machine gains nothing by the
@@ -321,6 +361,11 @@ class Trunk(nn.Module, ABC):
         Source: Ours; the arithmetic that is saved is listed in `models.nn.engine`.
         """
         require_evaluation_mode(self)
+        if self.predictor.recurrent:
+            parts = self.action_encoder, self.predictor, self.predictor_projector
+            return engine.Carried.engine(
+                self.config.predictor_mixer, precision, self.finish, *parts
+            )
         device = self.pixel_mean.device
         if precision == "bfloat16" and devices.fastest_precision(device) != "bf16-mixed":
             raise ValueError(
