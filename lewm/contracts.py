@@ -586,6 +586,16 @@ class Advancing(Protocol):
 
 
 @runtime_checkable
+class Blocking(Protocol):
+    """A world that knows which straight ways something stands in, such as a wall: there, one that
+    walks straight at its goal may fail."""
+
+    def blocked(self, starts: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """(n,) bool: is the straight way from each of (n, S) starts to its goal blocked?"""
+        ...
+
+
+@runtime_checkable
 class Regioned(Protocol):
     """A single world that has regions, such as rooms."""
 

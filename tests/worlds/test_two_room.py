@@ -7,6 +7,7 @@ import pytest
 
 from lewm import registry
 from lewm.benchmarks import two_room as twin
+from lewm.contracts import Blocking
 from lewm.data.collecting import collect
 from lewm.data.episodes import Episodes
 from lewm.evaluation.tasks import Task, draw_pairs
@@ -475,6 +476,7 @@ def test_a_way_is_blocked_if_it_meets_the_wall():
     )
     assert world.blocked(ends[:, 0], ends[:, 1]).tolist() == [False, True, False, False, True, True]
     plain = TwoRoom.batched(1, image_size=16)
+    assert isinstance(plain, Blocking)
     assert plain.blocked(ends[:3, 0, :2], ends[:3, 1, :2]).tolist() == [False, True, False]
 
 
