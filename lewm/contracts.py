@@ -52,6 +52,8 @@ class WorldSpec:
             it.
         things: names of what can be put elsewhere or painted by itself, see `World.teleport`; the
             one that acts comes first.
+        layout: the state variables that say how the surroundings of an episode are built, where
+            they differ between episodes. They never change within one, and a goal has its start's.
     """
 
     name: str
@@ -67,6 +69,7 @@ class WorldSpec:
     tolerance: float | None = None
     criteria: tuple[str, ...] = ("success",)
     things: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -579,6 +582,16 @@ class Advancing(Protocol):
 
     def advance(self, action: np.ndarray) -> dict[str, Any]:
         """Do what `step` does but draw, and return the `info`."""
+        ...
+
+
+@runtime_checkable
+class Blocking(Protocol):
+    """A world that knows which straight ways something stands in, such as a wall: there, one that
+    walks straight at its goal may fail."""
+
+    def blocked(self, starts: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """(n,) bool: is the straight way from each of (n, S) starts to its goal blocked?"""
         ...
 
 

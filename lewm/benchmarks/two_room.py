@@ -25,6 +25,8 @@ import numpy as np
 from lewm.worlds.two_room import TwoRoom
 
 BATCH = 64
+Layout = tuple[int, int, int]
+PUBLISHED: Layout = (112, 49, 1)  # middle of wall and door, and whether the wall stands upright
 
 
 def run(quick: bool = False) -> dict[str, Any]:
@@ -57,17 +59,23 @@ def run(quick: bool = False) -> dict[str, Any]:
     }
 
 
-def reference_can_stand(x: float, y: float) -> bool:
+def reference_can_stand(x: float, y: float, layout: Layout = PUBLISHED) -> bool:
     """May the centre of the dot be here? Numbers spelt out from the published geometry, in px of
     the 224 px picture."""
     in_border = x < 14 + 7 or x > 210 - 7 or y < 14 + 7 or y > 210 - 7
-    in_wall = 112 - 5 - 7.5 < x < 112 + 5 + 7.5
-    in_door = 49 - 14 - 1.75 <= y <= 49 + 14 + 1.75
+    wall, door, vertical = layout
+    across, along = (x, y) if vertical else (y, x)
+    in_wall = wall - 5 - 7.5 < across < wall + 5 + 7.5
+    in_door = door - 14 - 1.75 <= along <= door + 14 + 1.75
     return not in_border and (not in_wall or in_door)
 
 
 def reference_step(
-    state: np.ndarray, action: np.ndarray, speed: float = 5.0, bit_px: float = 1.0
+    state: np.ndarray,
+    action: np.ndarray,
+    speed: float = 5.0,
+    bit_px: float = 1.0,
+    layout: Layout = PUBLISHED,
 ) -> np.ndarray:
     """Move in bits of at most `bit_px`, trying each axis on its own, so that a blocked axis leaves
     the other free to slide."""
@@ -75,20 +83,22 @@ def reference_step(
     dx, dy = (speed * min(max(float(a), -1.0), 1.0) for a in action)
     bits = max(1, math.ceil(math.hypot(dx, dy) / bit_px))
     for _ in range(bits):
-        if reference_can_stand(x + dx / bits, y):
+        if reference_can_stand(x + dx / bits, y, layout):
             x += dx / bits
-        if reference_can_stand(x, y + dy / bits):
+        if reference_can_stand(x, y + dy / bits, layout):
             y += dy / bits
     return np.array([x, y], np.float32)
 
 
 @functools.cache
-def reference_background(image_size: int) -> np.ndarray:
+def reference_background(image_size: int, layout: Layout = PUBLISHED) -> np.ndarray:
     """(h, w, 3) float: the published picture pixel by pixel, each blown up and averaged down to the
     size asked for."""
     picture = np.full((224, 224, 3), 255.0)
-    picture[:, 107:118] = 0  # the wall, from edge to edge
-    picture[35:64, 107:118] = 255  # its door
+    wall, door, vertical = layout
+    drawn = picture if vertical else picture.swapaxes(0, 1)
+    drawn[:, wall - 5 : wall + 6] = 0  # the wall, from edge to edge
+    drawn[door - 14 : door + 15, wall - 5 : wall + 6] = 255  # its door
     for line in (slice(10, 14), slice(210, 214)):
         picture[line] = 0
         picture[:, line] = 0
@@ -100,7 +110,10 @@ def reference_background(image_size: int) -> np.ndarray:
 
 
 def reference_render(
-    state: np.ndarray, image_size: int, color: tuple[int, int, int] = (255, 0, 0)
+    state: np.ndarray,
+    image_size: int,
+    color: tuple[int, int, int] = (255, 0, 0),
+    layout: Layout = PUBLISHED,
 ) -> np.ndarray:
     """(h, w, 3) uint8: a Gaussian of 7 px, widened by the size of a pixel, blended over the whole
     picture."""
@@ -111,7 +124,7 @@ def reference_render(
     x, y = np.meshgrid(middles, middles)
     variance = 7**2 + (pixel**2 - 1) / 12
     alpha = 7**2 / variance * np.exp(-((x - state[0]) ** 2 + (y - state[1]) ** 2) / (2 * variance))
-    picture = reference_background(image_size).copy()
+    picture = reference_background(image_size, layout).copy()
     for channel in range(3):
         picture[..., channel] = picture[..., channel] * (1 - alpha) + color[channel] * alpha
     return np.rint(picture).astype(np.uint8)

@@ -47,7 +47,8 @@ class Task:
         seed: of the pairs, the search and the random floor. Pair i depends on (seed, i) and on no
             n.
         across: start and goal are held-out frames of two different regions (rooms) of any
-            trajectories; `offset` is not used.
+            trajectories, or of trajectories of one layout where layouts differ; `offset` is not
+            used.
     """
 
     offset: int = 25
@@ -263,7 +264,11 @@ class _HeldOutFrames:
 
     def across(self, world: World, protocol: Task) -> tuple[np.ndarray, np.ndarray]:
         """Every frame as a start, shuffled, each with a random frame of another region as its
-        goal."""
+        goal.
+
+        Where surroundings differ between episodes, start and goal have the same: starts whose
+        surroundings show no other region are left out.
+        """
         regions = world.regions(self.states)
         if regions is None:
             raise Unavailable(f"world '{world.spec.name}' has no regions (rooms) to go between.")
@@ -274,11 +279,18 @@ class _HeldOutFrames:
             )
         rng = np.random.default_rng(protocol.seed)
         starts = rng.permutation(len(regions))
-        goals = np.empty_like(starts)
-        for region in np.unique(regions):
-            leaving = regions[starts] == region
-            goals[leaving] = rng.choice(np.flatnonzero(regions != region), leaving.sum())
-        return starts, goals
+        goals = np.full_like(starts, -1)
+        columns = [world.spec.state_names.index(name) for name in world.spec.layout]
+        # without a layout there is one kind of surroundings
+        _, around = np.unique(self.states[:, columns], axis=0, return_inverse=True)
+        around = around.reshape(-1)
+        for place in np.unique(around):
+            for region in np.unique(regions):
+                leaving = (around[starts] == place) & (regions[starts] == region)
+                others = np.flatnonzero((around == place) & (regions != region))
+                if len(others):
+                    goals[leaving] = rng.choice(others, leaving.sum())
+        return starts[goals >= 0], goals[goals >= 0]
 
 
 def attempt(

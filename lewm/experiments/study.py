@@ -32,7 +32,7 @@ import torch
 import lewm
 from lewm.analyses.geometry import GeometryResult
 from lewm.analyses.probing import ProbingResult
-from lewm.contracts import Progress, Report, Tokened, check_numbers, silent
+from lewm.contracts import Blocking, Progress, Report, Tokened, check_numbers, silent
 from lewm.evaluation.evaluate import evaluate
 from lewm.evaluation.outcome import AGENT, Evaluation
 from lewm.evaluation.tasks import Task, Unavailable
@@ -397,7 +397,8 @@ def measures(run: Run, seed: int, report: Report = silent) -> dict[str, Any]:
     """What probes and geometry say of a run's latents, as rows keep it."""
     settings = {"probing": PROBING, "geometry": GEOMETRY}
     answers = analyse(run, tuple(settings), report, seed=seed, settings=settings)
-    return _of_probes(answers["probing"]) | _of_geometry(answers["geometry"])
+    layout = run.world().spec.layout if run.open_world is not None else ()
+    return _of_probes(answers["probing"], layout) | _of_geometry(answers["geometry"])
 
 
 def _size(run: Run, cell: Cell) -> dict[str, Any]:
@@ -431,6 +432,8 @@ def _tasks(
         except Unavailable:
             continue
         told[name] = _outcome(found)
+        if isinstance(world, Blocking):
+            told[name]["blocked"] = _where_blocked(found, world)
     return told
 
 
@@ -461,7 +464,20 @@ def _outcome(found: Evaluation) -> dict[str, Any]:
     }
 
 
-def _of_probes(answer: Result | Unsupported) -> dict[str, Any]:
+def _where_blocked(found: Evaluation, world: Blocking) -> dict[str, Any]:
+    """Success where something stands in the straight way, of the agent and of the floors."""
+    strict, pairs = found.pairs.strict, found.pairs
+    among = strict & world.blocked(pairs.starts, pairs.goals)
+    rates = {
+        policy: float((found.steps(policy)[among] >= 0).mean()) if among.any() else None
+        for policy in found.success_steps
+    }
+    return {"pairs": int(among.sum()), "rate": rates.pop(AGENT), "floors": rates}
+
+
+def _of_probes(answer: Result | Unsupported, layout: Sequence[str]) -> dict[str, Any]:
+    """What probes read. `probe_r`, the worst, is of what moves: of a layout, which never does, a
+    model that plans well may forget the door, and one that lost the agent tells the wall."""
     if not isinstance(answer, ProbingResult):
         return {"probe_r": None, "why_no_probe": str(answer)}
     r = {name: score.r for name, score in answer.variables.items()}
@@ -469,10 +485,14 @@ def _of_probes(answer: Result | Unsupported) -> dict[str, Any]:
     for name, score in answer.variables.items():
         for rival, found in score.controls.items():
             controls.setdefault(rival, {})[name] = found.r
+
+    def worst(known: Mapping[str, float | None]) -> float | None:
+        return _worst({name: value for name, value in known.items() if name not in layout})
+
     return {
-        "probe_r": _worst(r),
+        "probe_r": worst(r),
         "probe": r,
-        "probe_controls": {rival: _worst(found) for rival, found in controls.items()},
+        "probe_controls": {rival: worst(found) for rival, found in controls.items()},
     }
 
 

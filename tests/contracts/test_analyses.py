@@ -36,16 +36,23 @@ def small(name):
     return kind(**{field: value for field, value in SMALL.items() if field in known})
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("analyses")
+def made(folder, *look):
     data = folder / "episodes.h5"
-    assert (
-        main(["collect", "two-room", "--out", str(data), "--episodes=64", f"--image-size={SIZE}"])
-        == 0
-    )
+    words = ["collect", "two-room", "--out", str(data), "--episodes=64", f"--image-size={SIZE}"]
+    assert main([*words, *look]) == 0
     assert main(train_command(data, folder / "run", "--training.holdout", "0.5")) == 0
     return open_run(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("analyses"))
+
+
+@pytest.fixture(scope="module")
+def walled(tmp_path_factory):
+    """A run of a world where some state variables never change within an episode."""
+    return made(tmp_path_factory.mktemp("walls"), "--look=walls")
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +180,20 @@ def test_its_figures_are_whole_pictures(name, results):
                 == "WEBP"
             )
     assert len({panel.title for panel in panels}) == len(panels), "titles name the files"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layout_that_stays_for_an_episode_gives_finite_numbers(name, walled):
+    analysis = small(name)
+    if name == "probing":
+        analysis = dataclasses.replace(analysis, mlp=False)  # ridge probes take the same targets
+    found = analysis.run(walled)
+    assert json.dumps(found.to_json(), allow_nan=False)
+    assert all(rows for rows in found.tables().values())
+    assert sections.draw(found)
+    if name == "probing":
+        assert list(found.variables) == ["x", "y", "wall", "door", "vertical"]
+        assert all(math.isfinite(score.r) for score in found.variables.values())
 
 
 @pytest.mark.parametrize("name", NAMES)

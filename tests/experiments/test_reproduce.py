@@ -36,16 +36,17 @@ def test_a_recipe_says_what_it_takes_and_gives(experiment):
 def test_every_world_has_a_tiny_and_a_paper_recipe():
     assert set(recipes.RECIPES) == {
         f"{world}-{size}" for world in registry.names("worlds") for size in ("tiny", "paper")
-    }
+    } | {"two-room-walls-tiny"}
 
 
 def test_looks_of_tiny_and_paper_are_kept_apart_by_name():
     assert all(e.look == "published" for e in RECIPES if e.recipe.endswith("-paper"))
-    assert {e.world: e.look for e in RECIPES if e.recipe.endswith("-tiny")} == {
-        "two-room": "published",
-        "push-t": "tiny",
-        "reacher": "fast",
-        "cube": "fast",
+    assert {e.recipe: e.look for e in RECIPES if e.recipe.endswith("-tiny")} == {
+        "two-room-tiny": "published",
+        "two-room-walls-tiny": "walls",
+        "push-t-tiny": "tiny",
+        "reacher-tiny": "fast",
+        "cube-tiny": "fast",
     }
 
 

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from lewm.cli.main import main
+from lewm.evaluation.outcome import AGENT, Evaluation
+from lewm.evaluation.tasks import Pairs, Task
 from lewm.experiments import recipes, study
 from lewm.experiments.methods import METHODS, Knob, with_method
 from lewm.experiments.study import Cell, Plan, open_cells, settings_drawn
 from lewm.files import hold
 from lewm.models.nn.trunk import TrunkConfig
+from lewm.planning.trace import Effort
+from lewm.worlds.kit.opening import open_world
+from tests.support import results
 
 
 def row(cell, far=0.5, **more):
@@ -150,6 +155,35 @@ def test_a_row_holds_what_the_table_needs(small):
     near = [found["tasks"]["near"]["drawn"] for found in rows.values()]
     assert near[0] == near[1], "all methods play the same pairs"
     assert not list((out / "runs").iterdir()), "run folders go once their row is there"
+
+
+def test_the_worst_probe_is_of_what_moves():
+    """The door, which never does, may be forgotten; an untrained encoder knows the wall best."""
+    r = {"x": 0.9, "y": 0.8, "wall": 0.99, "door": 0.01}
+    rivals = {"x": 0.5, "y": 0.6, "wall": 0.999, "door": 0.4}
+    answer = results.probing(
+        {name: results.variable(r[name], controls={"random encoder": rivals[name]}) for name in r}
+    )
+    told = study._of_probes(answer, ("wall", "door"))
+    assert (told["probe_r"], told["probe_controls"]) == (0.8, {"random encoder": 0.5})
+    assert told["probe"] == r
+    assert study._of_probes(answer, ())["probe_r"] == 0.01
+
+
+def test_success_is_told_where_the_straight_way_is_blocked():
+    # from the left room: through the door, into the wall (solved, and not), within the room
+    ends = [(90, 49, 140, 49), (90, 90, 140, 90), (90, 150, 140, 150), (40, 40, 80, 80)]
+    starts, goals = np.split(np.array(ends, np.float32), 2, axis=1)
+    n, rows = len(ends), np.arange(len(ends))
+    every = np.ones(n, bool)
+    pairs = Pairs(rows, rows, rows, rows, rows, starts, goals, ~every, every, every)
+    steps = {AGENT: np.array([-1, 7, -1, 3]), "random": np.array([9, -1, -1, 9])}
+    found = Evaluation(Task(episodes=n), pairs, steps, Effort(), n, {}, {})
+    told = study._where_blocked(found, open_world("two-room", 1, image_size=16))
+    assert told == {"pairs": 2, "rate": 0.5, "floors": {"random": 0.0}}
+    short = Evaluation(Task(episodes=1), pairs[:1], {AGENT: np.array([0])}, Effort(), 1, {}, {})
+    told = study._where_blocked(short, open_world("two-room", 1, image_size=16))
+    assert told == {"pairs": 0, "rate": None, "floors": {}}
 
 
 def test_rows_that_are_there_are_not_done_again(small, tmp_path, monkeypatch):

@@ -1,10 +1,16 @@
 """Two-Room: geometry, motion, pictures and expert against known answers and a slow twin."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
 from lewm import registry
 from lewm.benchmarks import two_room as twin
+from lewm.contracts import Blocking
+from lewm.data.collecting import collect
+from lewm.data.episodes import Episodes
+from lewm.evaluation.tasks import Task, draw_pairs
 from lewm.worlds.two_room import TwoRoom, slide
 
 WALLS = (99.5, 124.5)  # where the centre touches the wall, left and right
@@ -309,3 +315,207 @@ def test_the_expert_turns_to_a_new_goal():
             world.step(act())
             met |= world.success()
         assert met.mean() > 0.95
+
+
+# -------------------------------------------------------------------------------------------- walls
+
+LAYOUTS = [(112, 49, 1), (64, 187, 1), (160, 37, 0), (90, 120, 0)]
+
+
+def walls(count, size=16, **options):
+    """A batch in the look "walls", each environment from the seed of its number."""
+    world = TwoRoom.batched(count, image_size=size, look="walls", **options)
+    world.reset(range(count))
+    return world
+
+
+def at(places, layout):
+    return np.hstack([places, np.tile(np.float32(layout), (len(places), 1))])
+
+
+def fits(states):
+    return [twin.reference_can_stand(x, y, layout) for x, y, *layout in states.tolist()]
+
+
+def test_the_published_world_moves_as_it_ever_did():
+    """Bit by bit, as before layouts could vary: sums and comparisons alone, so on any CPU."""
+    rng = np.random.default_rng(0)
+    places, moves = rng.uniform(10, 214, (20_000, 2)), rng.uniform(-30, 30, (20_000, 2))
+    world = TwoRoom.batched(32, image_size=16)
+    world.reset(range(32))
+    ends = slide(places, moves)
+    words = [ends, world.states, world.goals, world.teleport(["agent"], world.states, range(32))]
+    told = hashlib.sha256(b"".join(word.tobytes() for word in words)).hexdigest()
+    assert told == "5223c648bd264ddc085166e0f614081c52101cb6c956aa24c64a0fbbd4dd74e0"
+
+
+@pytest.mark.parametrize("vertical", [1, 0])
+def test_the_published_layout_is_the_published_world_bit_by_bit(vertical):
+    """A wall that lies across is the upright one with x and y swapped."""
+    plain, varied = TwoRoom.batched(16, image_size=64), walls(16, size=64)
+    along = slice(None) if vertical else slice(None, None, -1)
+    turned = (0, 1, 2, 3) if vertical else (0, 2, 1, 3)
+    for policy in plain.policies:
+        plain.reset(range(16))
+        varied.set_states(at(plain.states[:, along], (112, 49, vertical)))
+        varied.set_goals(at(plain.goals[:, along], (112, 49, vertical)))
+        act, rival = plain.policy(policy, range(16)), varied.policy(policy, range(16))
+        for step in range(30):
+            actions, others = act(), rival()
+            if vertical:  # each draws for x before y
+                np.testing.assert_array_equal(others, actions)
+            plain.step(actions)
+            varied.step(actions[:, along])
+            np.testing.assert_array_equal(varied.states[:, :2], plain.states[:, along])
+            np.testing.assert_array_equal(varied.success(), plain.success())
+            if step % 10 == 0:
+                drawn = varied.render().transpose(turned)
+                if vertical:
+                    np.testing.assert_array_equal(drawn, plain.render())
+                else:  # sums of an average in another order may round a tie elsewhere
+                    apart = np.abs(drawn.astype(int) - plain.render())
+                    assert apart.max() <= 1
+        np.testing.assert_array_equal(varied.regions(varied.states), plain.regions(plain.states))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_motion_equals_the_slow_twin_in_any_layout(layout):
+    rng = np.random.default_rng(5)
+    places = rng.uniform(21, 203, (600, 2))
+    gate = np.array(layout[:2] if layout[2] else layout[1::-1])
+    places[:300] = np.clip(gate + rng.uniform(-40, 40, (300, 2)), 21, 203)
+    starts = at(places, layout)
+    starts = starts[fits(starts)]
+    actions = rng.uniform(-1, 1, (len(starts), 2))
+    world = TwoRoom.batched(len(starts), image_size=16, look="walls", speed=40)
+    world.set_states(starts)
+    world.step(actions)
+    expected = [
+        twin.reference_step(place, action, speed=40, bit_px=0.05, layout=layout)
+        for place, action in zip(starts[:, :2], actions, strict=True)
+    ]
+    assert np.abs(world.states[:, :2] - expected).max() < 0.2
+    assert (world.regions(starts) != world.regions(world.states)).sum() > 5
+    np.testing.assert_array_equal(world.states[:, 2:], starts[:, 2:])
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_pictures_of_layouts_equal_the_slow_twin(size):
+    """One batch shows several layouts, some of them twice."""
+    states = np.concatenate([at(anywhere(12, seed), one) for seed, one in enumerate(LAYOUTS)])
+    states = np.random.default_rng(0).permutation(states)
+    world = TwoRoom.batched(1, image_size=size, look="walls")
+    for asked in (states, states[::-1]):  # what is kept of one batch must not show in the next
+        for state, ours in zip(asked, world.render(asked), strict=True):
+            layout = tuple(int(number) for number in state[2:])
+            theirs = twin.reference_render(state[:2], size, layout=layout)
+            difference = np.abs(ours.astype(int) - theirs)
+            assert difference.max() <= 1
+            assert (difference > 0).mean() < 0.002
+
+
+def test_empty_worlds_that_are_forgotten_are_drawn_again(monkeypatch):
+    monkeypatch.setattr("lewm.worlds.two_room.KEPT_BYTES", 0)
+    forgetful, states = walls(8), walls(8).states
+    np.testing.assert_array_equal(forgetful.render(states), walls(8).render(states))
+    assert len(forgetful._empty_worlds.kept) == 1
+
+
+def test_a_layout_comes_from_the_seed_alone():
+    world = walls(1000)
+    states, goals = world.states, world.goals
+    assert all(fits(states))
+    assert all(fits(goals))
+    np.testing.assert_array_equal(states[:, 2:], goals[:, 2:])
+    assert np.linalg.norm((states - goals)[:, :2], axis=1).min() >= 32
+    wall, door, vertical = states[:, 2:].T
+    for places, (low, high) in ((wall, (64, 160)), (door, (37, 187))):
+        assert (places.min(), places.max()) == (low, high)
+        quarters = np.quantile(places, [0.25, 0.5, 0.75])
+        np.testing.assert_allclose(quarters, low + (high - low) * np.array([1, 2, 3]) / 4, atol=8)
+    assert set(vertical) == {0, 1}
+    assert 0.45 < vertical.mean() < 0.55
+    assert np.abs(np.corrcoef(states.T) - np.eye(5))[2:, 2:].max() < 0.1
+    alone = TwoRoom(image_size=16, look="walls").reset(seed=7)[1]
+    np.testing.assert_array_equal(alone["state"], states[7])
+    np.testing.assert_array_equal(alone["goal"], goals[7])
+    shown = np.array([[50, 100, 90, 49, 1], [100, 50, 90, 49, 1], [100, 50, 90, 49, 0]])
+    assert world.regions(shown).tolist() == [0, 1, 0]
+
+
+def test_policies_know_their_walls():
+    met = {}
+    for policy, steps in (("expert", 400), ("straight-line", 100), ("random", 100)):
+        world = walls(200)
+        act, met[policy] = world.policy(policy, range(200)), np.zeros(200, bool)
+        blocked = world.blocked(world.states, world.goals)
+        for _ in range(steps):
+            world.step(act())
+            met[policy] |= world.success()
+            assert all(fits(world.states[:5]))
+    assert met["expert"].mean() > 0.97
+    assert met["straight-line"][~blocked].all()
+    # who slides along the wall may come by its door
+    assert met["straight-line"][blocked].mean() < 0.5
+    assert met["random"].mean() < 0.4
+
+
+def test_a_way_is_blocked_if_it_meets_the_wall():
+    world = walls(1)
+    ends = np.array(
+        [
+            # through the door, beside it, within a room
+            [[90, 49, 112, 49, 1], [140, 49, 112, 49, 1]],
+            [[90, 100, 112, 49, 1], [140, 100, 112, 49, 1]],
+            [[90, 100, 112, 49, 1], [30, 30, 112, 49, 1]],
+            [[90, 90, 112, 49, 0], [140, 90, 112, 49, 0]],
+            [[100, 60, 112, 49, 0], [100, 190, 112, 49, 0]],
+            # through the door, but it touches the frame on its way
+            [[90, 25, 112, 49, 1], [140, 45, 112, 49, 1]],
+        ]
+    )
+    assert world.blocked(ends[:, 0], ends[:, 1]).tolist() == [False, True, False, False, True, True]
+    plain = TwoRoom.batched(1, image_size=16)
+    assert isinstance(plain, Blocking)
+    assert plain.blocked(ends[:3, 0, :2], ends[:3, 1, :2]).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "layout", [(20, 49, 1), (200, 49, 1), (112, 20, 1), (112, 49.5, 1), (112, 49, 0.5)]
+)
+def test_a_layout_that_cannot_be_built_is_refused(layout):
+    world = walls(1)
+    for put in (world.set_states, world.set_goals, world.render):
+        with pytest.raises(ValueError, match="expected layouts with wall 34 to 190"):
+            put(np.array([[60, 112, *layout]]))
+
+
+def test_the_look_of_walls_has_a_name():
+    world = walls(1, agent_color="0000ff")
+    assert world.spec.look == "walls,agent_color=0000ff"
+    assert TwoRoom.batched(1, image_size=16, look=world.spec.look).spec == world.spec
+    assert (world.spec.state_names, world.spec.layout) == (
+        ("x", "y", "wall", "door", "vertical"),
+        ("wall", "door", "vertical"),
+    )
+    with pytest.raises(ValueError, match="unknown factor"):
+        TwoRoom(walls="varied")
+
+
+def test_goals_in_the_other_room_have_the_layout_of_their_start(tmp_path):
+    path = tmp_path / "walls.h5"
+    collect("two-room", path, 12, image_size=16, look="walls")
+    with Episodes.open(path) as episodes:
+        assert episodes.provenance.look == "walls"
+        assert episodes.state_names == ("x", "y", "wall", "door", "vertical")
+        world = TwoRoom.batched(8, image_size=16, look="walls")
+        for task in (Task.to_other_room(100), Task.along(75, 100)):
+            pairs = draw_pairs(episodes, range(12), world, task)
+            np.testing.assert_array_equal(pairs.starts[:, 2:], pairs.goals[:, 2:])
+        across = draw_pairs(episodes, range(12), world, Task.to_other_room(100))
+        assert (world.regions(across.starts) != world.regions(across.goals)).all()
+        assert world.blocked(across.starts, across.goals).mean() > 0.5
+        # each episode was recorded in its own layout, and stays there
+        layouts = [np.unique(episodes.states(i)[:, 2:], axis=0) for i in range(12)]
+        assert {len(one) for one in layouts} == {1}
+        assert len(np.unique(np.concatenate(layouts), axis=0)) == 12
