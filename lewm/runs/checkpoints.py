@@ -149,19 +149,19 @@ def claim(
         )
 
 
-def _completed(model: Any) -> Any:
+def _completed(described: Any) -> Any:
     """The description of a model, with the settings that its writer did not know yet at their
     defaults, which change nothing of what there was before."""
     with suppress(*UNBUILDABLE):
-        kind = registry.load("models", str(model["model"]))
+        kind = registry.load("models", str(described["model"]))
         defaults = {
             each.name: each.default
             for each in dataclasses.fields(kind)
             if each.default is not dataclasses.MISSING
         }
         known = json.loads(json.dumps(defaults))
-        return {**model, "config": {**known, **model["config"]}}
-    return model
+        return {**described, "config": {**known, **described["config"]}}
+    return described
 
 
 def budget(run: Path, description: Mapping[str, Any]) -> dict[str, float] | None:
@@ -396,7 +396,7 @@ def made_of(
     return model
 
 
-def _require_frozen(model: Any, description: Mapping[str, Any], source: Path) -> None:
+def _require_frozen(model: object, description: Mapping[str, Any], source: Path) -> None:
     """Refuse a model whose frozen encoders have other weights here than where it was trained."""
     known = description.get("frozen")
     for place, part in frozen_parts(model).items():

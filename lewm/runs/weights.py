@@ -25,11 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from lewm.contracts import Progress, Report, silent
-from lewm.files import fetch, hold, read_json, require_own, scratch, sync, write_json
+from lewm.files import fetch, hold, read_json, scratch, write_atomically, write_json
 from lewm.models.nn.frozen_encoders import (
     ENCODERS,
     WeightsMissing,
@@ -38,7 +39,7 @@ from lewm.models.nn.frozen_encoders import (
     weights_file,
 )
 from lewm.registry import choose
-from lewm.runs.checkpoints import read_tensors, write_tensors
+from lewm.runs.checkpoints import read_tensors
 
 __all__ = [
     "HUB",
@@ -153,12 +154,8 @@ def obtain(
         }
         if before is not None and not replace:
             return Obtained(path, card, written=False, difference=apart)
-        require_own(path)
-        with scratch(path) as folder:
-            whole = folder / path.name
-            write_tensors({key: tensor.contiguous() for key, tensor in tensors.items()}, whole)
-            whole.replace(path)
-            sync(path.parent)
+        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        write_atomically(path, safetensors.torch.save(whole))
         write_json(path.with_suffix(".json"), card)
     return Obtained(path, card, written=True, difference=apart)
 

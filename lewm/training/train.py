@@ -226,7 +226,7 @@ class _Session:
         trainer.fabric.barrier()
 
 
-def _remembering(model: Any) -> list[Remembering]:
+def _remembering(model: object) -> list[Remembering]:
     """The parts of a model that remember pictures."""
     parts = model.modules() if isinstance(model, nn.Module) else ()
     return [part for part in parts if isinstance(part, Remembering)]
@@ -282,7 +282,10 @@ class Trainer:
         # parameter, and where another process has a core that takes longer than the update.
         fused = True if fabric.device.type == "cuda" else None
         adamw = torch.optim.AdamW(
-            _groups(bare), config.learning_rate, weight_decay=config.weight_decay, fused=fused
+            _groups(cast(nn.Module, bare)),
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=fused,
         )
         self.model, self.optimiser = fabric.setup(_Loss(bare), adamw)
         self._broke = torch.full((), NEVER, dtype=torch.int64, device=fabric.device)
@@ -486,7 +489,7 @@ def recalibrate(
 # ----------------------------------------------------------------------------------------- internal
 
 
-def _groups(model: Any) -> list[dict[str, Any]]:
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
     """What the optimiser trains: all parameters in their order; those that do not decay, where a
     model has some, are a group of their own behind the others."""
     spared = model.undecayed if isinstance(model, Undecayed) else frozenset()

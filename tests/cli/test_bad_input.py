@@ -74,7 +74,7 @@ def test_misspelt_names_are_answered_with_the_nearest(words, meant, refused, tmp
     assert not list(tmp_path.iterdir()), "nothing was begun"
 
 
-@pytest.mark.parametrize(("flag", "meant"), [("solver=cme", "'cem'"), ("objective=l1", "'l2'")])
+@pytest.mark.parametrize(("flag", "meant"), [("solver=cme", "'cem'"), ("objective=l3", "'l2'")])
 def test_misspelt_solvers_and_objectives(flag, meant, refused, small_run):
     refused(["evaluate", small_run, f"--{flag}"], "Did you mean", meant)
 

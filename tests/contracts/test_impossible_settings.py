@@ -61,12 +61,22 @@ MAY_BE_ZERO = {
     "models: dreamer": (
         "unimix reconstruction_weight dynamics_weight representation_weight free_bits"
     ),
-    "models: lewm": "dropout sigreg_weight",
+    "models: lewm": ("dropout sigreg_weight inverse_weight multistep_weight reconstruction_weight"),
+    "models: pldm": (
+        "dropout variance_weight covariance_weight slowness_weight time_variance_weight "
+        "time_covariance_weight inverse_weight"
+    ),
+    "models: byol": "dropout momentum momentum_end",
+    "models: vjepa": "dropout momentum momentum_end",
+    "models: dino": "dropout momentum momentum_end centre_momentum view_weight crops",
+    "models: dino-wm": "dropout resolution channels predictor_width",
+    "models: vjepa2-ac": "dropout pretraining ema rollout_weight",
     "solvers: cem": "stop_spread",
     "solvers: gradient": "stop_spread",
     "solvers: icem": "stop_spread noise_exponent keep_fraction momentum",
     "solvers: mppi": "stop_spread",
     "solvers: predictive-sampling": "stop_spread",
+    "objectives: l1": "intermediate",
     "objectives: l2": "intermediate",
     "objectives: temporal": "intermediate",
     "heads: temporal": "apart",

@@ -583,6 +583,7 @@ def test_every_setting_of_an_objective_changes_its_cost():
     goal = torch.zeros(1, 1)
     far = SimpleNamespace(distance=lambda now, goal: 7 + (now - goal).abs().sum(-1))
     costs = {
+        "l1": ({}, {"intermediate": (0.5, 1 + 0.5 * 3)}, 1.0),
         "l2": ({}, {"intermediate": (0.5, 1 + 0.5 * 9)}, 1.0),
         "own": ({}, {"judged_by": ("second", 2.0)}, 1.0),
         "temporal": (

@@ -157,7 +157,9 @@ def test_own_is_the_first_cost_that_the_model_names_or_the_one_that_is_chosen():
 
 
 def test_own_names_what_there_is_where_it_cannot_ask():
-    with pytest.raises(ValueError, match=r"costs of its own, got a object.*Plan with l2 or temp"):
+    with pytest.raises(
+        ValueError, match=r"costs of its own, got a obj.*Plan with l1 or l2 or temp"
+    ):
         Own().asking(object())
     with pytest.raises(ValueError, match=r"unknown cost 'neer'\. Did you mean 'near'"):
         Own("neer").asking(Judge())

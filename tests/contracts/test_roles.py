@@ -41,6 +41,8 @@ from lewm.training.fit import fit
 from lewm.training.train import train
 from lewm.worlds.kit.opening import Looped, open_world
 from lewm.worlds.two_room import TwoRoom
+from tests.support import models as small
+from tests.support.small_models import SMALL
 
 DATA = DataSpec(56, 5, Statistics((0.5,) * 3, (0.2,) * 3, (0.0, 0.0), (1.0, 1.0)))
 SPEC = WorldSpec("line", "1", 16, (-1.0,), (1.0,), ("x",), ("px",), 5)
@@ -171,7 +173,7 @@ def test_a_model_may_have_an_engine():
 
 @pytest.mark.parametrize("name", registry.names("models"))
 def test_every_model_can_be_made_anew_and_one_without_config_is_told_so(name):
-    model = registry.load("models", name)().build(DATA)
+    model = registry.load("models", name)(**SMALL[name]).build(small.SPEC)
     assert isinstance(model, WorldModel)
     assert isinstance(model, Described)
     described = checkpoints.describe_model(model)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lewm import registry
-from lewm.contracts import Box, Plan
+from lewm.contracts import Asking, Box, Plan
 from lewm.planning.solvers.cem import CEM
 from tests.support.search import BOX, A, B, Counted, H, generators, quadratic, ripples, start, walls
 
@@ -106,9 +106,21 @@ class Nearer:
         return (now - goal).square().sum(-1)
 
 
-def objective(name):
+class Judge:
+    """A stand-in for a model with a cost of its own."""
+
+    costs = ("near",)
+
+    def judge(self, name, rollout, goal):
+        return (rollout[:, :, -1] - goal[:, None]).square().sum(-1)
+
+
+def objective(name, intermediate):
     kind = registry.load("objectives", name)
-    return kind(**dict.fromkeys(getattr(kind, "heads", {}), Nearer()))
+    made = kind(**dict.fromkeys(getattr(kind, "heads", {}), Nearer()))
+    if isinstance(made, Asking):
+        return made.asking(Judge())
+    return dataclasses.replace(made, intermediate=intermediate)
 
 
 @every_solver
@@ -119,7 +131,7 @@ def test_a_nan_candidate_beside_good_ones_is_never_ranked_nor_averaged(name, of,
     one that is found where the corner is merely dear; a NaN counted anywhere, or read as the least
     cost, gives another plan or none."""
     goal = torch.tensor([[0.9, 0.6]]).expand(B, -1)
-    weigh = dataclasses.replace(objective(of), intermediate=intermediate).cost
+    weigh = objective(of, intermediate).cost
     diverged = 0
 
     def plan(beyond):

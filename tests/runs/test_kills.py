@@ -9,7 +9,7 @@ import itertools
 import os
 import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -237,10 +237,9 @@ def test_an_answer_and_its_figures(stride, asked_before, small_run, tmp_path, mo
     start = shutil.copytree(small_run, tmp_path / "start")
     # all copies of the run are asked about the very same model and episodes
     opened = open_run(start)
-    about = opened.__dict__ | {"path": None}
 
     def ask(run, draw=draw, **settings):
-        analyse(type(opened)(**{**about, "path": run}), settings={"counting": settings}, draw=draw)
+        analyse(replace(opened, path=run), settings={"counting": settings}, draw=draw)
 
     if asked_before == "otherwise":
         ask(start, size=5)

@@ -53,7 +53,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "pldm": TRUNK | {"inverse_dim": 32, "inverse_weight": 1.0},
     "byol": TRUNK | {"momentum": 0.9},
     "vjepa": TRUNK | {"momentum": 0.9},
-    "dino": TRUNK | {"momentum": 0.9, "prototypes": 16, "head_dim": 32, "bottleneck_dim": 8},
+    "dino": TRUNK
+    | {"momentum": 0.9, "prototypes": 16, "view_weight": 1.0, "head_dim": 32, "bottleneck_dim": 8},
     "dino-wm": TOKENS
     | {
         "encoder": "random-tiny",

@@ -233,7 +233,7 @@ def open_encoder(name: str, image_size: int, resolution: int | None = None) -> F
     return encoder.to(torch.empty(0).device)
 
 
-def frozen_parts(model: Any) -> dict[str, FrozenEncoder]:
+def frozen_parts(model: object) -> dict[str, FrozenEncoder]:
     """The frozen encoders in a model, by the names of their places."""
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
     return {place: part for place, part in modules if isinstance(part, FrozenEncoder)}

@@ -11,14 +11,14 @@ The mask is causal by frames: a token sees every token of its own frame and of e
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from lewm import devices
-from lewm.contracts import Batch, DataSpec, Losses
+from lewm.contracts import Batch, DataSpec, Losses, Settings
 from lewm.models.nn.engine import require_blocks_between
 from lewm.models.nn.layers import MLP, EncoderBlock, sincos_2d
 from lewm.models.nn.trunk import windows
@@ -132,6 +132,13 @@ class FrameTransformer(nn.Module):
         return self.norm(self.blocks[-1](x, last))
 
 
+class TokenConfig(Settings, Protocol):
+    """Of a plug-in."""
+
+    @property
+    def context(self) -> int: ...
+
+
 class TokenModel(nn.Module, ABC):
     """A world model whose latent is P tokens of width d in a row.
 
@@ -144,7 +151,7 @@ class TokenModel(nn.Module, ABC):
 
     predictor: FrameTransformer
 
-    def __init__(self, config: Any, spec: DataSpec, tokens: int, width: int) -> None:
+    def __init__(self, config: TokenConfig, spec: DataSpec, tokens: int, width: int) -> None:
         super().__init__()
         self.config, self.spec, self.context = config, spec, int(config.context)
         self.tokens, self.width, self.latent_dim = tokens, width, tokens * width
