@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lewm.analyses.probes.paths import Paths, encode_paths
-from lewm.contracts import Report, WorldModel, check_numbers, silent
+from lewm.contracts import Asking, Report, WorldModel, check_numbers, silent
 from lewm.data.episodes import Episodes
 from lewm.models.nn import losses
 from lewm.models.nn.frozen import device_of, encode
@@ -385,7 +385,8 @@ class Geometry:
             costs["temporal"] = head.distance  # type: ignore[assignment]
         own = None if run.planning is None else run.planning.objective
         if own is not None and (name := plugin_name(own)) not in ("l2", "temporal"):
-            costs[name] = lambda first, second: own.cost(first[:, None, None], second)[:, 0]
+            asked = own.asking(model) if isinstance(own, Asking) else own
+            costs[name] = lambda first, second: asked.cost(first[:, None, None], second)[:, 0]
         saturation, bands = {}, {}
         for name, cost in costs.items():
             apart = float(_paid(cost, paths, *strangers).mean())

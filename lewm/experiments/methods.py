@@ -326,7 +326,7 @@ METHODS: dict[str, Method] = {
         "frozen random patches",
         "dino_wm",
         "control: DINO-WM on an encoder that nobody trained",
-        changes={"encoder": "random-tiny"},
+        changes={"encoder": "random-tiny", "channels": 32},
         control=True,
     ),
 }

@@ -37,6 +37,7 @@ from lewm.models.nn.following import (
 )
 from lewm.models.nn.layers import mean_over_devices
 from lewm.models.nn.trunk import windows
+from lewm.registry import choose
 
 __all__ = ["DINOConfig", "DINO"]
 
@@ -113,11 +114,12 @@ class PrototypeHead(nn.Module):
 
 
 class DINO(FollowingTrunk):
-    """LeWorldModel's parts and a head of prototypes, which planning leaves aside. Plan with `l2`:
-    on the sphere it is the cosine."""
+    """LeWorldModel's parts and a head of prototypes. Plan with `l2`, on the sphere the cosine, or
+    with `own`: the cross-entropy that it is trained for, of a goal and of what is predicted."""
 
     config: DINOConfig
     centre: Tensor
+    costs: tuple[str, ...] = ("prototypes",)
 
     def __init__(self, config: DINOConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
@@ -175,6 +177,14 @@ class DINO(FollowingTrunk):
         return Losses(
             terms, weights={"prediction": 0.0, "view": config.view_weight}, latents=z.detach()
         )
+
+    def judge(self, name: str, rollout: Tensor, goal: Tensor) -> Tensor:
+        """(B, N, H, D) predicted latents and (B, D) goal latents -> (B, N): cross-entropy of the
+        last one's prototypes with those of the goal, as `Judging` asks."""
+        choose("cost", name, self.costs)
+        wanted = (self.head(goal) / self.config.student_temperature).softmax(dim=-1)
+        found = (self.head(rollout[:, :, -1]) / self.config.student_temperature).log_softmax(-1)
+        return -(wanted[:, None] * found).sum(dim=-1)
 
     def _crops(self, pixels: Tensor) -> Tensor:
         """(B, T, 3, h, w) -> (crops * B, T, D) latents of random crops, enlarged to the picture."""

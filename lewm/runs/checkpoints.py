@@ -141,11 +141,27 @@ def claim(
             write_json(run / EXPERIMENT, {**description, **extra})
         return
     there = experiment(run)
+    there = {**there, "model": _completed(there.get("model"))}
     if differing := list(_differences({key: there.get(key) for key in description}, description)):
         raise ValueError(
             f"{run} holds another experiment: {'; '.join(differing[:5])}. Continue with the "
             "settings it was started with, or choose another folder."
         )
+
+
+def _completed(model: Any) -> Any:
+    """The description of a model, with the settings that its writer did not know yet at their
+    defaults, which change nothing of what there was before."""
+    with suppress(*UNBUILDABLE):
+        kind = registry.load("models", str(model["model"]))
+        defaults = {
+            each.name: each.default
+            for each in dataclasses.fields(kind)
+            if each.default is not dataclasses.MISSING
+        }
+        known = json.loads(json.dumps(defaults))
+        return {**model, "config": {**known, **model["config"]}}
+    return model
 
 
 def budget(run: Path, description: Mapping[str, Any]) -> dict[str, float] | None:

@@ -83,6 +83,22 @@ def test_a_run_is_claimed_once_and_differences_are_named(tmp_path):
     assert read_json(tmp_path / "experiment.json")["note"] == "first"
 
 
+def test_a_setting_that_is_newer_than_the_run_is_at_its_default(tmp_path):
+    """A run that was begun before a field existed goes on, unless the field is to change it."""
+    own = model()
+    description = {"model": checkpoints.describe_model(own)}
+    checkpoints.claim(tmp_path, description, {})
+    checkpoints.save(tmp_path, 1, own)
+    told = read_json(tmp_path / "experiment.json")
+    for name in ("predictor_mixer", "inverse_weight"):
+        del told["model"]["config"][name]
+    write_json(tmp_path / "experiment.json", told)
+    checkpoints.claim(tmp_path, description, {})
+    description["model"]["config"]["inverse_weight"] = 0.5
+    with pytest.raises(ValueError, match=r"inverse_weight"):
+        checkpoints.claim(tmp_path, description, {})
+
+
 def test_the_log_is_cut_back_to_where_training_goes_on(tmp_path):
     log = checkpoints.Log(tmp_path, 0)
     for update in (10, 20, 30):
