@@ -64,8 +64,11 @@ def two_room_walls_tiny() -> Experiment:
         training=replace(
             tiny.training, updates=1500, batch_size=48, window=3, checkpoint_every=500
         ),
-        cost="a quarter of an hour on one core",
-        expected="TODO 0",
+        cost="ten minutes on one core",
+        expected=(
+            "success 99% (offset 25, strict, 200 held-out pairs, one seed), 83% at offset 75, 84% "
+            "in the other room"
+        ),
     )
 
 
