@@ -41,6 +41,7 @@ from lewm.experiments.experiment import Experiment
 from lewm.experiments.methods import METHODS, with_method
 from lewm.experiments.pipeline import collect_episodes, open_recipe_world, seeded, train_model
 from lewm.files import Held, hold, read_json, remove, write_json
+from lewm.planning.config import describe_planning
 from lewm.registry import choose
 from lewm.report.rivals import study_of
 from lewm.runs.answers import analyse
@@ -185,16 +186,44 @@ def open_cells(plan: Plan, rows: Mapping[str, Row]) -> Iterator[Cell]:
         for key, rate in best.items()
         if METHODS[key[1]].knobs
     ]
-    return (cell for cell in cells if cell.name not in rows)
+    return (cell for cell in cells if not _is_done(plan, cell, rows))
+
+
+def _is_done(plan: Plan, cell: Cell, rows: Mapping[str, Row]) -> bool:
+    """Is there a row, and of what the cell would train today? A method may have changed since."""
+    row = rows.get(cell.name)
+    return row is not None and row.get("made_with", "") == made_with(_experiment(plan, cell))
+
+
+def made_with(experiment: Experiment) -> str:
+    """A digest of all that decides a row: settings that differ from their defaults, so that a new
+    one, which changes nothing until it is used, makes no row stale."""
+
+    def telling(config: Any) -> dict[str, Any]:
+        return {
+            each.name: value
+            for each in dataclasses.fields(config)
+            if (value := getattr(config, each.name)) != each.default
+        }
+
+    parts = {
+        "model": (type(experiment.model).__name__, telling(experiment.model)),
+        "training": telling(experiment.training),
+        "collection": telling(experiment.collection),
+        "planning": describe_planning(experiment.planning),
+        "world": (experiment.world, experiment.image_size, experiment.look),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def best_rate(plan: Plan, rows: Mapping[str, Row], world: str, method: str) -> float | None:
     """The learning rate of a method's best run on the first seed; None until all were tried, or if
     all failed."""
-    found = {rate: rows.get(Cell(world, method, rate, 0).name) for rate in plan.rates}
-    if None in found.values():
+    cells = {rate: Cell(world, method, rate, 0) for rate in plan.rates}
+    if not all(_is_done(plan, cell, rows) for cell in cells.values()):
         return None
-    rated = {rate: _ranked(row) for rate, row in found.items() if row and "error" not in row}
+    found = {rate: rows[cell.name] for rate, cell in cells.items()}
+    rated = {rate: _ranked(row) for rate, row in found.items() if "error" not in row}
     return max(rated, key=lambda rate: rated[rate]) if rated else None
 
 
@@ -240,7 +269,7 @@ def carry_out(
         for cell in open_:
             target = out / "rows" / f"{cell.name}.json"
             with suppress(Held), hold(target, folder=False):
-                if not target.exists():
+                if not _is_done(plan, cell, rows_of(out)):
                     write_json(target, _row(plan, cell, out, keep, report))
                     break
         else:
@@ -312,6 +341,7 @@ def _row(plan: Plan, cell: Cell, out: Path, keep: bool, report: Report) -> dict[
         "name": cell.name,
         **dataclasses.asdict(cell),
         "settings": cell.settings,
+        "made_with": made_with(_experiment(plan, cell)),
         "lewm": lewm.__version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

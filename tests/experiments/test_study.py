@@ -1,6 +1,7 @@
 """A study: which rows are open, how settings are drawn, what a row holds, and that nothing is done
 twice."""
 
+import dataclasses
 import json
 import math
 
@@ -22,7 +23,8 @@ from tests.support import results
 
 def row(cell, far=0.5, **more):
     task = {"rate": far, "pairs": 4, "solved": "f0", "drawn": "a", "plan_ms": 1.0}
-    return {"name": cell.name, **vars(cell), "tasks": {"far": task}, **more}
+    made = study.made_with(study._experiment(more.pop("plan", Plan()), cell))
+    return {"name": cell.name, **vars(cell), "made_with": made, "tasks": {"far": task}, **more}
 
 
 # ------------------------------------------------------------------------------------------ methods
@@ -114,9 +116,23 @@ def test_rates_come_first_then_seeds_with_the_best_then_draws():
 def test_a_rate_that_failed_is_never_the_best_and_all_failed_ends_a_method():
     plan = Plan(methods=("lewm",), rates=(1e-3, 1e-2), seeds=2)
     good, bad = (Cell("two-room-tiny", "lewm", rate, 0) for rate in plan.rates)
-    rows = {good.name: row(good, far=0.0), bad.name: {**vars(bad), "error": "diverged"}}
+    rows = {good.name: row(good, far=0.0), bad.name: row(bad, error="diverged")}
     assert study.best_rate(plan, rows, "two-room-tiny", "lewm") == 1e-3
-    rows[good.name] = {**vars(good), "error": "diverged"}
+    rows[good.name] = row(good, error="diverged")
+    assert not list(open_cells(plan, rows))
+
+
+def test_a_row_of_a_method_that_was_changed_since_is_open_again(monkeypatch):
+    """What it was made with is part of it; a setting that is new, and at its default, is not."""
+    plan = Plan(methods=("lewm",), rates=(1e-3,), seeds=1)
+    (cell,) = open_cells(plan, {})
+    rows = {cell.name: row(cell)}
+    assert not list(open_cells(plan, rows))
+    changed = dataclasses.replace(METHODS["lewm"], changes={"sigreg_weight": 0.2})
+    monkeypatch.setitem(METHODS, "lewm", changed)
+    assert list(open_cells(plan, rows)) == [cell]
+    same = dataclasses.replace(METHODS["lewm"], changes={"sigreg_weight": 0.1})
+    monkeypatch.setitem(METHODS, "lewm", same)
     assert not list(open_cells(plan, rows))
 
 
@@ -232,7 +248,7 @@ def test_a_row_that_another_process_holds_is_left_to_it(tmp_path, monkeypatch, s
 
     def instant(plan, cell, *_):
         done.append(cell.method)
-        return row(cell)
+        return row(cell, plan=plan)
 
     monkeypatch.setattr(study, "_row", instant)
     held = tmp_path / "rows" / f"{Cell('two-room-tiny', 'lewm', 1e-3, 0).name}.json"
