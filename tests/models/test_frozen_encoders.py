@@ -12,7 +12,9 @@ import torch.nn.functional as F
 
 from lewm import registry
 from lewm.analyses.economy import _parameters
+from lewm.contracts import DataSpec, Statistics
 from lewm.files import read_json
+from lewm.models.dino_wm import DINOWMConfig
 from lewm.models.lewm import LeWM, LeWMConfig
 from lewm.models.nn import frozen_encoders, memory
 from lewm.models.nn.dinov2 import DINOv2
@@ -280,6 +282,24 @@ def test_missing_and_damaged_weights_say_how_to_get_them(tmp_path, monkeypatch):
             open_encoder("efficientnet-lite0", 64)
     checkpoints.write_tensors(tensors, path)
     assert open_encoder("efficientnet-lite0", 64).digest == digest_of(tensors)
+
+
+def test_a_model_on_an_encoder_with_batch_norms_comes_back(tmp_path, monkeypatch):
+    """Its checkpoint holds nothing of the encoder, and loading asks for nothing of it."""
+    monkeypatch.setenv("LEWM_WEIGHTS", str(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: 0.5 + torch.rand(shape, generator=generator)
+        for name, shape in shapes_of(ENCODERS["efficientnet-lite0"]).items()
+    }
+    checkpoints.write_tensors(tensors, tmp_path / "efficientnet-lite0.safetensors")
+    spec = DataSpec(64, 5, Statistics((0.5,) * 3, (0.2,) * 3, (0.0,), (1.0,)))
+    model = DINOWMConfig.tiny().build(spec).eval()
+    checkpoints.save(tmp_path / "run", 1, model)
+    pixels = torch.randint(256, (2, 1, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    loaded = checkpoints.load(tmp_path / "run")
+    assert torch.equal(loaded.encode(pixels), model.encode(pixels))
+    assert not any(name.startswith("encoder") for name in model.state_dict())
 
 
 # ------------------------------------------------------------------------------------------ in runs

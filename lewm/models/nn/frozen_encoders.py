@@ -355,3 +355,5 @@ def _make_constant(net: nn.Module, weights: Mapping[str, Tensor] | None) -> None
                 value = weights[f"{place}.{name}" if place else name]
             kept = None if value is None else value.detach()
             module.register_buffer(name, kept, persistent=False)
+        if isinstance(module, nn.BatchNorm2d):  # or loading a model would ask for its count
+            module.track_running_stats = False
