@@ -168,7 +168,7 @@ class Standing:
 
     @property
     def plan_ms(self) -> float:
-        return float(np.median([next(iter(row["tasks"].values()))["plan_ms"] for row in self.best]))
+        return float(np.median([row["plan_ms"] for row in self.best]))
 
     def against(self, other: Standing, task: str) -> Paired | None:
         """Both on the same pairs, of the seeds that both have; None where there are none."""
@@ -270,7 +270,7 @@ def study_of(path: Path) -> Study:
         for row in rows:
             _ = row["name"], row["world"], row["method"], row["draw"], row["seed"], row["rate"]
             if "error" not in row:
-                _rate(row)
+                _ = _rate(row), float(row["plan_ms"])
         methods = {str(name): dict(about) for name, about in told["methods"].items()}
         for row in rows:
             _ = methods[row["method"]]["title"]
@@ -377,7 +377,7 @@ def _time_panel(standings: Sequence[Standing], world: str) -> Panel:
         axes.set_xscale("log")
         canvas.plain_decades(axes.xaxis)
         axes.set_ylim(0, 101)
-        axes.set_xlabel("ms per plan, of a batch, one thread")
+        axes.set_xlabel("ms per plan, of the processor")
         axes.set_ylabel("success, 75 steps ahead, %")
         axes.grid(axis="y", color=THEME["line"], linewidth=0.8)
         key = "\n".join(f"{n} {one.about['title']}" for n, one in enumerate(standings, 1))
@@ -535,7 +535,7 @@ def _legend() -> list[str]:
         "  states.",
         "- *S*: straightness, the mean cosine of consecutive velocities.",
         "- *tokens*: that stand for a frame. *parameters*: those that are trained.",
-        "- *plan*: milliseconds per plan, in a batch, on one thread.",
+        "- *train*, *plan*: of the processor, on one thread; plans are made 16 together.",
         "- *against LeWM*: difference in points 75 steps ahead on the same pairs; better or worse",
         "  only where an exact McNemar test and a bootstrap over episodes agree.",
         "- Success: mean over seeds, Wilson's 95% interval over all their pairs, then each seed.",

@@ -535,9 +535,8 @@ STUDIED = {
         {
             **{"name": "a row", "world": "two-room-tiny", "method": "lewm", "rate": 0.001},
             **{"seed": 0, "draw": None, "tokens": 1, "parameters": 9},
-            "tasks": {
-                "far": {"rate": 1.0, "pairs": 1, "solved": "80", "drawn": "a", "plan_ms": 1.0}
-            },
+            "plan_ms": 1.0,
+            "tasks": {"far": {"rate": 1.0, "pairs": 1, "solved": "80", "drawn": "a"}},
         }
     ],
 }

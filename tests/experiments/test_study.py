@@ -22,7 +22,7 @@ from tests.support import results
 
 
 def row(cell, far=0.5, **more):
-    task = {"rate": far, "pairs": 4, "solved": "f0", "drawn": "a", "plan_ms": 1.0}
+    task = {"rate": far, "pairs": 4, "solved": "f0", "drawn": "a"}
     made = study.made_with(study._experiment(more.pop("plan", Plan()), cell))
     return {"name": cell.name, **vars(cell), "made_with": made, "tasks": {"far": task}, **more}
 
@@ -172,6 +172,7 @@ def test_a_row_holds_what_the_table_needs(small):
             assert set(task["floors"]) == {"do-nothing", "random", "straight-line"}
         assert found["parameters"] == 542_830
         assert found["train_cpu_s"] > 0
+        assert found["plan_ms"] > 0
         assert math.isfinite(found["probe_r"])
         assert found["probe_controls"]["random encoder"] is not None
         assert set(found["error_of_copying"]) == {"1", "5"}

@@ -12,7 +12,6 @@ def task(solved, drawn="pairs", **more):
         "pairs": len(bits),
         "solved": np.packbits(bits).tobytes().hex(),
         "drawn": drawn,
-        "plan_ms": 12.0,
         **more,
     }
 
@@ -21,6 +20,7 @@ def row(method, rate, seed, solved, draw=None, drawn=None, **more):
     numbers = {"probe_r": 0.9, "latent_std": 1.0, "effective_rank": 5.0, "straightness": 0.1}
     numbers |= {"cost_rank_states": 0.8, "train_cpu_s": 40.0, "tokens": 1, "parameters": 540_000}
     numbers |= {
+        "plan_ms": 12.0,
         "error_of_copying": {"1": 0.1, "5": 0.05},
         "probe_controls": {"random encoder": 0.5},
     }
