@@ -165,7 +165,7 @@ METHODS: dict[str, Method] = {
         answer="Walls that differ, and Push-T, are such worlds.",
     ),
     "pldm": Method(
-        "PLDM, eb_jepa's weights",
+        "PLDM (eb_jepa)",
         "variance, covariance, slowness and inverse dynamics",
         "pldm",
         "facebookresearch/eb_jepa, Two-Rooms",
@@ -180,7 +180,7 @@ METHODS: dict[str, Method] = {
         answer=PUBLISHED,
     ),
     "pldm-wall": Method(
-        "PLDM, its authors' Wall",
+        "PLDM (its own Wall)",
         "variance, covariance, two terms over time, inverse dynamics; open loop",
         "pldm",
         "vladisai/PLDM, Wall with 325,000 transitions or more",
@@ -196,7 +196,7 @@ METHODS: dict[str, Method] = {
         answer=PUBLISHED,
     ),
     "pldm-lewm": Method(
-        "PLDM, LeWM's comparison",
+        "PLDM (as LeWM compares)",
         "variance, covariance and two terms over time",
         "pldm",
         f"galilai-group/stable-worldmodel: {LEWM_WEIGHTS}",
@@ -259,7 +259,7 @@ METHODS: dict[str, Method] = {
         knobs=(Knob("sigreg_weight", 0.1), Knob("reconstruction_weight", 1.0)),
     ),
     "dino-wm": Method(
-        "DINO-WM, EfficientNet-Lite0",
+        "DINO-WM (EfficientNet-Lite0)",
         "frozen pre-trained patches",
         "dino_wm",
         "arXiv 2411.04983, on EfficientNet-Lite0 at 64 px, 16 tokens",
@@ -281,7 +281,7 @@ METHODS: dict[str, Method] = {
         answer="It is called its recipe, and never V-JEPA 2.",
     ),
     "dreamer": Method(
-        "Dreamer V3's world model",
+        "Dreamer V3",
         "reconstruction and KL",
         "dreamer",
         "danijar/dreamerv3, in small; planned by the squared distance of embeddings",
@@ -296,7 +296,7 @@ METHODS: dict[str, Method] = {
         answer="It is asked here for its world model alone, and given a cost that it lacks.",
     ),
     "dreamer-long": Method(
-        "Dreamer V3's world model, 1,000 updates",
+        "Dreamer V3 (1,000 updates)",
         "reconstruction and KL",
         "dreamer",
         "danijar/dreamerv3, in small; two and a half times the updates of all others",

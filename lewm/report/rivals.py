@@ -375,6 +375,8 @@ def _time_panel(standings: Sequence[Standing], world: str) -> Panel:
                 color=THEME["ink"],
             )
         axes.set_xscale("log")
+        times = [one.plan_ms for one in standings]
+        axes.set_xlim(min(times) / 2, 2 * max(times))  # what is alike looks alike
         canvas.plain_decades(axes.xaxis)
         axes.set_ylim(0, 101)
         axes.set_xlabel("ms per plan, of the processor")
@@ -383,7 +385,7 @@ def _time_panel(standings: Sequence[Standing], world: str) -> Panel:
         key = "\n".join(f"{n} {one.about['title']}" for n, one in enumerate(standings, 1))
         axes.text(0, -0.3, key, transform=axes.transAxes, va="top", fontsize=9, color=THEME["ink"])
 
-    return canvas.draw(f"success and planning time, {world}", draw, 3.0 + 0.16 * len(standings))
+    return canvas.draw(f"success and planning time, {world}", draw, 3.2 + 0.2 * len(standings))
 
 
 def _swamp_panel(study: Study, swamp: Sequence[Swamp], world: str) -> Panel:
