@@ -184,6 +184,34 @@ PUBLISHED = (
 
 
 @dataclass(frozen=True)
+class Computed:
+    """A model of ours with its published sizes, never run: its arithmetic, counted on shapes alone.
+
+    Attributes:
+        name: of the model, as our code has it.
+        tokens, numbers: of a frame, as in `Published`.
+        parameters: that are trained.
+        predict, encode: GFLOP to predict the next frame from one, and to encode one.
+    """
+
+    name: str
+    tokens: int
+    numbers: int
+    parameters: int
+    predict: float
+    encode: float
+
+
+COMPUTED = (
+    Computed("LeWM, 224 px", 1, 192, 18_034_478, 0.01869332, 3.157337088),
+    Computed("DINO-WM, 196 px", 196, 75_264, 19_624_930, 8.535539912, 9.169901568),
+    Computed("V-JEPA 2-AC, 256 px", 256, 360_448, 1_283_477_376, 163.192098816, 502.527950848),
+    Computed("Dreamer V3, 64 px", 1, 11_265, 154_496_003, 0.184569856, 0.379584512),
+)
+"""For actions of two numbers held for five steps. A test counts them again."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What one plan costs: the first of an episode, for one environment, its two pictures encoded.
 
@@ -266,8 +294,21 @@ class Others(Result):
             {"model": m.name, "source": f"{m.source} ({m.date})", "remark": m.remark or "-"}
             for m in self.published
         ]
+        computed: Table = [
+            {
+                "model": m.name, "tokens per frame": m.tokens, "numbers per frame": m.numbers,
+                "parameters trained": f"{m.parameters / 1e6:.4g} M",
+                "GFLOP to predict": _shown(m.predict), "to encode": _shown(m.encode),
+                "against LeWM's": f"{m.predict / COMPUTED[0].predict:,.0f}x",
+            }
+            for m in COMPUTED
+        ]  # fmt: skip
         return {
             "models of others, published or estimated: none of it was measured here": frames,
+            (
+                "our own code at published sizes, counted and never run: what a predicted frame "
+                "costs"
+            ): computed,
             (
                 "tokens that a plan predicts, as published: candidates x horizon x iterations x "
                 "tokens"

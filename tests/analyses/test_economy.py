@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lewm import registry
+from lewm.analyses import economy
 from lewm.analyses.economy import (
     PAPER,
     PUBLISHED,
@@ -24,7 +26,7 @@ from lewm.benchmarks import plan as planners_benchmark
 from lewm.benchmarks.engine import flops, machine_limit
 from lewm.cli.commands.economy import main
 from lewm.cli.main import main as lewm
-from lewm.contracts import WorldSpec
+from lewm.contracts import DataSpec, Statistics, Tokened, WorldSpec
 from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
@@ -350,3 +352,28 @@ def test_the_table_of_planners_tells_the_arithmetic(monkeypatch, capsys):
     )
     assert 0.8 < plain / done < 1.3, "the engine fills rounds of few candidates up"
     assert 0 < speed < 10 * machine_limit()
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "size"),
+    [(0, "lewm", 224), (1, "dino-wm", 224), (2, "vjepa2-ac", 256), (3, "dreamer", 64)],
+)
+def test_what_is_computed_is_what_the_models_count(place, name, size):
+    """On the meta device: shapes alone."""
+    told = economy.COMPUTED[place]
+    spec = DataSpec(size, 5, Statistics((0.5,) * 3, (0.2,) * 3, (0.0,) * 2, (1.0,) * 2))
+    with torch.device("meta"), torch.no_grad():
+        model = registry.load("models", name).paper().build(spec).eval()
+        latent, past = torch.zeros(1, 1, model.latent_dim), torch.zeros(1, 0, spec.block_dim)
+        blocks = torch.zeros(1, 4, 1, spec.block_dim)
+        predict = economy.count_flops(lambda: model.rollout(latent, past, blocks)) / 4
+        if name == "dino-wm":  # which remembers what its encoder said
+            net = model.encoder.net
+            encode = economy.count_flops(lambda: net(torch.zeros(1, 3, 196, 196)))
+        else:
+            pixels = torch.zeros(1, 1, 3, size, size, dtype=torch.uint8)
+            encode = economy.count_flops(lambda: model.encode(pixels))
+    assert (told.predict, told.encode) == pytest.approx((predict / 1e9, encode / 1e9))
+    assert told.parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert told.numbers == model.latent_dim
+    assert told.tokens == (model.tokens if isinstance(model, Tokened) else 1)
