@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -24,7 +25,7 @@ from lewm.report import rivals, sections
 from lewm.report.animation import Clip
 from lewm.report.canvas import THEME, Panel
 from lewm.report.charts import loss_panels, success_panel
-from lewm.report.record import EVALUATION, Record
+from lewm.report.record import EVALUATION, Answer, Record
 from lewm.report.rivals import Study
 from lewm.report.words import (
     cell,
@@ -137,8 +138,11 @@ def _labelled(records: Sequence[Record]) -> list[Record]:
 
 
 def _section(name: str, records: Sequence[Record]) -> _Section:
-    answers = [record.answers[name] for record in records]
-    drawn = [sections.draw(answer.result) if answer.result else [] for answer in answers]
+    answers, drawn = [], []
+    for record in records:
+        answer, panels = _drawn(record.answers[name])
+        answers.append(answer)
+        drawn.append(panels)
     tables: list[tuple[str, Sequence[Mapping[str, Any]], int]] = []
     for record, answer in zip(records, answers, strict=True):
         if answer.result is None:
@@ -167,6 +171,19 @@ def _section(name: str, records: Sequence[Record]) -> _Section:
             (r.label, a.why) for r, a in zip(records, answers, strict=True) if a.result is None
         ],
     )
+
+
+def _drawn(answer: Answer) -> tuple[Answer, list[Panel]]:
+    """An answer and its panels. One that cannot be said or drawn, because its file was changed, is
+    missing from its section, and the rest of the page stands."""
+    if answer.result is None:
+        return answer, []
+    try:
+        sections.tell(answer.result)
+        sections.rows(answer.result)
+        return answer, sections.draw(answer.result)
+    except ValueError as error:
+        return replace(answer, result=None, why=str(error)), []
 
 
 def _studied(study: Study) -> list[dict[str, Any]]:
@@ -217,8 +234,11 @@ def _success_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _clips(record: Record, most: int) -> list[Clip]:
-    results = (answer.result for answer in record.answers.values())
-    return [clip for result in results if result for clip in sections.clips(result, most)]
+    found: list[Clip] = []
+    for answer in record.answers.values():
+        with suppress(ValueError):  # its section says why
+            found += sections.clips(answer.result, most) if answer.result else []
+    return found
 
 
 def _facts(record: Record) -> dict[str, str]:
@@ -265,7 +285,8 @@ def _comparison(records: Sequence[Record]) -> list[dict[str, str]]:
                 column[f"reached, {what}"] = own + beside
         for name in sections.ordered(record.answers):
             result = record.answers[name].result
-            column |= sections.headlines(result) if result else {}
+            with suppress(ValueError):  # its section says why
+                column |= sections.headlines(result) if result else {}
         columns.append(column)
     names = dict.fromkeys(name for column in columns for name in column)
     return [

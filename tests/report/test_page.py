@@ -19,6 +19,7 @@ from lewm.report.canvas import Panel
 from lewm.report.figures import panels_of, slug
 from lewm.report.page import _compared, _rows, render
 from lewm.report.record import Answer, Outcome, Record, _outcomes_of_story
+from lewm.report.sections import probing as probing_section
 from tests.support.results import ROWS, planning, probing, recording, variable
 
 
@@ -215,6 +216,25 @@ def test_what_is_missing_is_one_line_with_its_command(page, record):
     assert "No training is on record" in shown
     nothing = replace(bare, answers=dict.fromkeys(bare.answers, NOTHING))
     assert "Watch it plan" not in text_of(render([nothing], "lewm report"))
+
+
+def test_an_answer_that_names_what_it_lacks_is_missing_from_its_section_alone(record, monkeypatch):
+    """Its file was changed by hand. The page comes all the same, and says what to do."""
+    telling = probing_section.sentences
+
+    def broken(result):
+        raise KeyError("no such variable")
+
+    monkeypatch.setattr(probing_section, "sentences", broken)
+    monkeypatch.setattr(probing_section, "headlines", broken)
+    shown = text_of(render([record, replace(record, label="other")], "lewm report"))
+    assert shown.count("expected entries that belong together") == 2
+    assert "lewm analyse RUN probing --again" in shown
+    assert "variable unit r, ridge" not in shown
+    assert sections.title("planning") in shown
+    monkeypatch.setattr(probing_section, "sentences", telling)
+    monkeypatch.undo()
+    assert "variable unit r, ridge" in text_of(render([record], "lewm report"))
 
 
 def test_runs_stand_side_by_side(record):
