@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 torch.set_num_threads(1)
 for _name in COMMANDS:
-    __import__(f"lewm.cli.commands.{_name}")
+    __import__(f"lewm.cli.commands.{_name.replace('-', '_')}")
 for _kind in ("analyses", "heads", "solvers", "objectives", "worlds", "models"):
     for _name in registry.names(_kind):
         registry.load(_kind, _name)
