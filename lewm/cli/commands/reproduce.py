@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from lewm.cli import console
 from lewm.experiments import recipes, reproduce
+from lewm.experiments.methods import METHODS
 from lewm.files import write_json
 
 
@@ -16,6 +17,7 @@ def main(words: Sequence[str]) -> None:
         known = [recipes.load(name) for name in recipes.RECIPES]
         rows = [(e.recipe, e.hardware, e.cost, e.expected, e.source) for e in known]
         console.table(("recipe", "hardware", "cost", "expect", "source"), rows, 5)
+        console.say(f"RECIPE+METHOD does it with another model: {', '.join(METHODS)}")
     else:
         tyro.cli(run, args=words, prog="lewm reproduce")
 

@@ -14,6 +14,7 @@ from lewm.cli.flags import described
 from lewm.contracts import Progress
 from lewm.experiments import recipes
 from lewm.experiments.experiment import Experiment
+from lewm.experiments.methods import METHODS
 from lewm.experiments.steps import world_of
 from lewm.files import read_json, write_json
 from lewm.planning.config import describe_planning
@@ -102,9 +103,9 @@ def _command(recipe: Experiment) -> Callable[..., None]:
         budget = checkpoints.budget_in_words(read_json(out / checkpoints.EXPERIMENT))
         console.facts(metrics, title=f"{recipe.recipe} in {out}{f' ({budget})' if budget else ''}")
         if alarm:
+            first = ", --model.sigreg-weight first" if hasattr(model, "sigreg_weight") else ""
             console.alarm(
-                f"{alarm}. Plans of this model will fail: look at what it was trained with, "
-                "--model.sigreg-weight first."
+                f"{alarm}. Plans of this model will fail: look at what it was trained with{first}."
             )
         if json:
             write_json(json, {"run": str(out), **origin, "metrics": metrics, "alarm": alarm})
@@ -115,7 +116,8 @@ def _command(recipe: Experiment) -> Callable[..., None]:
 def _list_recipes() -> None:
     console.say(
         "usage: lewm train RECIPE --data FILE --out RUN [OPTIONS]\n\n`lewm train RECIPE --help` "
-        "explains every option.\n"
+        "explains every option. RECIPE+METHOD trains another model on the recipe's world: "
+        f"{', '.join(METHODS)}.\n"
     )
     known = [recipes.load(name) for name in recipes.RECIPES]
     console.table(
