@@ -349,6 +349,16 @@ class Undecayed(Protocol):
 
 
 @runtime_checkable
+class Paced(Protocol):
+    """A model of which some parts learn faster than others, such as BYOL's predictor."""
+
+    @property
+    def paces(self) -> Mapping[str, float]:
+        """What a parameter's name begins with -> times the learning rate; 1 for all others."""
+        ...
+
+
+@runtime_checkable
 class Staged(Protocol):
     """A model that is trained in stages, such as an encoder before its predictor."""
 

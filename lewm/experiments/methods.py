@@ -221,7 +221,7 @@ METHODS: dict[str, Method] = {
         "EMA target, stop-gradient and predictor; cosine",
         "byol",
         "arXiv 2006.07733; tau fitted to the run",
-        knobs=(Knob("momentum", 0.99, "memory"),),
+        knobs=(Knob("momentum", 0.99, "memory"), Knob("predictor_pace", 1.0)),
         objection=LONG,
         answer=FITTED,
     ),

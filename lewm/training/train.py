@@ -28,6 +28,7 @@ from lewm.contracts import (
     DataSpec,
     Following,
     ModelConfig,
+    Paced,
     Progress,
     Remembering,
     Report,
@@ -309,7 +310,7 @@ class Trainer:
         staged = self.bare.stage(update, total) if isinstance(self.bare, Staged) else None
         rate = _learning_rate(config, *(staged or (update, total)))
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("pace", 1.0)
         torch.manual_seed(_seed(config.seed, update, self.fabric.global_rank))
         generator = torch.Generator(device).manual_seed(_seed(config.seed, update, -1))
         batch = batch.to(device)
@@ -490,12 +491,20 @@ def recalibrate(
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
-    """What the optimiser trains: all parameters in their order; those that do not decay, where a
-    model has some, are a group of their own behind the others."""
+    """What the optimiser trains: all parameters in their order. Those that do not decay, or learn
+    at another pace, where a model has some, are groups of their own behind the others."""
     spared = model.undecayed if isinstance(model, Undecayed) else frozenset()
-    decayed = [value for name, value in model.named_parameters() if name not in spared]
-    rest = [value for name, value in model.named_parameters() if name in spared]
-    return [{"params": decayed}, *([{"params": rest, "weight_decay": 0.0}] if rest else [])]
+    paces = model.paces if isinstance(model, Paced) else {}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(False, 1.0): []}
+    for name, value in model.named_parameters():
+        pace = next((pace for begin, pace in paces.items() if name.startswith(begin)), 1.0)
+        groups.setdefault((name in spared, pace), []).append(value)
+    return [
+        {"params": values}
+        | ({"weight_decay": 0.0} if alone else {})
+        | ({"pace": pace} if pace != 1 else {})
+        for (alone, pace), values in groups.items()
+    ]
 
 
 class _Loss(nn.Module):

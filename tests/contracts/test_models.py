@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from lewm import registry
-from lewm.contracts import Batch, DataSpec, Engined, Following, Staged, Statistics, WorldModel
+from lewm.contracts import (
+    Batch,
+    DataSpec,
+    Engined,
+    Following,
+    Paced,
+    Staged,
+    Statistics,
+    WorldModel,
+)
 from lewm.models.lewm import LeWM, LeWMConfig
 from lewm.models.nn import losses as sigreg_losses
 from lewm.models.nn.layers import sincos_2d
@@ -238,6 +247,7 @@ def _traces(config):
             model.follow(9, 10)
             after.append(model.loss(batch(), torch.Generator().manual_seed(0)).total)
     rates = model.stage(3, 10) if isinstance(model, Staged) else None
+    rates = rates, dict(model.paces) if isinstance(model, Paced) else None
     seen = [latents, following, losses.total, *slopes]
     tensors = [*begins.values(), *seen, *after]
     return rates, [(tuple(each.shape), each.double().sum().item()) for each in tensors]

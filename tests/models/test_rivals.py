@@ -1,6 +1,7 @@
 """The losses of LeWM's nearest rivals: values that can be worked out by hand, and plain twins."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,10 @@ from lewm.models.nn.layers import InverseDynamics
 from lewm.models.nn.sigreg import draw_directions, sigreg_reference
 from lewm.models.pldm import PLDMConfig
 from lewm.models.vjepa import VJEPAConfig
+from lewm.runs import checkpoints
+from lewm.training import train as training_loop
+from lewm.training.train import train
+from tests.support import tiny
 from tests.support.models import SPEC
 from tests.support.small_models import SMALL
 
@@ -184,6 +189,26 @@ def test_only_the_online_side_is_trained_and_only_the_target_follows(name):
     model.follow(0, 10)
     for old, online_, new in zip(before, ahead, model.target.parameters(), strict=True):
         torch.testing.assert_close(new.data, 0.9 * old + 0.1 * online_)
+
+
+def test_the_predictor_learns_at_its_own_pace(tmp_path):
+    """A first step of Adam moves every weight by its learning rate: three times as far there."""
+    data = tiny.write(tmp_path / "episodes.h5")
+    config = BYOLConfig(**SMALL["byol"] | {"patch_size": 4, "context": 1, "predictor_pace": 3.0})
+    training = replace(tiny.TRAINING, updates=1, warmup=0.0, weight_decay=0.0, clip=1e9)
+    train(config, training, data, tmp_path / "run")
+    after = checkpoints.load(tmp_path / "run")
+    torch.manual_seed(training.seed)
+    before = config.build(after.spec)
+    moved = {"encoder.cls": 1, "projector.0.weight": 1}
+    moved |= {"predictor_projector.3.bias": 3, "predictor.blocks.0.modulation.bias": 3}
+    for name, pace in moved.items():
+        step = (after.get_parameter(name) - before.get_parameter(name)).abs().max().item()
+        assert step == pytest.approx(pace * training.learning_rate, rel=1e-2), name
+    groups = training_loop._groups(before)
+    assert [group.get("pace", 1.0) for group in groups] == [1.0, 3.0]
+    assert sum(len(group["params"]) for group in groups) == len(list(before.parameters()))
+    assert len(training_loop._groups(made(BYOLConfig, "byol"))) == 1
 
 
 @pytest.mark.parametrize("name", ["byol", "vjepa"])

@@ -42,14 +42,18 @@ class FollowingConfig(TrunkConfig):
             run: Ours, a tenth to a quarter of the updates. 0 is no target at all, stop-gradient
             alone.
         momentum_end: tau at the last one, along a cosine; None keeps the first.
+        predictor_pace: times the learning rate at which the predictor learns. Theory says that one
+            which is near its best keeps the encoder from collapsing (Tang et al.,
+            arXiv 2212.03319).
     """
 
     momentum: float = 0.996
     momentum_end: float | None = None
+    predictor_pace: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, most={"momentum": 1, "momentum_end": 1})
+        check_numbers(self, most={"momentum": 1, "momentum_end": 1}, above={"predictor_pace": 0})
 
 
 class FollowingTrunk(Trunk, ABC):
@@ -62,6 +66,12 @@ class FollowingTrunk(Trunk, ABC):
         self.target = nn.ModuleDict(
             {name: copy.deepcopy(part) for name, part in self.followed.items()}
         ).requires_grad_(False)
+
+    @property
+    def paces(self) -> Mapping[str, float]:
+        """The predictor's, with what tells it of actions and what makes latents of its answer."""
+        pace = self.config.predictor_pace
+        return {} if pace == 1 else dict.fromkeys(("predictor", "action_encoder"), pace)
 
     @property
     def followed(self) -> Mapping[str, nn.Module]:
