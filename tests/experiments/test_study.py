@@ -280,7 +280,7 @@ def test_the_command_shows_exports_and_makes_the_page(small, tmp_path, capsys):
     assert main(words) == 0
     page = (tmp_path / "page.md").read_text()
     assert "| LeWM | 1 |" in page
-    assert "| BYOL | 1 |" in page
+    assert "| BYOL | 2 |" in page
     (picture,) = tmp_path.glob("page-*.svg")
     assert f"]({picture.name})" in page
     assert json.loads((tmp_path / "rows.json").read_text())["rows"]
