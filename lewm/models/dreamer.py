@@ -44,6 +44,7 @@ from lewm.contracts import Batch, DataSpec, Losses, Statistics, check_numbers
 from lewm.models.nn import losses
 from lewm.models.nn.engine import require_blocks_between
 from lewm.models.nn.layers import BatchNorm
+from lewm.models.nn.pixels import normalised, require_pictures
 from lewm.models.nn.rssm import RSSM, draw, kl, layer, mode
 from lewm.registry import choose
 
@@ -379,14 +380,8 @@ class Dreamer(nn.Module):
 
     def _embed(self, pixels: Tensor) -> Tensor:
         """(B, T, 3, h, w) uint8 -> (B, T, E)."""
-        size = self.spec.image_size
-        if pixels.dtype != torch.uint8 or pixels.shape[2:] != (3, size, size):
-            raise ValueError(
-                f"pixels must be uint8 of shape (B, T, 3, {size}, {size}), got {pixels.dtype} "
-                f"{tuple(pixels.shape)}. Resize the pictures, or train a model at their size."
-            )
-        flat = pixels.flatten(0, 1).float().div_(255).to(self.pixel_mean.dtype)
-        flat = flat.sub_(self.pixel_mean).div_(self.pixel_std)
+        require_pictures(pixels, self.spec.image_size)
+        flat = normalised(pixels.flatten(0, 1), self.pixel_mean, self.pixel_std)
         return self.encoder(flat).unflatten(0, pixels.shape[:2])
 
     def _acted(self, blocks: Tensor) -> Tensor:

@@ -26,11 +26,12 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from lewm.contracts import Batch, DataSpec, Losses, check_numbers
 from lewm.models.nn import losses
+from lewm.models.nn.following import follow, layer_normed
+from lewm.models.nn.pixels import normalised
 from lewm.models.nn.tokens import (
     FrameTransformer,
     MaskedPredictor,
@@ -207,7 +208,7 @@ class VJEPA2AC(TokenModel):
 
     def features(self, pixels: Tensor) -> Tensor:
         """(n, 3, h, w) uint8 -> (n, P, d), the target's tokens, each layer-normed."""
-        return normed(self.target(self._floats(pixels)))
+        return layer_normed(self.target(self._floats(pixels)))
 
     def predict(self, tokens: Tensor, actions: Tensor, last: bool = False) -> Tensor:
         """See `TokenModel.predict`. An action is a token of its frame, before the patches."""
@@ -216,7 +217,7 @@ class VJEPA2AC(TokenModel):
         following = self.outward(self.predictor(x, last)[:, :, 1:])
         if self.config.residual:
             following = following + (tokens[:, -1:] if last else tokens)
-        return normed(following)
+        return layer_normed(following)
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """The error of the stage that the model is in.
@@ -248,14 +249,14 @@ class VJEPA2AC(TokenModel):
         seen = self.encoder(self._floats(batch.pixels.flatten(0, 1)), visible)
         told = self.masked_predictor(seen, visible, masked)
         target = z.flatten(0, 1).unflatten(-1, (self.tokens, self.width))
-        return Losses(terms={"masked": F.l1_loss(told, picked(target, masked))}, latents=z.detach())
+        return Losses(terms={"masked": losses.l1(told, picked(target, masked))}, latents=z.detach())
 
     def _acting(self, z: Tensor, actions: Tensor) -> Losses:
         """Stage 2: one step from what was there, and two of which the second begins where the
         first led."""
         predicted, target = self.teacher_forced(z, actions)
         terms = {
-            "l1": F.l1_loss(predicted, target),
+            "l1": losses.l1(predicted, target),
             "prediction": losses.prediction(predicted.detach(), target),
         }
         weights = {"prediction": 0.0}
@@ -266,7 +267,7 @@ class VJEPA2AC(TokenModel):
             first = self.predict(three[:, :1], blocks[:, :1])
             both = torch.cat([three[:, :1], first], dim=1)[:, -self.context :]
             second = self.predict(both, blocks[:, -both.shape[1] :], last=True)
-            terms["rollout"] = F.l1_loss(torch.cat([first, second], dim=1), three[:, 1:])
+            terms["rollout"] = losses.l1(torch.cat([first, second], dim=1), three[:, 1:])
             weights["rollout"] = self.config.rollout_weight
         return Losses(terms, weights, latents=z.detach())
 
@@ -275,8 +276,7 @@ class VJEPA2AC(TokenModel):
         over. In stage 2 nothing moves."""
         if self._second:
             return
-        for mine, new in zip(self.target.parameters(), self.encoder.parameters(), strict=True):
-            mine.lerp_(new.to(mine.dtype), 1 - self.config.ema)
+        follow(self.target, self.encoder, self.config.ema)
         if update + 1 >= self._first_stage(total):
             self.pretrained.fill_(1)
             self._second = True
@@ -298,10 +298,4 @@ class VJEPA2AC(TokenModel):
             self._second = bool(self.pretrained)
 
     def _floats(self, pixels: Tensor) -> Tensor:
-        flat = pixels.float().div_(255).to(self.pixel_mean.dtype)
-        return flat.sub_(self.pixel_mean).div_(self.pixel_std)
-
-
-def normed(tokens: Tensor) -> Tensor:
-    """Layer norm of each token, without weights."""
-    return F.layer_norm(tokens, tokens.shape[-1:])
+        return normalised(pixels, self.pixel_mean, self.pixel_std)

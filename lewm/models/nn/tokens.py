@@ -21,6 +21,7 @@ from lewm import devices
 from lewm.contracts import Batch, DataSpec, Losses, Settings
 from lewm.models.nn.engine import require_blocks_between
 from lewm.models.nn.layers import MLP, EncoderBlock, sincos_2d
+from lewm.models.nn.pixels import require_pictures
 from lewm.models.nn.trunk import windows
 
 __all__ = [
@@ -189,12 +190,7 @@ class TokenModel(nn.Module, ABC):
         Raises:
             ValueError: the pictures are not uint8 or not of the size the model was built for.
         """
-        size = self.spec.image_size
-        if pixels.dtype != torch.uint8 or pixels.shape[2:] != (3, size, size):
-            raise ValueError(
-                f"pixels must be uint8 of shape (B, T, 3, {size}, {size}), got {pixels.dtype} "
-                f"{tuple(pixels.shape)}. Resize the pictures, or train a model at their size."
-            )
+        require_pictures(pixels, self.spec.image_size)
         with torch.no_grad():
             tokens = self.features(pixels.flatten(0, 1))
         return tokens.flatten(1).unflatten(0, pixels.shape[:2])

@@ -23,6 +23,7 @@ from lewm.models.nn import engine
 from lewm.models.nn.frozen import require_evaluation_mode
 from lewm.models.nn.layers import ActionEncoder, Predictor, Projector, ViT
 from lewm.models.nn.mixers import MIXERS, Recurrence, matched_mlp_dim
+from lewm.models.nn.pixels import normalised, require_pictures
 from lewm.registry import choose
 
 __all__ = ["Trunk", "TrunkConfig", "windows"]
@@ -229,20 +230,13 @@ class Trunk(nn.Module, ABC):
 
         Source: LeWorldModel, sec. 3.1.
         """
-        size = self.spec.image_size
-        if pixels.dtype != torch.uint8 or pixels.shape[2:] != (3, size, size):
-            raise ValueError(
-                f"pixels must be uint8 of shape (B, T, 3, {size}, {size}), got {pixels.dtype} "
-                f"{tuple(pixels.shape)}. Resize the pictures, or train a model at their size."
-            )
+        require_pictures(pixels, self.spec.image_size)
         latents = self.projector(self.encoder(self.normalised(pixels.flatten(0, 1))))
         return self.finish(latents).unflatten(0, pixels.shape[:2])
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """(n, 3, h, w) uint8 -> the same shape, as the encoder takes them."""
-        # in place: pictures are the largest numbers that there are here
-        values = pixels.float().div_(255).to(self.pixel_mean.dtype)
-        return values.sub_(self.pixel_mean).div_(self.pixel_std)
+        return normalised(pixels, self.pixel_mean, self.pixel_std)
 
     @staticmethod
     def finish(latents: Tensor) -> Tensor:
