@@ -31,7 +31,15 @@ from lewm.contracts import (
 )
 from lewm.data.episodes import Episodes
 from lewm.evaluation.recordings import Recording, record_episodes
-from lewm.evaluation.tasks import Pairs, Task, Unavailable, draw_pairs, padded, place
+from lewm.evaluation.tasks import (
+    Pairs,
+    Task,
+    Unavailable,
+    draw_pairs,
+    goal_pictures,
+    padded,
+    place,
+)
 from lewm.models.nn.frozen import encode
 from lewm.planning.agent import Agent
 from lewm.planning.config import PlanningConfig
@@ -362,7 +370,7 @@ def _carried_out(
     n, frameskip = len(pairs), model.spec.frameskip
     place(world, pairs.starts, pairs.goals)
     agent = Agent(model, config, world.spec, pairs.seeds(world.num_envs, seed), trace=True)
-    goals = episodes.rows("pixels", pairs.goal_rows)[padded(n, world.num_envs)]
+    goals = goal_pictures(world, episodes, pairs)[padded(n, world.num_envs)]
     agent.act(world.render(), goals, np.arange(world.num_envs) < n)
     replan = agent.trace[0]
     states, pictures = [world.states[:n]], []
