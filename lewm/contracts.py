@@ -600,6 +600,14 @@ class Route:
 class Routing(Protocol):
     """A solver that aims at landmarks on the way, and can say at which."""
 
+    @property
+    def landmarks(self) -> Landmarks: ...
+
+    def links(self) -> np.ndarray:
+        """(L, 2) pairs of places of the landmarks: from the first one leads an edge to the second
+        one."""
+        ...
+
     def routes(self, now: Tensor, goal: Tensor) -> tuple[Route, ...]:
         """(B, D) current and (B, D) goal latents -> B ways."""
         ...

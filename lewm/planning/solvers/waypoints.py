@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -185,6 +186,16 @@ class Waypoints:
             near = bool(ways.direct[b] <= self.limit)
             found.append(Route(told.cpu().numpy(), found=near or len(path) > 0))
         return tuple(found)
+
+    @property
+    def landmarks(self) -> Landmarks:
+        """The map."""
+        return self._required()[2]
+
+    def links(self) -> np.ndarray:
+        """(L, 2) pairs of places: an edge leads from the first one to the second one."""
+        found = self.chart.edges.isfinite().nonzero()
+        return found[found[:, 0] != found[:, 1]].cpu().numpy()
 
     @cached_property
     def chart(self) -> Chart:
