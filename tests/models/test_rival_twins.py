@@ -477,7 +477,7 @@ def test_dino_judges_by_the_entropy_of_the_end_where_the_goal_is_right():
             torch.testing.assert_close(costs[i, n], -(p * q.log()).sum())
 
 
-# ---------------------------------------------------------------------------- masks and their places
+# ------------------------------------------------------------------------- masks and their places
 
 
 def test_a_patch_keeps_its_place_whichever_are_visible():
