@@ -19,9 +19,7 @@ from tests.support.small_models import SMALL
 from tests.support.tiny import TRAINING, write
 
 UPDATES = 6
-HOW = dataclasses.replace(
-    TRAINING, updates=None, epochs=0.4, warmup=0.4, batch_size=4, clip=0.5
-)
+HOW = dataclasses.replace(TRAINING, updates=None, epochs=0.4, warmup=0.4, batch_size=4, clip=0.5)
 """Six updates: 0.4 of 60 windows, four at a time."""
 
 NOISE = ("running", "tracked", "qkv.bias", "encoder.out.bias")
