@@ -281,7 +281,9 @@ def test_the_decoder_draws_what_differs_from_the_mean_picture():
 def test_a_latent_of_a_frame_remembers_nothing_and_one_imagined_carries_its_memory():
     model = made()
     z = model.encode(batch().pixels)
-    _, chances, memory, imagined = z.split((24, 48, 32, 1), dim=-1)
+    embedding, chances, memory, imagined = z.split((24, 48, 32, 1), dim=-1)
+    known = model.rssm.posterior(torch.zeros(12, 32), embedding.flatten(0, 1))
+    torch.testing.assert_close(chances.flatten(0, 1), known.flatten(1))
     torch.testing.assert_close(chances.unflatten(-1, (6, 8)).sum(-1), torch.ones(3, 4, 6))
     assert not memory.any()
     assert not imagined.any()
@@ -292,6 +294,13 @@ def test_a_latent_of_a_frame_remembers_nothing_and_one_imagined_carries_its_memo
     torch.testing.assert_close(after[:, 72:104] / CARRIED, wanted)
     assert (after[:, 104] == CARRIED).all()
     torch.testing.assert_close(after[:, 24:72], model.rssm.prior(wanted).flatten(1))
+
+
+def test_what_stands_for_a_draw_is_the_mean_or_the_likeliest_however_unlikely():
+    chances = torch.tensor([[[0.4, 0.3, 0.3], [0.1, 0.2, 0.7]]])
+    mean, likeliest = (made(imagined=how)._certain(chances) for how in ("mean", "mode"))
+    assert torch.equal(mean, chances.flatten(1))
+    torch.testing.assert_close(likeliest, torch.tensor([[1.0, 0, 0, 0, 0, 1]]))
 
 
 def test_what_is_carried_counts_for_nothing_in_a_distance():

@@ -15,7 +15,7 @@ from lewm.models.byol import BYOLConfig
 from lewm.models.dino import DINOConfig
 from lewm.models.dino_wm import DINOWMConfig
 from lewm.models.nn.following import momentum_at
-from lewm.models.nn.tokens import MaskedPredictor, PatchViT, draw_masks
+from lewm.models.nn.tokens import MaskedPredictor, PatchViT, bytes_to_roll_out, draw_masks
 from lewm.models.pldm import PLDMConfig
 from lewm.models.vjepa import VJEPAConfig
 from lewm.models.vjepa2_ac import VJEPA2ACConfig
@@ -358,6 +358,7 @@ def test_the_loss_and_its_gradients_are_those_of_the_definition(case, context):
     assert found.terms.keys() == expected.keys()
     for term, value in expected.items():
         torch.testing.assert_close(found.terms[term], value.to(found.terms[term].dtype), msg=term)
+        assert found.terms[term].requires_grad == value.requires_grad, term
     total = sum(weights.get(term, 0) * value for term, value in expected.items())
     torch.testing.assert_close(found.total, total.to(found.total.dtype))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -383,6 +384,33 @@ def test_what_follows_the_last_frame_alone_is_the_last_of_what_follows_all(name,
         whole = twin(model, tokens, actions)
         torch.testing.assert_close(model.predict(tokens, actions), whole)
         torch.testing.assert_close(model.predict(tokens, actions, last=True), whole[:, -1:])
+
+
+@pytest.mark.parametrize("name", ["dino-wm", "vjepa2-ac"])
+def test_of_fewer_frames_is_said_what_is_said_of_the_first_of_more(name):
+    """Whatever comes later changes nothing, and places are counted from the first frame."""
+    model = made(name, context=4).eval()
+    tokens = torch.randn(2, 4, model.tokens, model.width, dtype=torch.float64)
+    actions = torch.randn(2, 4, SPEC.block_dim, dtype=torch.float64)
+    whole = model.predict(tokens, actions)
+    for k in (1, 2, 3):
+        torch.testing.assert_close(model.predict(tokens[:, :k], actions[:, :k]), whole[:, :k])
+    # a rollout is what is said of the last frame, token by token
+    latents = tokens.flatten(2)
+    ahead = model.rollout(latents, actions[:, :3], actions[:, None, 3:])
+    torch.testing.assert_close(ahead[:, 0, 0], whole[:, -1].flatten(1))
+
+
+def test_memory_for_gradients_is_of_every_block_of_every_step():
+    model, device = made("dino-wm", context=2), torch.device("cpu")
+    for horizon in (1, 2, 6):
+        kept, result = (
+            bytes_to_roll_out(model, 3, horizon, kept=True, device=device),
+            2 * 4 * 3 * horizon * model.latent_dim,
+        )
+        one = 3 * 2 * model.tokens * model.predictor.bytes_per_token
+        assert kept == result + one * horizon * model.config.predictor_depth
+        assert bytes_to_roll_out(model, 3, horizon, kept=False, device=device) == result + one
 
 
 def test_what_is_published_is_the_default():
