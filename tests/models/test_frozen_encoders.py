@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from lewm import registry
 from lewm.analyses.economy import _parameters
 from lewm.contracts import DataSpec, Statistics
+from lewm.data.episodes import Episodes
 from lewm.files import read_json
 from lewm.models.dino_wm import DINOWMConfig
 from lewm.models.lewm import LeWM, LeWMConfig
@@ -28,6 +30,7 @@ from lewm.models.nn.frozen_encoders import (
     shapes_of,
 )
 from lewm.runs import checkpoints
+from lewm.runs.run import open_run
 from lewm.training.train import train
 from tests.support import tiny
 
@@ -470,6 +473,18 @@ def test_a_training_goes_on_bit_by_bit_and_encodes_each_picture_once(
     train(config, often, data, tmp_path / "twice")
     assert newest(tmp_path / "twice") == newest(once)
     assert counts == []  # the first run left them all
+    # and whoever opens a run of that file finds them too; who only has the weights does not
+    with Episodes.open(data) as episodes:
+        seen = torch.from_numpy(episodes.pixels_at(np.arange(episodes.steps))).permute(0, 3, 1, 2)
+    said, asked = [], []
+    for model in (open_run(once).model, checkpoints.load(once)):
+        (part,) = frozen_parts(model).values()
+        said.append(part(seen))
+        asked.append(sum(counts))
+        counts.clear()
+    assert torch.equal(*said)
+    assert asked[1] == len(seen)
+    assert asked[0] < 0.5 * len(seen)
     shutil.rmtree(tmp_path / "episodes.h5.features")
     train(config, tiny.TRAINING, data, tmp_path / "anew")
     assert newest(tmp_path / "anew") == newest(once)
