@@ -326,13 +326,9 @@ def exported(plan: Plan, rows: Mapping[str, Row]) -> dict[str, Any]:
     }
 
 
-def _rounded(text: str) -> float:
-    return float(f"{float(text):.5g}")
-
-
 def _claim(plan: Plan, out: Path) -> None:
     path, binding = out / "study.json", json.loads(json.dumps(plan.binding))
-    with hold(path, folder=False):
+    with hold(path, folder=False, wait=60.0):  # workers begin together
         there = read_json(path) if path.exists() else binding
         if there != binding:
             raise ValueError(

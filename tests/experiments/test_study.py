@@ -4,6 +4,7 @@ twice."""
 import dataclasses
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -265,6 +266,23 @@ def test_a_row_that_another_process_holds_is_left_to_it(tmp_path, monkeypatch, s
             study.carry_out(plan, tmp_path)
     assert done == ["byol"]
     assert len(waited) == 1
+
+
+def test_workers_that_begin_together_wait_for_the_first(small):
+    plan, out, rows = small
+    held, released = threading.Event(), threading.Event()
+
+    def first():
+        with hold(out / "study.json", folder=False):
+            held.set()
+            released.wait()
+
+    other = threading.Thread(target=first)
+    other.start()
+    held.wait()
+    threading.Timer(0.2, released.set).start()
+    assert study.carry_out(plan, out).keys() == rows.keys()
+    other.join()
 
 
 def test_another_study_in_the_folder_is_refused(small):
