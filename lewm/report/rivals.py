@@ -270,7 +270,7 @@ def study_of(path: Path) -> Study:
         for row in rows:
             _ = row["name"], row["world"], row["method"], row["draw"], row["seed"], row["rate"]
             if "error" not in row:
-                _ = _rate(row), float(row["plan_ms"])
+                _ = _rate(row), row["draw"] is not None or float(row["plan_ms"])
         methods = {str(name): dict(about) for name, about in told["methods"].items()}
         for row in rows:
             _ = methods[row["method"]]["title"]
