@@ -58,3 +58,14 @@ def test_heads_are_left_out():
 def test_what_this_version_does_not_know_is_refused_with_its_source(change, said):
     with pytest.raises(ValueError, match=rf"^here/experiment.json .*({said})"):
         build_planning({**describe_planning(plain_search()), **change}, "here/experiment.json")
+
+
+def test_a_plug_in_of_another_package_cannot_take_the_place_of_ours(monkeypatch):
+    class Point:
+        name = "cem"
+
+        def load(self):
+            raise AssertionError("theirs was loaded")
+
+    monkeypatch.setattr(registry, "_foreign", lambda kind: {"cem": Point()})
+    assert registry.load("solvers", "cem") is CEM
