@@ -83,7 +83,7 @@ def _mark(model: object) -> Any:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         mark = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), mark)
         values = tensor.detach().cpu().contiguous().reshape(-1)
-        mark = zlib.crc32(memoryview(values.view(torch.uint8).numpy()), mark)
+        mark = zlib.crc32(values.view(torch.uint8).numpy().data, mark)
     return id(model), mark
 
 
