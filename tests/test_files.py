@@ -459,6 +459,38 @@ def test_without_locks_of_the_system_a_file_stands_in(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize("folder", [True, False])
+def test_without_locks_what_a_killed_process_left_is_named_and_never_deleted(
+    folder, tmp_path, monkeypatch
+):
+    """Nobody can tell there whether another still writes it."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock._unix.fcntl.flock", refuse)
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    place = tmp_path if folder else tmp_path / "a.h5"
+    left = [f".a.h5.{digit * 16}.partial" for digit in "0123456"]
+    for name in left[1:]:
+        (tmp_path / name).mkdir()
+        put(tmp_path / name / "x", b"half")
+    put(tmp_path / left[0], b"half")
+    other, old = tmp_path / f".b.{'0' * 16}.partial", tmp_path / f".a.h5.{'f' * 16}.old"
+    put(other, b"")
+    old.mkdir()
+    put(old / "x", b"precious")
+    (tmp_path / f".a.h5.{'9' * 16}.partial").symlink_to(other)
+    with pytest.warns(UserWarning, match="without locks|unfinished") as told, hold(place, folder):
+        assert (tmp_path / "a.h5" / "x").read_bytes() == b"precious"
+    (named,) = [str(each.message) for each in told if "unfinished" in str(each.message)]
+    more = 3 if folder else 2  # of the file's own names alone
+    assert f"found {', '.join(left[:5])} and {more} more, unfinished" in named
+    assert named.endswith("delete it")
+    assert all((tmp_path / name).exists() for name in left)
+    assert other.exists()
+
+
 # -------------------------------------------------------------------------------------------- JSON
 
 
