@@ -71,7 +71,7 @@ def test_honest_archives_arrive_whole(name, packed, folder, tmp_path):
     assert is_archive(archive)
     unpack(archive, folder)
     assert (folder / "a" / "b.bin").read_bytes() == NOISE
-    assert (folder / "c.txt").read_text() == "text"
+    assert (folder / "c.txt").read_text(encoding="utf-8") == "text"
 
 
 def test_a_single_file_in_several_frames(folder, tmp_path):
@@ -369,7 +369,7 @@ def test_nothing_else_writes_replaces_or_deletes():
     changing |= {"move", "mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryDirectory"}
     found = set()
     for path in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
             name = (

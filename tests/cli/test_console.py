@@ -174,7 +174,7 @@ def test_only_the_console_draws_and_prints():
     folder = Path(console.__file__).parent
     speaking = set()
     for path in folder.rglob("*.py"):
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in (
                 "print",

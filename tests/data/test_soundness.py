@@ -542,7 +542,7 @@ def test_there_is_one_door():
     """Nobody else opens an HDF5 file that came from elsewhere."""
     package, calls = Path(lewm.__file__).parent, {}
     for file in sorted(package.rglob("*.py")):
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         assert not re.search(r"from h5py import .*\bFile\b", text)
         if found := re.findall(r"h5py\.File\(([^)]*)\)", text):
             calls[file.relative_to(package).as_posix()] = found
