@@ -1,7 +1,9 @@
 """Precision is measured where it can be, and never autocast where it is slow."""
 
 import time
+from pathlib import Path
 
+import pytest
 import torch
 
 from lewm import devices
