@@ -397,7 +397,7 @@ class Held(ValueError):
 
 
 @contextmanager
-def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
+def hold(place: Path | str, folder: bool = True, wait: float = 0.0) -> Iterator[None]:
     """Be the only one who writes to a folder, or to a file; others may read meanwhile.
 
     The operating system releases the lock however this process ends. Processes that it forks do not
@@ -407,6 +407,7 @@ def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
 
     Args:
         folder: is it one? It is made, and what killed processes left in it is swept.
+        wait: seconds to wait for whoever holds it.
 
     Raises:
         Held: another holds it; who, and since when.
@@ -424,7 +425,7 @@ def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
         os.write(descriptor, json.dumps(_self()).encode())
 
     # one object for all threads, so that whoever leaves the context releases it
-    how: dict[str, Any] = {"timeout": 0, "thread_local": False}
+    how: dict[str, Any] = {"timeout": wait, "thread_local": False}
     lock: Any = FileLock(path, mode=0o644, on_acquired=tell, **how)
     try:
         try:
@@ -447,7 +448,9 @@ def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
             "or name another place."
         ) from None
     try:
-        if folder:
+        if isinstance(lock, SoftFileLock):
+            _name_leftovers(home, None if folder else place.name)
+        elif folder:
             sweep(place)
         yield
     finally:
@@ -459,6 +462,29 @@ def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
         with contextlib.suppress(OSError):  # made for nothing, if they are empty
             for each in made:
                 each.rmdir()
+
+
+def _name_leftovers(folder: Path, name: str | None) -> None:
+    """Where nothing is locked: bring back what was about to be replaced (its holder alone may),
+    and say of the rest that a killed process may have left it. Who else writes there cannot be
+    told, so nothing is deleted."""
+    left = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        parsed = TEMPORARY.fullmatch(entry.name)
+        if not parsed or entry.is_symlink() or parsed["name"] != (name or parsed["name"])[:LONGEST]:
+            continue
+        final = folder / parsed["name"]
+        if parsed["kind"] == "old" and not os.path.lexists(final):
+            (folder / entry.name).rename(final)
+        else:
+            left.append(entry.name)
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        warnings.warn(
+            f"{folder}: found {', '.join(left[:5])}{more}, unfinished. If no process writes there, "
+            "a killed one left it: delete it",
+            stacklevel=4,
+        )
 
 
 def _self() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import signal
 import stat
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import huggingface_hub
@@ -70,7 +71,7 @@ def test_honest_archives_arrive_whole(name, packed, folder, tmp_path):
     assert is_archive(archive)
     unpack(archive, folder)
     assert (folder / "a" / "b.bin").read_bytes() == NOISE
-    assert (folder / "c.txt").read_text() == "text"
+    assert (folder / "c.txt").read_text(encoding="utf-8") == "text"
 
 
 def test_a_single_file_in_several_frames(folder, tmp_path):
@@ -368,7 +369,7 @@ def test_nothing_else_writes_replaces_or_deletes():
     changing |= {"move", "mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryDirectory"}
     found = set()
     for path in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
             name = (
@@ -434,6 +435,25 @@ def test_a_place_has_one_writer_and_a_kill_releases_it(folder, tmp_path):
         process.kill()
 
 
+def test_who_may_wait_comes_next(tmp_path):
+    held, released = threading.Event(), threading.Event()
+
+    def first():
+        with hold(tmp_path):
+            held.set()
+            released.wait()
+
+    other = threading.Thread(target=first)
+    other.start()
+    held.wait()
+    with pytest.raises(files.Held), hold(tmp_path, wait=0.01):
+        pass
+    threading.Timer(0.1, released.set).start()
+    with hold(tmp_path, wait=600.0):
+        assert released.is_set()
+    other.join()
+
+
 def test_who_holds_is_not_believed_to_be_text(tmp_path):
     with hold(tmp_path):
         for content in (b"", b"\xff", b"[" * 5000, b'{"pid": 1}'):
@@ -457,6 +477,38 @@ def test_without_locks_of_the_system_a_file_stands_in(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="without locks"):
         twice()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_without_locks_what_a_killed_process_left_is_named_and_never_deleted(
+    folder, tmp_path, monkeypatch
+):
+    """Nobody can tell there whether another still writes it."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock._unix.fcntl.flock", refuse)
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    place = tmp_path if folder else tmp_path / "a.h5"
+    left = [f".a.h5.{digit * 16}.partial" for digit in "0123456"]
+    for name in left[1:]:
+        (tmp_path / name).mkdir()
+        put(tmp_path / name / "x", b"half")
+    put(tmp_path / left[0], b"half")
+    other, old = tmp_path / f".b.{'0' * 16}.partial", tmp_path / f".a.h5.{'f' * 16}.old"
+    put(other, b"")
+    old.mkdir()
+    put(old / "x", b"precious")
+    (tmp_path / f".a.h5.{'9' * 16}.partial").symlink_to(other)
+    with pytest.warns(UserWarning, match="without locks|unfinished") as told, hold(place, folder):
+        assert (tmp_path / "a.h5" / "x").read_bytes() == b"precious"
+    (named,) = [str(each.message) for each in told if "unfinished" in str(each.message)]
+    more = 3 if folder else 2  # of the file's own names alone
+    assert f"found {', '.join(left[:5])} and {more} more, unfinished" in named
+    assert named.endswith("delete it")
+    assert all((tmp_path / name).exists() for name in left)
+    assert other.exists()
 
 
 # -------------------------------------------------------------------------------------------- JSON
@@ -502,3 +554,16 @@ def test_text_is_spelt_out_where_it_would_steer_or_turn():
     assert told == (r"a\x1b]8;;http://x\x07b\x9b2Jc\u202ed\u2066e\rf\x00g\x7fh\udcffi\u2028")
     assert legible("é ü 日本 👩‍🚀 a\tb\n") == "é ü 日本 👩‍🚀 a\tb\n"
     assert legible("a\nb\tc", lines=False) == r"a\nb\tc"
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_was_replaced_never_comes_back_over_what_replaced_it(tmp_path, folder):
+    """A process killed after the new one took the name leaves the old one beside it."""
+    for name, content in (("run", "new"), (f".run.{'a' * 16}.old", "old")):
+        place = tmp_path / name
+        if folder:
+            place.mkdir()
+        (place / "file" if folder else place).write_text(content)
+    files.sweep(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "file" if folder else tmp_path / "run").read_text() == "new"
