@@ -58,7 +58,7 @@ SOLVERS = {
     "mppi": registry.load("solvers", "mppi")(8, 2, 2),
     "predictive-sampling": registry.load("solvers", "predictive-sampling")(8, 2),
     "waypoints": registry.load("solvers", "waypoints")(
-        Proposal(), Steps(), MapConfig(3).build(16, 10), CEM(8, 2, 1)
+        Proposal(), Steps(), MapConfig(3).build(105, 10), CEM(8, 2, 1)
     ),
 }
 
