@@ -600,8 +600,9 @@ class Route:
 class Routing(Protocol):
     """A solver that aims at landmarks on the way, and can say at which."""
 
-    @property
-    def landmarks(self) -> Landmarks: ...
+    def landmarks(self) -> Landmarks:
+        """The places that it goes by; a `ValueError` where it was given none."""
+        ...
 
     def links(self) -> np.ndarray:
         """(L, 2) pairs of places of the landmarks: from the first one leads an edge to the second

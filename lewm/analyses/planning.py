@@ -365,7 +365,7 @@ def _places(
     with."""
     if not isinstance(solver, Routing):
         return None
-    landmarks = solver.landmarks
+    landmarks = solver.landmarks()
     places = read(landmarks.latents.double().cpu().numpy()).astype(np.float32)
     rows = landmarks.rows.cpu().numpy()
     begun = [(each, each.replans[0].routes[0].rows) for each in recordings if each.replans]

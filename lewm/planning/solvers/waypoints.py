@@ -187,7 +187,6 @@ class Waypoints:
             found.append(Route(told.cpu().numpy(), found=near or len(path) > 0))
         return tuple(found)
 
-    @property
     def landmarks(self) -> Landmarks:
         """The map."""
         return self._required()[2]
