@@ -119,7 +119,7 @@ def surprise():
         "teleport of block": edited("teleport", 0.2, Apart(0.61, (0.55, 0.66))),
         "colour of agent": edited("colour", 0.34),
     }
-    C, n, F = 1 + len(edits), 7, 4
+    C, n, F = 1 + len(edits), 103, 4
     g = np.random.default_rng(1)
     mean = g.uniform(1, 3, (C, F))
     return SurpriseResult(
