@@ -255,7 +255,7 @@ def test_a_search_is_drawn_round_by_round(figures):
 
 
 def test_clips_say_how_their_own_attempt_ended(monkeypatch):
-    result, drawn, encoded = distinct.planning(), [], []
+    result, drawn = distinct.planning(), []
 
     def draw(recording, budget, view):
         drawn.append((recording, budget, view.extent, view.tolerance))
