@@ -55,7 +55,7 @@ def test_plan_hands_on_its_budget_and_a_probe_of_what_was_trained_on(
     small_run, tmp_path, monkeypatch, said
 ):
     drawn, probed, played = [], [], []
-    recordings = [results.recording(success=False), results.recording(steps=15)]
+    recordings = [results.recording(success=False), results.recording(steps=30)]
 
     def record(model, config, world, episodes, pairs, protocol):
         played.append((len(pairs), protocol, world.num_envs))
@@ -85,7 +85,7 @@ def test_plan_hands_on_its_budget_and_a_probe_of_what_was_trained_on(
     assert ids == opened[0].fit_ids
     assert [line for line in said if line.startswith("episode")] == [
         "episode 1: goal not reached, 2 plans",
-        "episode 2: goal reached after 15 steps, 3 plans",
+        "episode 2: goal reached after 30 steps, 6 plans",
     ]
 
 
