@@ -9,7 +9,7 @@ import importlib
 import pytest
 
 from lewm import registry
-from lewm.report import sections
+from lewm.report import sections, words
 from tests.support import distinct
 
 SENTENCES = {
@@ -381,3 +381,10 @@ def test_points_are_tabled_as_they_are_drawn(made):
         }
     (note,) = sections.notes("probing", [result])
     assert "These hold 81% of the variance" in note
+
+
+def test_durations_are_told_in_their_unit():
+    told = [words.short_time(seconds) for seconds in (2.94, 0.0123, 0.000456)]
+    assert told == ["2.9 s", "12.3 ms", "0.456 ms"]
+    told = [words.duration(seconds) for seconds in (2.94, 42.4, 61.0, 725.0)]
+    assert told == ["2.9 s", "42 s", "1 min 01 s", "12 min 05 s"]
