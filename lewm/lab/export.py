@@ -50,15 +50,23 @@ TOLERANCES = {"float32": 5e-5, "float16": 0.05}
 """How far the page may be from PyTorch before it refuses: latents have unit scale, distances count
 relative. Of 16 bits most is the rounding of the weights."""
 
+GOING_BY = {"limit": 20.0, "pace": 0.5, "aims": 8, "temperature": 3.0}
+"""How the page goes by its map, unless the run's solver says otherwise."""
+
+FRAMES_LOOKED_AT = 4000
+"""From which a map is selected."""
+
 LARGEST_HALF = 65504.0
 
 
-def export(run: Run, precision: str = "float16", nodes: int = 450, seed: int = 0) -> dict[str, Any]:
+def export(
+    run: Run, precision: str = "float16", places: int = 400, seed: int = 0
+) -> dict[str, Any]:
     """Export what a page needs to run this model: JSON-ready.
 
     Args:
         precision: of the weights, "float16" or "float32".
-        nodes: frames of the training episodes whose latents make a map of the world.
+        places: frames of the training episodes on the map, if the run has no map of its own.
         seed: of what is drawn: frames for the map, and for the probe.
 
     Raises:
@@ -66,7 +74,7 @@ def export(run: Run, precision: str = "float16", nodes: int = 450, seed: int = 0
             names it.
         ValueError: the run's episodes are not there, or no such precision.
 
-    Cost: some 2,500 frames through the encoder, for the probe and the map.
+    Cost: some 6,000 frames through the encoder, for the probe and the map.
     """
     if precision not in TOLERANCES:
         raise ValueError(
@@ -75,7 +83,7 @@ def export(run: Run, precision: str = "float16", nodes: int = 450, seed: int = 0
     model, world = _model_of(run), _world_of(run)
     head = run.heads["amortised"]
     tensors = _weights(model, run.heads)
-    latents, states = _map(run, nodes, seed)
+    latents, states = _map(run, places, seed)
     tensors["map"] = torch.from_numpy(latents)
     box = _box(model, world)
     weights, index = _packed(tensors, precision)
@@ -108,7 +116,13 @@ def export(run: Run, precision: str = "float16", nodes: int = 450, seed: int = 0
             "weight": _floats(probe.weights),
             "bias": _floats(probe.bias),
         },
-        "map": {"states": _floats(states), "width": states.shape[1]},
+        "map": {
+            "states": _floats(states),
+            "width": states.shape[1],
+            "settings": {
+                name: getattr(run.planning.solver, name, value) for name, value in GOING_BY.items()
+            },
+        },
         "world": {"name": world.name, "look": world.look, "image_size": world.image_size},
         "golden": _golden(run, model, box) | {"tolerance": TOLERANCES[precision]},
     }
@@ -302,12 +316,31 @@ def _box(model: Trunk, world: WorldSpec) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _map(run: Run, nodes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(F, D) latents of frames of the training episodes, and (F, S) their states."""
-    rows, _ = sample_frames(run.episodes, run.fit_ids, nodes, np.random.default_rng(seed))
+def _map(run: Run, places: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(M, D) latents of frames of the training episodes that stand for all, and (M, S) states.
+
+    They are the run's own map if it has one, else selected here: the frame nearest to the mean, and
+    then again and again the one that is farthest from those that were taken.
+
+    Source: farthest-point clustering (Gonzalez, 1985).
+    """
+    own: Any = run.heads.get("map")
+    readings = readings_of(run.episodes)
+    if own is not None and run.own_data is not False:
+        latents, rows = (x.cpu().numpy() for x in (own.latents, own.rows))
+        order = np.argsort(rows, kind="stable")
+        return latents[order], state_targets(run.episodes, readings, rows[order])
+    drawing = np.random.default_rng(seed)
+    rows, _ = sample_frames(run.episodes, run.fit_ids, FRAMES_LOOKED_AT, drawing)
     encoders = {LATENTS: latent_features(run.model)}
     latents = features_of(encoders, run.episodes, rows, run.seen)[LATENTS]
-    return latents, state_targets(run.episodes, readings_of(run.episodes), rows)
+    chosen = [int(np.square(latents - latents.mean(axis=0)).sum(axis=1).argmin())]
+    apart = np.full(len(latents), np.inf)
+    while len(chosen) < min(places, len(latents)):
+        apart = np.minimum(apart, np.square(latents - latents[chosen[-1]]).sum(axis=1))
+        chosen.append(int(apart.argmax()))
+    taken = np.sort(chosen)
+    return latents[taken], state_targets(run.episodes, readings, rows[taken])
 
 
 def _golden(run: Run, model: Trunk, box: tuple[Tensor, Tensor]) -> dict[str, Any]:

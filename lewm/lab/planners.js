@@ -12,9 +12,11 @@
  *
  *     blocks    (H, A) Float32Array, normalised, within the box
  *     actions   (H * frameskip, a) Float32Array in the world's units, clipped
- *     aim       the latent that was aimed at: the goal, or a waypoint
+ *     aim       the latent that was aimed at: the goal, or the best waypoint
  *     steps     env steps to it, as the temporal head estimates them
- *     way       of `Waypoints`: numbers of the nodes between here and the goal, nearest first
+ *     way       of `Waypoints`: numbers of the places between here and the goal, nearest first
+ *     aims      likewise: {place, latent, steps, weight} of all that have a say; place -1 is the goal
+ *     total     likewise: env steps to the goal, and `found`, whether the map knows a way
  *     rounds    of `CEM`: what was tried, round by round
  */
 
@@ -67,11 +69,6 @@ class Planner {
       Math.min(Math.max(x, low[i % low.length]), high[i % high.length]));
     return {sequences, blocks, actions, ...rest};
   }
-
-  /** Aim the amortised head at a latent, told the steps that the temporal head estimates. */
-  towards(now, aim, steps) {
-    return this.clamped(this.sequencesOf(this.model.plan(now, aim, steps)));
-  }
 }
 
 /** What was done where such a way began: one pass, nothing is searched. */
@@ -79,89 +76,108 @@ export class Amortised extends Planner {
   plan({context, goal}) {
     const now = context.at(-1);
     const steps = this.model.distance(now, goal);
-    return this.answer(this.towards(now, goal, steps), {aim: goal, steps});
+    const blocks = this.model.plan(now, goal, steps);
+    return this.answer(this.clamped(this.sequencesOf(blocks)), {aim: goal, steps});
   }
 }
 
 /**
- * A map of stored latents: edges where the temporal distance is trusted, the shortest path, and the
- * amortised head aimed at its first node.
+ * Shortest paths over a map of stored latents, as `planning/solvers/waypoints.py` goes by them.
  *
- * Long distances of the head are rough, short ones are learnt from many frames: so only edges of at
- * most `limit` env steps count. Where no path leads from here to the goal, the goal is aimed at.
+ * Places are connected where the temporal distance is at most `limit` env steps, short enough to be
+ * trusted. A goal that is near is aimed at itself. Else the amortised head is asked for the way to
+ * each of the best few places that are near, and told `pace` of the steps to it. The plan is the
+ * mean of its answers, weighted by how much longer the way over each place is. Where the map knows
+ * no way the goal is aimed at itself.
  */
 export class Waypoints extends Planner {
-  /** @param limit env steps up to which a distance is trusted. */
-  constructor(model, {limit = 20} = {}) {
+  /** @param settings limit, pace, aims and temperature, in place of the run's. */
+  constructor(model, settings = {}) {
     super(model);
-    this.limit = limit;
+    Object.assign(this, model.data.map.settings, settings);
     const {shape: [count], values} = model.tensors.map;
     this.count = count;
     this.latents = values;
     this.places = model.embed(values);
-    // edges[i * count + j]: steps from node i to node j, or Infinity
+    // edges[i * count + j]: steps from place i to place j, or Infinity
     this.edges = new Float64Array(count * count);
     for (let i = 0; i < count; i++) {
       for (let j = 0; j < count; j++) {
         this.edges[i * count + j] = this.trusted(model.between(this.places, i, this.places, j));
       }
     }
-    this.toGoal = null;
+    this.map = null;
   }
 
   trusted(steps) {
     return steps <= this.limit ? steps : Infinity;
   }
 
-  /** Steps from every node to a goal, and the next node of each (-1: the goal); Dijkstra. */
+  latent(place) {
+    const D = this.model.latentDim;
+    return this.latents.slice(place * D, (place + 1) * D);
+  }
+
+  /**
+   * Steps from every place to a goal, and the next place of each (-1: the goal itself). By Dijkstra.
+   */
   search(goal) {
     const {count, edges, model} = this;
-    const aim = model.embed(goal);
-    const steps = new Float64Array(count);
+    const there = model.embed(goal);
+    const onwards = new Float64Array(count);
     const next = new Int32Array(count).fill(-1);
     for (let i = 0; i < count; i++) {
-      steps[i] = this.trusted(model.between(this.places, i, aim, 0));
+      onwards[i] = this.trusted(model.between(this.places, i, there, 0));
     }
-    const open = new Set(steps.keys());
+    const open = new Set(onwards.keys());
     while (open.size) {
       let nearest = -1;
-      for (const i of open) if (nearest < 0 || steps[i] < steps[nearest]) nearest = i;
-      if (steps[nearest] === Infinity) break;
+      for (const i of open) if (nearest < 0 || onwards[i] < onwards[nearest]) nearest = i;
+      if (onwards[nearest] === Infinity) break;
       open.delete(nearest);
       for (const i of open) {
-        const through = edges[i * count + nearest] + steps[nearest];
-        if (through < steps[i]) {
-          steps[i] = through;
+        const through = edges[i * count + nearest] + onwards[nearest];
+        if (through < onwards[i]) {
+          onwards[i] = through;
           next[i] = nearest;
         }
       }
     }
-    return {goal: goal.slice(), aim, steps, next};
+    return {goal: goal.slice(), there, onwards, next};
   }
 
   plan({context, goal}) {
     const {model, count} = this;
     const now = context.at(-1);
-    if (!this.toGoal || this.toGoal.goal.some((x, i) => x !== goal[i])) {
-      this.toGoal = this.search(goal);
-    }
-    const {aim, steps, next} = this.toGoal;
+    if (!this.map || this.map.goal.some((x, i) => x !== goal[i])) this.map = this.search(goal);
+    const {there, onwards, next} = this.map;
     const here = model.embed(now);
-    const direct = model.between(here, 0, aim, 0);
-    let first = -1;
-    let total = this.trusted(direct);
-    if (total === Infinity) {
-      for (let i = 0; i < count; i++) {
-        const through = this.trusted(model.between(here, 0, this.places, i)) + steps[i];
-        if (through < total) [first, total] = [i, through];
-      }
+    const direct = model.between(here, 0, there, 0);
+    const near = Float64Array.from({length: count}, (_, i) =>
+      this.trusted(model.between(here, 0, this.places, i)));
+    const over = near.map((steps, i) => steps + onwards[i]);
+    const first = [...over.keys()].filter((i) => over[i] < Infinity)
+      .sort((a, b) => over[a] - over[b]).slice(0, this.aims);
+    const byMap = !(direct <= this.limit) && first.length > 0;
+    let aims = [{place: -1, latent: goal, steps: direct, weight: 1}];
+    if (byMap) {
+      aims = first.map((place) => ({
+        place, latent: this.latent(place), steps: near[place],
+        weight: Math.exp((over[first[0]] - over[place]) / this.temperature),
+      }));
+      const all = aims.reduce((sum, {weight}) => sum + weight, 0);
+      for (const aim of aims) aim.weight /= all;
+    }
+    const blocks = new Float32Array(model.horizon * model.blockDim);
+    for (const {latent, steps, weight} of aims) {
+      model.plan(now, latent, this.pace * steps).forEach((x, i) => { blocks[i] += weight * x; });
     }
     const way = [];
-    for (let i = first; i >= 0; i = next[i]) way.push(i);
-    const D = model.latentDim;
-    const target = first < 0 ? goal : this.latents.slice(first * D, (first + 1) * D);
-    const left = first < 0 ? direct : model.between(here, 0, this.places, first);
-    return this.answer(this.towards(now, target, left), {aim: target, steps: left, way, total});
+    for (let i = byMap ? first[0] : -1; i >= 0; i = next[i]) way.push(i);
+    return this.answer(this.clamped(this.sequencesOf(blocks)), {
+      aim: aims[0].latent, steps: aims[0].steps, aims, way,
+      total: byMap ? over[first[0]] : direct, found: byMap || direct <= this.limit,
+    });
   }
 }
 

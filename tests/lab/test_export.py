@@ -1,15 +1,19 @@
 """What the page cannot run is refused, by name and with a remedy."""
 
+import base64
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from lewm import registry
+from lewm.analyses.probes.targets import LATENTS, features_of, latent_features
 from lewm.contracts import DataSpec
 from lewm.lab.export import MOST_PARAMETERS, export
 from lewm.runs.run import Missing, Unsupported
-from tests.support.exported import CONFIGS, STATISTICS, heads_of, lewm, run_of
+from tests.support.exported import CONFIGS, STATISTICS, heads_of, lewm, run_of, tensor
 from tests.support.project import SIZE
 from tests.support.small_models import MIXED, SMALL
 
@@ -21,8 +25,8 @@ def run(small_data):
 
 
 def test_what_is_exported_is_json_and_the_same_again(run):
-    first = json.dumps(export(run, nodes=30), allow_nan=False)
-    assert json.dumps(export(run, nodes=30)) == first
+    first = json.dumps(export(run, places=30), allow_nan=False)
+    assert json.dumps(export(run, places=30)) == first
     assert json.loads(first)["tensors"]["map"][1:] == [30, run.model.latent_dim]
 
 
@@ -73,3 +77,28 @@ def test_weights_too_large_for_16_bits_and_another_precision_are_refused(run):
     model.encoder.position.data[0, 3] = 1e5
     with pytest.raises(ValueError, match=r"got 1e\+05 in encoder.position.* precision 'float32'"):
         export(replace(run, model=model))
+
+
+def test_a_map_covers_what_was_recorded_and_a_runs_own_comes_first(run):
+    """No frame is as far from the map as from a map of places drawn at random."""
+    exported = export(run, precision="float32", places=40)
+    everything = features_of(
+        {LATENTS: latent_features(run.model)},
+        run.episodes,
+        np.arange(0, 1000, 3),
+        None,
+    )[LATENTS]
+
+    def gap(places):
+        apart = np.linalg.norm(everything[:, None] - places[None], axis=2)
+        return apart.min(axis=1).max()
+
+    places = tensor(exported, "map")
+    drawn = everything[np.random.default_rng(0).permutation(len(everything))[:40]]
+    assert gap(places) < 0.8 * gap(drawn)
+    own = torch.nn.Module()
+    own.latents, own.rows = torch.randn(5, run.model.latent_dim), torch.tensor([9, 3, 70, 5, 4])
+    exported = export(replace(run, heads={**run.heads, "map": own}), precision="float32")
+    np.testing.assert_array_equal(tensor(exported, "map"), own.latents[[1, 4, 3, 0, 2]])
+    states = np.frombuffer(base64.b64decode(exported["map"]["states"]), "<f4").reshape(5, -1)
+    np.testing.assert_allclose(states, run.episodes.states(0)[[3, 4, 5, 9, 70]], rtol=1e-6)

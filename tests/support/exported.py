@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 
+import numpy as np
 import torch
 
 from lewm.contracts import DataSpec, Statistics
@@ -98,7 +101,15 @@ def run_of(data, model, heads, receding=1, look="published", **planning):
 
 def written(run, folder, **settings):
     """What is exported of a run, and the file that it is written to."""
-    exported = export(run, **{"precision": "float32", "nodes": 60} | settings)
+    exported = export(run, **{"precision": "float32", "places": 60} | settings)
     file = folder / "exported.json"
     file.write_text(json.dumps(exported))
     return exported, file
+
+
+def tensor(exported, name):
+    """One of the exported tensors of 32 bits, decoded in Python."""
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(exported["weights"])), np.uint8)
+    numbers = np.ascontiguousarray(planes.reshape(4, -1).T).view("<f4").ravel()
+    at, *shape = exported["tensors"][name]
+    return numbers[at : at + int(np.prod(shape))].reshape(shape)
