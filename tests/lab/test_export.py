@@ -11,8 +11,9 @@ import torch
 from lewm import registry
 from lewm.analyses.probes.targets import LATENTS, features_of, latent_features
 from lewm.contracts import DataSpec
-from lewm.lab.export import MOST_PARAMETERS, export
+from lewm.lab.export import MOST_PARAMETERS, TWINS, export
 from lewm.runs.run import Missing, Unsupported
+from lewm.worlds.two_room import TwoRoomWorld
 from tests.support.exported import CONFIGS, STATISTICS, heads_of, lewm, run_of, tensor
 from tests.support.project import SIZE
 from tests.support.small_models import MIXED, SMALL
@@ -52,6 +53,11 @@ def test_a_run_without_heads_is_refused(run):
     heads = {name: head for name, head in run.heads.items() if name != "temporal"}
     with pytest.raises(Unsupported, match=r"got none named temporal\. Run: lewm fit None temporal"):
         export(replace(run, heads=heads))
+
+
+def test_the_twin_is_of_the_worlds_version():
+    """Whoever changes the world, and so its version, brings `two_room.js` up to it."""
+    assert TWINS == {"two-room": TwoRoomWorld.version}
 
 
 def test_a_world_without_a_twin_is_refused(run, monkeypatch):

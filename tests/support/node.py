@@ -12,7 +12,17 @@ import pytest
 
 DRIVER = Path(__file__).with_name("lab.mjs")
 
-needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+
+
+def _version():
+    """Of node, 0 where there is none."""
+    if shutil.which("node") is None:
+        return 0
+    told = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False)
+    return int(told.stdout.lstrip("v").partition(".")[0] or 0)
+
+
+needs_node = pytest.mark.skipif(_version() < 18, reason="node 18 or newer is not installed")
 
 
 def node(folder, command, settings=None, **arrays):
