@@ -397,7 +397,7 @@ class Held(ValueError):
 
 
 @contextmanager
-def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
+def hold(place: Path | str, folder: bool = True, wait: float = 0.0) -> Iterator[None]:
     """Be the only one who writes to a folder, or to a file; others may read meanwhile.
 
     The operating system releases the lock however this process ends. Processes that it forks do not
@@ -407,6 +407,7 @@ def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
 
     Args:
         folder: is it one? It is made, and what killed processes left in it is swept.
+        wait: seconds to wait for whoever holds it.
 
     Raises:
         Held: another holds it; who, and since when.
@@ -424,7 +425,7 @@ def hold(place: Path | str, folder: bool = True) -> Iterator[None]:
         os.write(descriptor, json.dumps(_self()).encode())
 
     # one object for all threads, so that whoever leaves the context releases it
-    how: dict[str, Any] = {"timeout": 0, "thread_local": False}
+    how: dict[str, Any] = {"timeout": wait, "thread_local": False}
     lock: Any = FileLock(path, mode=0o644, on_acquired=tell, **how)
     try:
         try:

@@ -12,6 +12,7 @@ import signal
 import stat
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import huggingface_hub
@@ -432,6 +433,25 @@ def test_a_place_has_one_writer_and_a_kill_releases_it(folder, tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         process.kill()
+
+
+def test_who_may_wait_comes_next(tmp_path):
+    held, released = threading.Event(), threading.Event()
+
+    def first():
+        with hold(tmp_path):
+            held.set()
+            released.wait()
+
+    other = threading.Thread(target=first)
+    other.start()
+    held.wait()
+    with pytest.raises(files.Held), hold(tmp_path, wait=0.01):
+        pass
+    threading.Timer(0.1, released.set).start()
+    with hold(tmp_path, wait=600.0):
+        assert released.is_set()
+    other.join()
 
 
 def test_who_holds_is_not_believed_to_be_text(tmp_path):

@@ -4,6 +4,8 @@ twice."""
 import dataclasses
 import json
 import math
+import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ from lewm.evaluation.tasks import Pairs, Task
 from lewm.experiments import recipes, study
 from lewm.experiments.methods import METHODS, Knob, with_method
 from lewm.experiments.study import Cell, Plan, open_cells, settings_drawn
-from lewm.files import hold
+from lewm.files import hold, write_json
 from lewm.models.nn.trunk import TrunkConfig
 from lewm.planning.trace import Effort
+from lewm.report.rivals import study_of
 from lewm.worlds.kit.opening import open_world
 from tests.support import results
 
@@ -181,6 +184,18 @@ def test_a_row_holds_what_the_table_needs(small):
     assert not list((out / "runs").iterdir()), "run folders go once their row is there"
 
 
+def test_a_row_of_drawn_settings_holds_what_it_is_ranked_by(small, tmp_path):
+    whole, plan, _ = small
+    out = shutil.copytree(whole, tmp_path / "study")
+    plan = dataclasses.replace(plan, methods=("lewm",), draws=1)
+    found = study.carry_out(plan, out)["two-room-tiny+lewm-lr0.001-seed0-draw00"]
+    assert found["settings"] == settings_drawn("lewm", 0)
+    assert set(found["tasks"]) == {"far"}
+    assert found["updates"] == 4
+    write_json(out / "told.json", study.exported(plan, {found["name"]: found}))
+    assert len(study_of(out / "told.json").rows) == 1
+
+
 def test_the_worst_probe_is_of_what_moves():
     """The door, which never does, may be forgotten; an untrained encoder knows the wall best."""
     r = {"x": 0.9, "y": 0.8, "wall": 0.99, "door": 0.01}
@@ -265,6 +280,23 @@ def test_a_row_that_another_process_holds_is_left_to_it(tmp_path, monkeypatch, s
             study.carry_out(plan, tmp_path)
     assert done == ["byol"]
     assert len(waited) == 1
+
+
+def test_workers_that_begin_together_wait_for_the_first(small):
+    plan, out, rows = small
+    held, released = threading.Event(), threading.Event()
+
+    def first():
+        with hold(out / "study.json", folder=False):
+            held.set()
+            released.wait()
+
+    other = threading.Thread(target=first)
+    other.start()
+    held.wait()
+    threading.Timer(0.2, released.set).start()
+    assert study.carry_out(plan, out).keys() == rows.keys()
+    other.join()
 
 
 def test_another_study_in_the_folder_is_refused(small):
