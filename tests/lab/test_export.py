@@ -57,7 +57,7 @@ def test_a_run_without_heads_is_refused(run):
 
 def test_the_twin_is_of_the_worlds_version():
     """Whoever changes the world, and so its version, brings `two_room.js` up to it."""
-    assert TWINS == {"two-room": TwoRoomWorld.version}
+    assert {"two-room": TwoRoomWorld.version} == TWINS
 
 
 def test_a_world_without_a_twin_is_refused(run, monkeypatch):

@@ -167,6 +167,31 @@ def test_a_drawn_wall_is_seen_and_stops_only_if_it_is_solid(tmp_path):
     assert end(door | {"solid": True}) == pytest.approx(107 - 7.5, abs=0.5)
 
 
+def test_teleports_colours_and_layouts_are_those_that_python_knows(tmp_path):
+    """A teleport keeps the layout; another colour changes nothing else; walls are taken away; and
+    drawn layouts are what Python accepts, both ends included."""
+    state, place, look = [60.0, 60.0, 100.0, 150.0, 0.0], [150.25, 40.5], "walls"
+    edges = np.stack(np.meshgrid(*[[0.0, 0.3, np.nextafter(1.0, 0.0)]] * 3), -1).reshape(-1, 3)
+    answer = node(
+        tmp_path,
+        "edits",
+        {
+            **{"imageSize": 64, "look": look, "other": "agent_color=00ff00"},
+            **{"state": state, "place": place, "wall": INVISIBLE | {"drawn": True}},
+        },
+        uniform=edges,
+    )
+    moved = np.float32([[*place, *state[2:]]])
+    np.testing.assert_array_equal(answer["moved"], moved[0])
+    worlds = [TwoRoomWorld(1, 64, f"walls{more}") for more in ("", ",agent_color=00ff00")]
+    expected = np.concatenate([world.render(moved) for world in worlds])
+    np.testing.assert_array_equal(answer["pictures"].reshape(expected.shape), expected)
+    assert answer["untouched"] == 1
+    layouts = answer["layouts"].reshape(-1, 3)
+    np.testing.assert_array_equal(layouts.min(axis=0), [WALLS_PX[0], DOORS_PX[0], 0])
+    np.testing.assert_array_equal(layouts.max(axis=0), [WALLS_PX[1], DOORS_PX[1], 1])
+
+
 def test_a_look_that_python_refuses_is_refused(tmp_path):
     looks = ["", "fast", "speed=0", "speed=-1", "speed=x", "agent_color=red", "walls=varied", "a=1"]
     for look in looks:

@@ -79,6 +79,20 @@ const COMMANDS = {
     return {refusals: settings.looks.map((look) => refusalOf(() => new World({look})))};
   },
 
+  edits() {
+    const {look, imageSize, state, place, other} = settings;
+    const world = new World({imageSize, look, walls: [settings.wall]});
+    const painted = world.with({look: other, walls: []});
+    const moved = world.start(place, state);
+    return {
+      pictures: Uint8Array.from(Buffer.concat([world.with({walls: []}), painted].map(
+        (one) => one.render(moved)))),
+      moved: Float64Array.from(moved),
+      layouts: Float64Array.from(rows(given.uniform).flatMap((one) => world.drawnLayout(...one))),
+      untouched: world.walls.length,
+    };
+  },
+
   async model() {
     const model = await open();
     const blocks = given.actions.width;
