@@ -33,6 +33,12 @@ def frames(run, number, apart=37):
     return run.episodes.pixels_at(np.arange(number) * apart % run.episodes.steps)
 
 
+def run_box(model):
+    """Bounds of an action in normalised units; the world's are -1 and 1."""
+    statistics = model.spec.statistics
+    return [statistics.normalise_actions(torch.full((2,), end)).numpy() for end in (-1.0, 1.0)]
+
+
 def encoded(model, pixels):
     return model.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, None])[:, 0]
 
@@ -153,6 +159,14 @@ def test_episodes_are_those_of_the_agent(small_data, tmp_path, config, receding,
     )
     np.testing.assert_allclose(answer["paths"].reshape(expected.shape), expected, rtol=0, atol=0.02)
     np.testing.assert_array_equal(answer["met"], met)
+    # what a search would be given: the last frames, and the blocks between them and after
+    seen = model.encode(agent._history.pixels)
+    assert seen.shape[1] == model.context
+    np.testing.assert_allclose(answer["contexts"], seen.flatten(), rtol=0, atol=1e-3)
+    done = [*agent._history._blocks]
+    assert len(done) == model.context - 1
+    done = torch.stack(done, dim=1).flatten() if done else torch.empty(0)
+    np.testing.assert_allclose(answer["past"], done, rtol=0, atol=1e-4)
     if not hold:
         np.testing.assert_allclose(answer["plans"], plans.ravel(), **CLOSE)
 
@@ -190,11 +204,20 @@ def test_cem_scores_what_python_scores(small_data, tmp_path, hold):
     np.testing.assert_array_equal(elites, np.argsort(costs, axis=1, kind="stable")[:, :4])
     assert costs.min(axis=1)[-1] < costs[0].min(), "the search gets somewhere"
     assert answer["ends"][0] <= costs[0, 0], "and is not worse than its start"
-    # refits: the second mean, its candidate 0, is that of the first elites
-    mean = tried[0][elites[0].tolist()].mean(dim=0)
-    np.testing.assert_allclose(tried[1, 0], mean, rtol=0, atol=1e-6)
-    spread = tried[1, 1:].std(dim=0).mean() / tried[0][elites[0].tolist()].std(dim=0).mean()
-    assert 0.6 < spread < 1.3
+    # every round is drawn about the elites of the one before
+    draws = answer["draws"]
+    assert abs(draws.mean()) < 0.05
+    assert draws.std() == pytest.approx(1, abs=0.05)
+    sequences = answer["sequences"].reshape(6, 20, -1)
+    width = sequences.shape[2]
+    box = [np.resize(bound, width) for bound in run_box(model)]
+    for i in range(5):
+        chosen = sequences[i, elites[i]]
+        noise = draws[(i + 1) * 19 * width : (i + 2) * 19 * width].reshape(19, width)
+        drawn = chosen.mean(axis=0) + chosen.std(axis=0, ddof=1) * np.concatenate(
+            [np.zeros((1, width)), noise]
+        )
+        np.testing.assert_allclose(sequences[i + 1], np.clip(drawn, *box), rtol=0, atol=1e-5)
     np.testing.assert_array_equal(answer["again"], answer["blocks"])
 
 

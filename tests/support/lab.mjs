@@ -4,7 +4,7 @@ import fs from "node:fs";
 import path from "node:path";
 
 import {Model} from "../../lewm/lab/model.js";
-import {Agent, Amortised, CEM, Waypoints} from "../../lewm/lab/planners.js";
+import {Agent, Amortised, CEM, Waypoints, gaussian} from "../../lewm/lab/planners.js";
 import {World, slide} from "../../lewm/lab/two_room.js";
 
 const [command, folder] = process.argv.slice(2);
@@ -142,6 +142,8 @@ const COMMANDS = {
     const paths = [];
     const plans = [];
     const met = [];
+    const contexts = [];
+    const past = [];
     rows(given.starts).forEach((start, i) => {
       agent.reset();
       let state = [...start];
@@ -157,8 +159,11 @@ const COMMANDS = {
         if (first < 0 && world.met(state, goal)) first = step + 1;
       }
       met.push(first);
+      contexts.push(...agent.frames.flatMap((one) => [...one]));
+      past.push(...agent.done.flatMap((one) => [...one]));
     });
     return {
+      contexts: Float32Array.from(contexts), past: Float32Array.from(past),
       paths: Float32Array.from(paths), plans: Float32Array.from(plans), met: Int32Array.from(met),
     };
   },
@@ -171,9 +176,12 @@ const COMMANDS = {
     };
     const {rounds, blocks, actions} = planner.plan(situation);
     const again = new CEM(model, settings.cem).plan(situation).blocks;
+    const draw = gaussian(settings.cem.seed);
     const all = (field) => Float32Array.from(rounds.flatMap((round) => [...round[field]]));
     return {
       blocks, actions, again,
+      draws: Float64Array.from({length: all("sequences").length}, draw),
+      sequences: all("sequences"),
       tried: planner.blocksOf(all("sequences")), costs: all("costs"), elites: all("elites"),
       ends: Float32Array.from([planner.scored(
         situation, model.embed(given.goal), planner.sequencesOf(blocks), 1).costs[0]]),
