@@ -187,9 +187,10 @@ def test_teleports_colours_and_layouts_are_those_that_python_knows(tmp_path):
     expected = np.concatenate([world.render(moved) for world in worlds])
     np.testing.assert_array_equal(answer["pictures"].reshape(expected.shape), expected)
     assert answer["untouched"] == 1
-    layouts = answer["layouts"].reshape(-1, 3)
-    np.testing.assert_array_equal(layouts.min(axis=0), [WALLS_PX[0], DOORS_PX[0], 0])
-    np.testing.assert_array_equal(layouts.max(axis=0), [WALLS_PX[1], DOORS_PX[1], 1])
+    low, high = np.transpose([WALLS_PX, DOORS_PX, (0, 1)])
+    layouts = low + np.floor(edges * (high - low + 1))
+    np.testing.assert_array_equal(layouts.max(axis=0), high)
+    np.testing.assert_array_equal(answer["layouts"].reshape(-1, 3), layouts)
 
 
 def test_a_look_that_python_refuses_is_refused(tmp_path):
