@@ -72,7 +72,8 @@ def export(
     Raises:
         Unsupported: the run holds what the page cannot run, or lacks what it needs; the message
             names it.
-        ValueError: the run's episodes are not there, or no such precision.
+        ValueError: the run's episodes are not there, no such precision, or no map of so few
+            places.
 
     Cost: some 6,000 frames through the encoder, for the probe and the map.
     """
@@ -80,6 +81,8 @@ def export(
         raise ValueError(
             f"expected a precision of {', '.join(TOLERANCES)}, got '{precision}'. Use 'float16'."
         )
+    if places < 2:
+        raise ValueError(f"expected 2 places or more on the map, got {places}. Take 400.")
     model, world = _model_of(run), _world_of(run)
     head = run.heads["amortised"]
     tensors = _weights(model, run.heads)

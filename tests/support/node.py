@@ -13,7 +13,6 @@ import pytest
 DRIVER = Path(__file__).with_name("lab.mjs")
 
 
-
 def _version():
     """Of node, 0 where there is none."""
     if shutil.which("node") is None:
