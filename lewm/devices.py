@@ -111,7 +111,7 @@ def free_memory(device: torch.device | str) -> int | None:
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     with suppress(OSError, ValueError, IndexError):
         if device.type == "cpu":
-            lines = Path("/proc/meminfo").read_text().splitlines()
+            lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
             (available,) = (line for line in lines if line.startswith("MemAvailable:"))
             return 1024 * int(available.split()[1])
     return None

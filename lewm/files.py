@@ -448,7 +448,9 @@ def hold(place: Path | str, folder: bool = True, wait: float = 0.0) -> Iterator[
             "or name another place."
         ) from None
     try:
-        if folder:
+        if isinstance(lock, SoftFileLock):
+            _name_leftovers(home, None if folder else place.name)
+        elif folder:
             sweep(place)
         yield
     finally:
@@ -460,6 +462,29 @@ def hold(place: Path | str, folder: bool = True, wait: float = 0.0) -> Iterator[
         with contextlib.suppress(OSError):  # made for nothing, if they are empty
             for each in made:
                 each.rmdir()
+
+
+def _name_leftovers(folder: Path, name: str | None) -> None:
+    """Where nothing is locked: bring back what was about to be replaced (its holder alone may),
+    and say of the rest that a killed process may have left it. Who else writes there cannot be
+    told, so nothing is deleted."""
+    left = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        parsed = TEMPORARY.fullmatch(entry.name)
+        if not parsed or entry.is_symlink() or parsed["name"] != (name or parsed["name"])[:LONGEST]:
+            continue
+        final = folder / parsed["name"]
+        if parsed["kind"] == "old" and not os.path.lexists(final):
+            (folder / entry.name).rename(final)
+        else:
+            left.append(entry.name)
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        warnings.warn(
+            f"{folder}: found {', '.join(left[:5])}{more}, unfinished. If no process writes there, "
+            "a killed one left it: delete it",
+            stacklevel=4,
+        )
 
 
 def _self() -> dict[str, Any]:

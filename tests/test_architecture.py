@@ -225,3 +225,67 @@ def test_no_any_where_there_is_a_role(path):
         if argument.annotation.id == "Any"
     ]
     assert not untyped, f"{module_of(path)} takes Any for a role: {untyped}"
+
+
+def _text_without_encoding(call: ast.Call) -> bool:
+    """Does a call read or write text in whatever encoding the machine prefers?"""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    named = {keyword.arg for keyword in call.keywords}
+    if "encoding" in named:
+        return False
+    if name in {"run", "Popen", "check_output"}:
+        return bool(named & {"text", "universal_newlines"})
+    if name in {"read_text", "write_text"}:
+        return isinstance(call.func, ast.Attribute)
+    # of the files' own: a bare open(), a path's .open(), os.fdopen
+    modes = {"open": call.args[1:2], "fdopen": call.args[1:2]}.get(name)
+    if modes is None:
+        return False
+    if isinstance(call.func, ast.Attribute) and name == "open":
+        owner = ast.unparse(call.func.value)
+        if owner in {"os", "av", "Image", "tarfile", "Book", "Episodes", "h5a", "h5d", "h5g"}:
+            return False
+        modes = call.args[:1]
+    modes = modes or [k.value for k in call.keywords if k.arg == "mode"]
+    mode = modes[0].value if modes and isinstance(modes[0], ast.Constant) else "r"
+    return "b" not in str(mode)
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("open(p)", True),
+        ("open(p, 'w')", True),
+        ("open(p, 'rb')", False),
+        ("open(p, encoding='utf-8')", False),
+        ("p.open()", True),
+        ("p.open('a')", True),
+        ("p.open(mode='wb')", False),
+        ("os.fdopen(d, 'a')", True),
+        ("os.open(p, 1)", False),
+        ("p.read_text()", True),
+        ("p.write_text(t)", True),
+        ("read_text(p, 'a', 'b')", False),  # of `files`, which is UTF-8
+        ("subprocess.run(c, text=True)", True),
+        ("subprocess.run(c)", False),
+    ],
+)
+def test_what_counts_as_text_without_an_encoding(code, wrong):
+    call = ast.parse(code, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert _text_without_encoding(call) == wrong
+
+
+def test_text_is_read_and_written_in_a_named_encoding_and_numbers_in_no_locale():
+    """A machine's own may be ASCII, and its decimal sign a comma."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                assert not _text_without_encoding(node), f"{path}:{node.lineno}"
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+                assert "locale" not in [*names, getattr(node, "module", "")], path
+            if isinstance(node, ast.FormattedValue) and node.format_spec is not None:
+                spec = ast.unparse(node.format_spec).strip("f'\"")
+                assert not re.fullmatch(r"[^{}]*n", spec), f"{path}:{node.lineno}"

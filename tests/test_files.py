@@ -71,7 +71,7 @@ def test_honest_archives_arrive_whole(name, packed, folder, tmp_path):
     assert is_archive(archive)
     unpack(archive, folder)
     assert (folder / "a" / "b.bin").read_bytes() == NOISE
-    assert (folder / "c.txt").read_text() == "text"
+    assert (folder / "c.txt").read_text(encoding="utf-8") == "text"
 
 
 def test_a_single_file_in_several_frames(folder, tmp_path):
@@ -369,7 +369,7 @@ def test_nothing_else_writes_replaces_or_deletes():
     changing |= {"move", "mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryDirectory"}
     found = set()
     for path in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
             name = (
@@ -477,6 +477,38 @@ def test_without_locks_of_the_system_a_file_stands_in(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="without locks"):
         twice()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_without_locks_what_a_killed_process_left_is_named_and_never_deleted(
+    folder, tmp_path, monkeypatch
+):
+    """Nobody can tell there whether another still writes it."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock._unix.fcntl.flock", refuse)
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    place = tmp_path if folder else tmp_path / "a.h5"
+    left = [f".a.h5.{digit * 16}.partial" for digit in "0123456"]
+    for name in left[1:]:
+        (tmp_path / name).mkdir()
+        put(tmp_path / name / "x", b"half")
+    put(tmp_path / left[0], b"half")
+    other, old = tmp_path / f".b.{'0' * 16}.partial", tmp_path / f".a.h5.{'f' * 16}.old"
+    put(other, b"")
+    old.mkdir()
+    put(old / "x", b"precious")
+    (tmp_path / f".a.h5.{'9' * 16}.partial").symlink_to(other)
+    with pytest.warns(UserWarning, match="without locks|unfinished") as told, hold(place, folder):
+        assert (tmp_path / "a.h5" / "x").read_bytes() == b"precious"
+    (named,) = [str(each.message) for each in told if "unfinished" in str(each.message)]
+    more = 3 if folder else 2  # of the file's own names alone
+    assert f"found {', '.join(left[:5])} and {more} more, unfinished" in named
+    assert named.endswith("delete it")
+    assert all((tmp_path / name).exists() for name in left)
+    assert other.exists()
 
 
 # -------------------------------------------------------------------------------------------- JSON

@@ -140,7 +140,7 @@ def _peak_mib() -> float:
     if (
         status.exists()
     ):  # on Linux, getrusage would count what the parent held when it started this process
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+        return int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) / 2**10
     import resource  # absent on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS

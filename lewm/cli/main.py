@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     on stderr; `--debug`, anywhere, shows the traceback in its place. Any other exception is a bug
     of ours and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal may know fewer letters than a name has
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

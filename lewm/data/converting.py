@@ -28,6 +28,7 @@ from lewm.data import pictures
 from lewm.data.episodes import Episode, Episodes, refuse_one_colour, single_colours
 from lewm.data.provenance import Provenance
 from lewm.data.sources import (
+    FEW,
     Selection,
     Source,
     Telling,
@@ -36,14 +37,12 @@ from lewm.data.sources import (
     chosen_episodes,
     is_time,
     open_source,
+    seems_a_choice,
     unfit,
 )
 from lewm.data.writing import EpisodeWriter
 
 __all__ = ["convert", "describe", "verify"]
-
-FEW = 32
-"""Whole numbers of fewer kinds than this, counted from 0, may be choices."""
 
 UNEVEN = 0.5
 """Share of the usual step between two rows' times by which another is longer or shorter: a frame
@@ -489,44 +488,51 @@ def _choices(
 ) -> dict[str, int]:
     """Columns that are choices -> how many alternatives each has.
 
-    Such a column holds whole numbers or booleans by its type; or one number a row, whole and from 0
-    on in every episode, few different ones and most of those below the largest. Rows that are
-    one-hot already are none.
+    Such a column seems to be one, see `seems_a_choice`; or it was said that there are N, and it
+    holds different whole numbers below N. Rows that are one-hot already are none.
 
     Raises:
-        ValueError: there is one, and it was not said what to make of it.
+        ValueError: there is one, and it was not said what to make of it; or it was, and there is
+            none.
     """
     found: dict[str, int] = {}
-    for column in columns if selection.discrete_actions != 0 else ():
-        typed = bool(re.match(r"u?int|bool", recordings.columns[column]))
+    count = selection.discrete_actions
+    for column in columns if count != 0 else ():
+        typed, alone = bool(re.match(r"u?int|bool", recordings.columns[column])), True
         values: set[float] = set()
+        one_hot = True
         for i in chosen:
             with _way_out(i):
                 found_rows = recordings.read(i, [column])
             typed |= np.asarray(found_rows[column]).dtype.kind in "iub"
             rows = _side_by_side(recordings, i, found_rows)
-            rows = rows[np.isfinite(rows).all(axis=1)]
+            rows, alone = rows[np.isfinite(rows).all(axis=1)], alone and rows.shape[1] == 1
             values |= {*np.unique(rows).tolist()}
-            whole = len(values) < FEW and all(v >= 0 and v.is_integer() for v in values)
-            if not typed and (rows.shape[1] > 1 or not whole):
+            one_hot &= not alone and values <= {0.0, 1.0} and bool((rows.sum(axis=1) == 1).all())
+            if len(values) > max(FEW, count or 0) or any(v < 0 or v % 1 for v in values):
                 break
-            if rows.shape[1] > 1 and values <= {0.0, 1.0} and (rows.sum(axis=1) == 1).all():
-                break
-        else:
-            # a number that never varies chooses nothing; amounts leave gaps
-            if not typed and (len(values) < 2 or 2 * len(values) <= max(values) + 1):
-                continue
-            if selection.discrete_actions is None:
-                shown = ", ".join(f"{value:g}" for value in sorted(values)[:5])
-                shown, most = shown + ", ..." * (len(values) > 5), int(max(values, default=0))
-                raise unfit(
-                    recordings.path,
-                    "actions that are amounts",
-                    f"whole numbers in '{column}' ({shown}), which seem to be choices",
-                    f"--discrete-actions {most + 1} makes a column of each choice, "
-                    "--discrete-actions 0 takes them as amounts, --action-columns names others",
-                )
-            found[column] = selection.discrete_actions
+        whole = len(values) > 1 and not any(v < 0 or v % 1 for v in values)
+        said = count is not None and whole and (typed or alone) and max(values) < count
+        if one_hot or not (said or seems_a_choice(column, values, typed, alone)):
+            continue
+        if count is None:
+            shown = ", ".join(f"{value:g}" for value in sorted(values)[:5])
+            shown, most = shown + ", ..." * (len(values) > 5), int(max(values))
+            raise unfit(
+                recordings.path,
+                "actions that are amounts",
+                f"whole numbers in '{column}' ({shown}), which seem to be choices",
+                f"--discrete-actions {most + 1} makes a column of each choice, "
+                "--discrete-actions 0 takes them as amounts, --action-columns names others",
+            )
+        found[column] = count
+    if count and not found:
+        raise unfit(
+            recordings.path,
+            f"an action that is one of {count} choices, numbered from 0",
+            f"none in {', '.join(columns)}",
+            "Leave --discrete-actions out, or name the column with --action-columns",
+        )
     return found
 
 

@@ -281,7 +281,10 @@ def _free_device_bytes(device: torch.device | str) -> int:
 def _free_ram_bytes() -> int:
     """Of this machine, or of the container that it is confined to."""
     try:
-        meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        meminfo = dict(
+            line.split(":")
+            for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        )
         free = int(meminfo["MemAvailable"].split()[0]) * 1024
     except (
         OSError,
@@ -295,11 +298,17 @@ def _free_ram_bytes() -> int:
         )
     with suppress(OSError, ValueError):  # "max" where there is no limit
         group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        cached = int(
-            dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["file"]
+        limit, used = (
+            int((group / name).read_text(encoding="utf-8"))
+            for name in ("memory.max", "memory.current")
         )
-        free = min(free, limit - used + cached)
+        cached = int(
+            dict(
+                line.split()
+                for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+            )["file"]
+        )
+        free = min(free, int(limit) - int(used) + cached)
     return max(free, 0)
 
 

@@ -8,9 +8,11 @@ what makes a file one of episodes is said in `episodes`.
 
 from __future__ import annotations
 
+import bz2
 import itertools
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,13 +51,29 @@ SMALL_BYTES = 64 << 20
 
 FILTERS = {
     **{1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset"},
-    **{32000: "lzf", 32001: "blosc", 32026: "blosc2"},
+    **{307: "bzip2", 32000: "lzf", 32001: "blosc", 32026: "blosc2"},
     **{32004: "lz4", 32008: "bitshuffle", 32015: "zstd"},
 }
-"""By HDF5's registered numbers. For any other it would look for a library to load; bzip2 packs
-gigabytes into a chunk of a few kB, and nothing says so before they are unpacked."""
+"""By HDF5's registered numbers: those of which a chunk's size is known before it is unpacked. For
+any other number HDF5 would look for a library to load."""
 
-FLETCHER, BLOSC, LZ4, BITSHUFFLE, ZSTD = 3, 32001, 32004, 32008, 32015
+REFUSED = {
+    **{32013: "zfp", 32017: "sz", 32018: "fcidecomp", 32024: "sz3", 32028: "sperr"},
+    **{32033: "htj2k"},
+}
+"""Filters that may be installed, and are not trusted: they round, and some end the process where a
+chunk is damaged."""
+
+GZIP, SHUFFLE, FLETCHER, SZIP, NBIT, SCALEOFFSET, BZIP2, LZF = 1, 2, 3, 4, 5, 6, 307, 32000
+BLOSC, BLOSC2, LZ4, BITSHUFFLE, ZSTD = 32001, 32026, 32004, 32008, 32015
+
+RESAVE = (
+    "Store it anew: python -c \"import h5py, hdf5plugin; a = h5py.File('OLD.h5'); "
+    "b = h5py.File('NEW.h5', 'w'); b.attrs.update(a.attrs); a.visititems(lambda n, c: "
+    "hasattr(c, 'shape') and b.create_dataset(n, data=c[()], chunks=c.chunks and "
+    "(1, *c.shape[1:]), compression=c.chunks and 'gzip').attrs.update(c.attrs))\""
+)
+"""What to do about a filter that is not read: a command, where hdf5plugin reads it."""
 
 HEAP, HEAPS_BYTES = b"GCOL\1\0\0\0", 1 << 20
 """How a heap of texts begins, and how much of either end of a file is searched for them."""
@@ -206,8 +224,9 @@ def _prove_column(path: Path, name: str, column: h5d.DatasetID, size: int, torn:
     for code in filters:
         if code not in FILTERS:
             expected = f"columns stored plainly or by {', '.join(FILTERS.values())}"
-            cure = "Store it with h5repack -f NONE"
-            raise unfit(path, expected, f"{name!r}, stored by HDF5's filter {code}", cure)
+            called = f"HDF5's filter {code}" + f" ({REFUSED[code]})" * (code in REFUSED)
+            raise unfit(path, expected, f"{name!r}, stored by {called}", RESAVE)
+    _prove_order(path, name, plan)
     if space.get_simple_extent_type() == h5s.NULL:
         return
     # in Python's integers, which do not overflow
@@ -268,11 +287,34 @@ def read_rows(path: Path, column: h5py.Dataset, start: int = 0, stop: int | None
     return values
 
 
+def _prove_order(path: Path, name: str, plan: Any) -> None:
+    """Refuse what would be unpacked twice, or after something else: then no chunk says how much it
+    holds. A checksum may come last."""
+    packers, number = _packers(plan), plan.get_nfilters() - 1
+    while number >= 0 and plan.get_filter(number)[0] == FLETCHER:
+        number -= 1
+    if len(packers) > 1 or (packers and packers[0] != number):
+        codes = [plan.get_filter(k)[0] for k in range(plan.get_nfilters())]
+        got = " after ".join(FILTERS[code] for code in reversed(codes))
+        raise unfit(path, f"{name!r} packed once, and last", got, RESAVE)
+
+
+def _packers(plan: Any) -> list[int]:
+    """Places of the filters that make a chunk shorter than itself."""
+    places = []
+    for number in range(plan.get_nfilters()):
+        code, _, options, _ = plan.get_filter(number)
+        plainly = code == BITSHUFFLE and not any(options[4:5])
+        if not plainly and code not in (SHUFFLE, FLETCHER, NBIT, SCALEOFFSET):
+            places.append(number)
+    return places
+
+
 def prove_chunks(
     path: Path, column: h5py.Dataset, rows: np.ndarray, proven: set[int] | None = None
 ) -> None:
-    """Refuse, before they are unpacked, chunks that say of themselves that they hold more than a
-    chunk does. Compressions allocate what they say.
+    """Refuse, before they are unpacked, chunks that hold more than a chunk does, or whose blocks
+    reach beyond them. Compressions allocate what a chunk says, and read where it says.
 
     Args:
         rows: (n,) that are about to be read.
@@ -282,13 +324,16 @@ def prove_chunks(
     plan = column.id.get_create_plist()
     if not plan.get_nfilters() or not rows.size:
         return
-    chunk, shape = column.chunks, column.shape
-    plain, packed, place = math.prod(chunk) * column.dtype.itemsize, 0, 0
-    for number in range(plan.get_nfilters()):  # the last is unpacked first; checksums apart
-        code, _, options, _ = plan.get_filter(number)
-        if code != FLETCHER:
-            plainly = code == BITSHUFFLE and not any(options[4:5])
-            packed, place = 0 if plainly else code, number
+    chunk, shape, name = column.chunks, column.shape, column.name.lstrip("/")
+    plain = math.prod(chunk) * column.dtype.itemsize
+    expected = f"chunks of {name!r} that hold {plain} bytes"
+    packed, place, options = 0, 0, ()
+    for number in range(plan.get_nfilters()):
+        code, _, values, _ = plan.get_filter(number)
+        if code in (NBIT, SCALEOFFSET) and values[2] * values[4] > plain + ROOM:
+            raise unfit(path, expected, f"{FILTERS[code]} of {values[2] * values[4]}", FETCH)
+    for number in _packers(plan):
+        (packed, _, options, _), place = plan.get_filter(number), number
     others = [range(0, n, c) for n, c in zip(shape[1:], chunk[1:])]
     seen = set() if proven is None else proven
     for number in set(np.unique(rows // chunk[0]).tolist()) - seen:
@@ -297,27 +342,121 @@ def prove_chunks(
                 mask, stored = column.id.read_direct_chunk(corner)
             except (RuntimeError, OSError, ValueError):
                 continue  # it is not there, as reading will find
-            said = 0 if mask >> place & 1 else _says(packed, stored)
+            try:
+                said = 0 if mask >> place & 1 else _says(packed, options, stored, plain)
+            except (ValueError, IndexError, OSError, zlib.error):
+                got = f"a damaged one ({FILTERS[packed]}) at row {corner[0]}"
+                raise unfit(path, expected, got, FETCH) from None
             if max(len(stored) // 2, said) > plain + ROOM:
-                name, got = column.name.lstrip("/"), f"one of {max(len(stored), said)}"
-                expected = f"chunks of {name!r} that hold {plain} bytes"
-                raise unfit(path, expected, f"{got} at row {corner[0]}", FETCH)
+                got = f"one of {max(len(stored), said)} at row {corner[0]}"
+                raise unfit(path, expected, got, FETCH)
         seen.add(number)
 
 
-def _says(filter: int, stored: bytes) -> int:
-    """How many bytes a chunk says that it holds, before it is unpacked; 0 where it does not."""
-    if filter == BLOSC:
+def _says(code: int, options: Sequence[int], stored: bytes, plain: int) -> int:
+    """How many bytes a chunk holds, or says that it does, before HDF5 unpacks it. Those that do not
+    say are unpacked here, as far as a chunk goes.
+
+    Raises:
+        ValueError, IndexError, OSError, zlib.error: it is damaged.
+    """
+    if code == GZIP:
+        if len(stored) * 1032 <= max(SMALL_BYTES, plain):  # it cannot hold more
+            return 0
+        return len(zlib.decompressobj().decompress(stored, plain + ROOM + 1))
+    if code == BZIP2:
+        unpacker = bz2.BZ2Decompressor()
+        unpacked = unpacker.decompress(stored, plain + ROOM + 1)
+        if not unpacker.eof and len(unpacked) <= plain + ROOM:  # HDF5 would try for ever
+            raise ValueError("cut short")
+        return len(unpacked)
+    if code == SZIP:
+        return int.from_bytes(stored[:4], "little")
+    if code == LZF:
+        return max(_lzf_size(stored), *options[2:3])
+    if code == BLOSC:
         return int.from_bytes(stored[4:8], "little")
-    if filter in (LZ4, BITSHUFFLE):
-        return int.from_bytes(stored[:8], "big")
-    if filter != ZSTD or len(stored) < 5:
+    if code == BLOSC2:
+        return _blosc2_size(stored, plain)
+    if code == LZ4 or (code == BITSHUFFLE and any(options[4:5])):
+        said, block = int.from_bytes(stored[:8], "big"), int.from_bytes(stored[8:12], "big")
+        if said <= plain + ROOM:
+            _prove_blocks(stored, said, block, 8 * options[2] if code == BITSHUFFLE else 1)
+        return said
+    if code != ZSTD or len(stored) < 5:
         return 0
     # RFC 8878, 3.1.1.1: magic, descriptor, window, dictionary, size
     flags = stored[4]
     single, width = flags >> 5 & 1, (0, 2, 4, 8)[flags >> 6]
     start, width = 5 + (not single) + (0, 1, 2, 4)[flags & 3], width or single
     return int.from_bytes(stored[start : start + width], "little") + 256 * (width == 2)
+
+
+def _lzf_size(stored: bytes) -> int:
+    """LibLZF's stream: runs of up to 32 bytes as they are, and repetitions of up to 264."""
+    place = size = 0
+    while place < len(stored):
+        control = stored[place]
+        if control < 32:
+            size, place = size + control + 1, place + control + 2
+            continue
+        length = control >> 5
+        if length == 7:
+            place += 1
+            length += stored[place]
+        size, place = size + length + 2, place + 2
+    if place > len(stored):
+        raise ValueError("cut short")
+    return size
+
+
+def _prove_blocks(stored: bytes, said: int, block: int, unit: int) -> None:
+    """Of lz4 and bitshuffle: each block begins with its length, and all end where the chunk does.
+    Neither library looks.
+
+    Args:
+        said: bytes that are in all blocks.
+        block: bytes in each but the last.
+        unit: bytes of which a block has whole ones; what is left of them follows plainly.
+    """
+    if said and (not block or block % unit):
+        raise ValueError("blocks of no size")
+    place, rest = 12, said
+    while rest >= unit:
+        inside = min(block, rest // unit * unit)
+        length = int.from_bytes(stored[place : place + 4], "big")
+        if length > inside + inside // 255 + 16:  # LZ4's worst case
+            raise ValueError("a block longer than itself")
+        place, rest = place + 4 + length, rest - inside
+    if place + rest != len(stored):
+        raise ValueError("blocks that end elsewhere")
+
+
+def _blosc2_size(stored: bytes, plain: int) -> int:
+    """The most of what a Blosc2 frame says of its sizes, in a layout as HDF5's filter writes it:
+    a header, and in it the shapes of the chunk, of its padded form and of its blocks.
+
+    Raises:
+        ValueError: another layout.
+    """
+    if stored[2:10] != b"b2frame\0" or stored[94:100] != b"\xa4b2nd\xd2":
+        raise ValueError("another layout")
+    at = int.from_bytes(stored[100:104], "big")
+    dimensions, width = stored[at + 7], int.from_bytes(stored[48:52], "big")
+    sizes, place = [], at + 8
+    for each in (8, 4, 4):  # bytes of a number, of shape, padded shape and blocks
+        place += 1
+        numbers = [place + k * (each + 1) + 1 for k in range(dimensions)]
+        sizes.append([int.from_bytes(stored[n : n + each], "big") for n in numbers])
+        place += dimensions * (each + 1)
+    shape, padded, blocks = sizes
+    if place > len(stored) or not all(blocks):
+        raise ValueError("another layout")
+    whole = math.prod(-(-n // b) * b for n, b in zip(padded, blocks)) * width
+    in_all = int.from_bytes(stored[30:38], "big"), int.from_bytes(stored[58:62], "big")
+    # blocks round up, at most to their double in two dimensions
+    rounded = max(whole, *in_all)
+    return max(math.prod(shape) * width, rounded if rounded > 4 * plain + ROOM else 0)
 
 
 def prove_written(path: Path, column: h5py.Dataset, rows: np.ndarray, values: np.ndarray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,9 @@ __all__ = [
     "choose_columns",
     "is_time",
     "open_source",
+    "has_unit",
     "ranges",
+    "seems_a_choice",
     "unfit",
 ]
 
@@ -44,6 +46,18 @@ UNIT_WORDS = {
     *("millisecond", "milliseconds", "us", "usec", "usecs", "micros", "microsecond"),
     *("microseconds", "ns", "nsec", "nsecs", "nanos", "nanosecond", "nanoseconds"),
 }
+
+QUANTITY_WORDS = {
+    *("mm", "cm", "km", "px", "pixel", "pixels", "deg", "degree", "degrees", "rad", "rads"),
+    *("rpm", "pwm", "hz", "kg", "newton", "newtons", "nm", "volt", "volts", "mv", "ma", "amps"),
+    *("percent", "pct", "mps", "kph", "kmh", "mph", "meter", "meters", "metre", "metres"),
+    *("ticks", "counts", "radians"),
+}
+"""Last words of a name that make its numbers amounts. Units of one letter count in brackets only:
+m may be a mode."""
+
+FEW = 32
+"""Whole numbers of fewer kinds than this, counted from 0, may be choices."""
 
 
 class Source(Protocol):
@@ -287,6 +301,38 @@ def is_time(name: str) -> bool:
     return bool(TIME_WORDS & {*words}) or (
         bool(words) and words[0] in UNIT_WORDS and UNIT_WORDS | {"s"} >= {*words}
     )
+
+
+def seems_a_choice(name: str, values: Set[float], typed: bool, alone: bool) -> bool:
+    """Whether an action column numbers choices, so that 3 is not more than 1. Whoever reads
+    recordings of whatever layout asks here.
+
+    It does where its values are few small ids: whole numbers from 0 on, at least two and fewer than
+    `FEW` different ones, and most of those up to the largest. It does not where
+
+    - any is negative, or no whole number;
+    - its name bears a unit: "speed [mm]", dx_px, angle_deg;
+    - the numbers are floats by their type, several a row.
+
+    Args:
+        values: the different ones that were recorded, NaN apart.
+        typed: they are whole numbers or booleans by their type, as a CSV does not say.
+        alone: it has one number a row.
+    """
+    return (
+        (typed or alone)
+        and 2 <= len(values) < FEW
+        and all(value >= 0 and float(value).is_integer() for value in values)
+        and 2 * len(values) > max(values) + 1  # amounts leave gaps
+        and not has_unit(name)
+    )
+
+
+def has_unit(name: str) -> bool:
+    """Whether a column's name ends in a unit: "speed [mm/s]", "angle (deg)", dx_px, throttle %."""
+    words = re.findall("[a-z]+|%", re.sub("([a-z0-9])([A-Z])", r"\1 \2", name).lower())
+    bracketed = re.search(r"[\[(]\s*[a-zA-Z%°µ][^\])]*[\])]\s*$", name)
+    return bool(bracketed) or (len(words) > 1 and words[-1] in QUANTITY_WORDS) or "%" in words
 
 
 def ranges(text: str) -> list[range]:

@@ -20,7 +20,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -402,15 +402,17 @@ def _measured(
     }
     run = open_run(folder, data, device="cpu")
     with run.episodes:
-        tasks = _tasks(experiment, run, cell, plan, report)
+        asked = TASKS if cell.draw is None else (TUNED_BY,)  # a draw is only ranked
+        found: dict[str, Any] = {"tasks": _tasks(asked, experiment, run, cell, plan, report)}
+        if cell.draw is None:
+            found["plan_ms"] = plan_ms(experiment, run.model)
+            found |= measures(run, cell.seed, report)
         last = dict(run.metrics[-1])
         return {
             "updates": last["update"],
             **spent,
             **_size(run, cell),
-            "plan_ms": plan_ms(experiment, run.model),
-            "tasks": tasks,
-            **measures(run, cell.seed, report),
+            **found,
             "alarm": last.get("alarm", ""),
             "last": {
                 name: value
@@ -468,13 +470,18 @@ PLANS_TIMED = 16
 
 
 def _tasks(
-    experiment: Experiment, run: Run, cell: Cell, plan: Plan, report: Report
+    names: Iterable[str],
+    experiment: Experiment,
+    run: Run,
+    cell: Cell,
+    plan: Plan,
+    report: Report,
 ) -> dict[str, Any]:
-    """Success on each task that the world and the data allow, pair by pair."""
+    """Success on each of the tasks that the world and the data allow, pair by pair."""
     world = open_recipe_world(experiment, min(plan.pairs, experiment.together))
     assert run.planning is not None
     told: dict[str, Any] = {}
-    for name, task in TASKS.items():
+    for name in names:
         try:
             found = evaluate(
                 run.model,
@@ -482,7 +489,7 @@ def _tasks(
                 world,
                 run.episodes,
                 run.test_ids,
-                task(plan.pairs, cell.seed),
+                TASKS[name](plan.pairs, cell.seed),
                 report=report,
             )
         except Unavailable:

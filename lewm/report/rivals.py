@@ -270,7 +270,7 @@ def study_of(path: Path) -> Study:
         for row in rows:
             _ = row["name"], row["world"], row["method"], row["draw"], row["seed"], row["rate"]
             if "error" not in row:
-                _ = _rate(row), float(row["plan_ms"])
+                _ = _rate(row), row["draw"] is not None or float(row["plan_ms"])
         methods = {str(name): dict(about) for name, about in told["methods"].items()}
         for row in rows:
             _ = methods[row["method"]]["title"]
@@ -357,35 +357,69 @@ def figures(study: Study, world: str) -> list[Panel]:
 
 
 def _time_panel(standings: Sequence[Standing], world: str) -> Panel:
+    times = [one.plan_ms for one in standings]
+    middle = math.sqrt(min(times) * max(times))
+    numbered = list(enumerate(standings, 1))
+    sides = [
+        [(number, one) for number, one in numbered if (one.plan_ms > middle) is slow]
+        for slow in (False, True)
+    ]
+
     def draw(axes: Axes) -> None:
-        for place, one in enumerate(standings, 1):
-            low, high = (100 * end for end in one.interval(RANKED_BY))
-            ours, control = one.method == REFERENCE, one.about["control"]
-            colour = THEME["accent" if ours else "floor" if control else "warm"]
-            axes.plot([one.plan_ms] * 2, [low, high], color=colour, linewidth=1.2)
-            axes.plot(
-                one.plan_ms, 100 * one.mean(RANKED_BY), marker="o", markersize=5, color=colour
-            )
-            axes.annotate(
-                str(place),
-                (one.plan_ms, 100 * one.mean(RANKED_BY)),
-                (5, 3),
-                textcoords="offset points",
-                fontsize=9,
-                color=THEME["ink"],
-            )
+        for side in filter(None, sides):
+            heights = _apart([100 * one.mean(RANKED_BY) for _, one in side], NUMBER_GAP)
+            column = 1.4 * max(one.plan_ms for _, one in side)
+            for (number, one), height in zip(side, heights, strict=True):
+                place = one.plan_ms, 100 * one.mean(RANKED_BY)
+                ours, control = one.method == REFERENCE, one.about["control"]
+                colour = THEME["accent" if ours else "floor" if control else "warm"]
+                axes.annotate(
+                    str(number),
+                    place,
+                    (column, height),
+                    va="center",
+                    fontsize=9,
+                    color=THEME["ink"],
+                    arrowprops={
+                        "arrowstyle": "-",
+                        "relpos": (0, 0.5),
+                        "color": THEME["line"],
+                        "linewidth": 0.8,
+                    },
+                )
+                ends = [100 * end for end in one.interval(RANKED_BY)]
+                axes.plot([one.plan_ms] * 2, ends, color=colour, linewidth=1.2)
+                axes.plot(*place, marker="o", markersize=5, color=colour)
         axes.set_xscale("log")
-        times = [one.plan_ms for one in standings]
-        axes.set_xlim(min(times) / 2, 2 * max(times))  # what is alike looks alike
+        axes.set_xlim(min(times) / 2, 2.5 * max(times))  # what is alike looks alike
         canvas.plain_decades(axes.xaxis)
         axes.set_ylim(0, 101)
         axes.set_xlabel("ms per plan, of the processor")
         axes.set_ylabel("success, 75 steps ahead, %")
         axes.grid(axis="y", color=THEME["line"], linewidth=0.8)
-        key = "\n".join(f"{n} {one.about['title']}" for n, one in enumerate(standings, 1))
+        key = "\n".join(f"{n} {one.about['title']}" for n, one in numbered)
         axes.text(0, -0.3, key, transform=axes.transAxes, va="top", fontsize=9, color=THEME["ink"])
 
-    return canvas.draw(f"success and planning time, {world}", draw, 3.2 + 0.2 * len(standings))
+    return canvas.draw(f"success and planning time, {world}", draw, 3.6 + 0.2 * len(standings))
+
+
+NUMBER_GAP = 5.5
+"""Per cent between two numbers beside the points, a line of text."""
+
+
+def _apart(values: Sequence[float], gap: float, most: float = 100.0) -> list[float]:
+    """Where labels of values stand that must not overlap: as near them as that allows, in their
+    order, the lowest at `gap` / 2 and the highest at `most` at the furthest."""
+    order = sorted(range(len(values)), key=lambda i: -values[i])
+    places, ceiling = list(values), most
+    for i in order:
+        places[i] = min(values[i], ceiling)
+        ceiling = places[i] - gap
+    floor = gap / 2
+    for i in reversed(order):
+        places[i] = max(places[i], floor)
+        floor = places[i] + gap
+    return places
 
 
 def _swamp_panel(study: Study, swamp: Sequence[Swamp], world: str) -> Panel:

@@ -14,6 +14,7 @@ from lewm.contracts import DataSpec, Statistics
 from lewm.report.record import Record
 from lewm.report.rivals import RANKED_BY, Standing, Study
 from lewm.runs.results import Result
+from lewm.training.watch import FEWEST_DIRECTIONS, directions
 
 R = TypeVar("R", bound=Result)
 
@@ -93,15 +94,18 @@ def collapse(evidence: Evidence) -> Finding | None:
     base, bare = evidence.variant("base"), evidence.variant("lambda-0")
     if not bare:
         return None
-    collapsed = all(
-        row["latent_std"] < 0.1 < twin["latent_std"] for row, twin in zip(bare, base, strict=False)
+    twins = _twins(bare, base)
+    spreads = (
+        f"directions that are predicted {_directions(bare)} without, {_directions(twins)} with"
     )
-    spreads = f"latent std {_list(bare, 'latent_std')} without, {_list(base, 'latent_std')} with"
-    ours = f"{spreads}; success {_rates(bare)} against {_rates(base)}"
+    ours = f"{spreads}; success {_rates(bare)} against {_rates(twins)}"
     why = (
         "The same recipe with lambda 0 and as it is; latent L2, 100 candidates x 5, strict "
-        "pairs. No other means against collapse is used."
+        f"pairs. No other means against collapse is used. {_RULE}"
     )
+    if not _judged([*bare, *twins]):
+        return Finding(ours, UNTESTED, _UNJUDGED)
+    collapsed = all(map(_collapsed, bare)) and not any(map(_collapsed, twins))
     return Finding(ours, HOLDS if collapsed else FAILS, why)
 
 
@@ -166,16 +170,16 @@ def batch_norm(evidence: Evidence) -> Finding | None:
     base, bare = evidence.variant("base"), evidence.variant("no-batch-norm")
     if not bare:
         return None
-    stalls = all(row["latent_std"] < 0.1 for row in bare)
+    twins = _twins(bare, base)
     ours = (
-        f"with LayerNorm instead: latent std {_list(bare, 'latent_std')}, success {_rates(bare)}; "
-        f"with batch norm {_list(base, 'latent_std')}, {_rates(base)}"
+        f"with LayerNorm instead: directions that are predicted {_directions(bare)}, success "
+        f"{_rates(bare)}; with batch norm {_directions(twins)}, {_rates(twins)}"
     )
-    return Finding(
-        ours,
-        HOLDS if stalls else FAILS,
-        "Batch norm in both projectors replaced by LayerNorm, nothing else changed.",
-    )
+    if not _judged([*bare, *twins]):
+        return Finding(ours, UNTESTED, _UNJUDGED)
+    stalls = all(map(_collapsed, bare)) and not any(map(_collapsed, twins))
+    why = f"Batch norm in both projectors replaced by LayerNorm, nothing else changed. {_RULE}"
+    return Finding(ours, HOLDS if stalls else FAILS, why)
 
 
 def modulation(evidence: Evidence) -> Finding | None:
@@ -321,6 +325,36 @@ def against_rivals(evidence: Evidence, world: str) -> Finding | None:
 
 def said(ours: str, verdict: str, why: str) -> Callable[[Evidence], Finding]:
     return lambda _: Finding(ours, verdict, why)
+
+
+_RULE = (
+    "Collapsed is what `lewm train`'s alarm calls so: rank x (1 - prediction / copying) below "
+    f"{FEWEST_DIRECTIONS:g}."
+)
+_UNJUDGED = (
+    "The ablations were made before `copying` was measured, without which a collapse cannot be "
+    "told. Make them again, into a new folder."
+)
+
+
+def _twins(
+    rows: Sequence[Mapping[str, Any]], base: Iterable[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Of each row the unchanged one of its seed; `Evidence.variant` sees that there is one."""
+    by_seed = {row["seed"]: row for row in base}
+    return [by_seed[row["seed"]] for row in rows]
+
+
+def _judged(rows: Iterable[Mapping[str, Any]]) -> bool:
+    return all({"prediction", "copying", "effective_rank"} <= row.keys() for row in rows)
+
+
+def _collapsed(row: Mapping[str, Any]) -> bool:
+    return directions(row) < FEWEST_DIRECTIONS
+
+
+def _directions(rows: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{directions(row):.3g}" if _judged([row]) else "not known" for row in rows)
 
 
 def _batch(case: str) -> int:

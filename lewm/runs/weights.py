@@ -240,7 +240,11 @@ def _run(command: list[str], report: Report) -> tuple[int, str]:
     """Exit code and words of pip; the bytes that it counts are reported."""
     said = []
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
     ) as process:
         assert process.stdout is not None
         try:

@@ -25,14 +25,29 @@ def note_of(metrics: Mapping[str, float]) -> str:
     )
 
 
-def alarm_of(metrics: Mapping[str, float], update: int, total: int) -> str:
-    """Say so when the latents have collapsed; not before they had a quarter of the run, and 100
-    updates, to unfold.
+def directions(metrics: Mapping[str, float]) -> float:
+    """How many directions of the latents are predicted better than by copying the last frame: rank
+    x (1 - share). Below `FEWEST_DIRECTIONS` the latents have collapsed; whoever judges a collapse
+    by what a training logs asks here.
 
     Two numbers are judged together, and neither knows the scale of the latents. The prediction's
     error as a share of that of copying the last frame tells a collapse to a point, where nothing is
     left but noise. The effective rank tells a collapse onto a line, which may be predicted well.
-    Their product is how many directions are predicted better than by copying: rank x (1 - share).
+
+    Args:
+        metrics: with "prediction", "copying" and "effective_rank".
+
+    Returns:
+        Never NaN: what cannot be judged is no health.
+    """
+    share = metrics["prediction"] / metrics["copying"] if metrics["copying"] else math.inf
+    found = metrics["effective_rank"] * (1 - share)
+    return -math.inf if math.isnan(found) else found
+
+
+def alarm_of(metrics: Mapping[str, float], update: int, total: int) -> str:
+    """Say so when the latents have collapsed; not before they had a quarter of the run, and 100
+    updates, to unfold. `directions` says by which rule.
 
     Args:
         metrics: a line of the log. Without a loss "prediction" and latents nothing is judged.
@@ -43,10 +58,10 @@ def alarm_of(metrics: Mapping[str, float], update: int, total: int) -> str:
         or not {"prediction", "copying"} <= metrics.keys()
     ):
         return ""
+    if directions(metrics) >= FEWEST_DIRECTIONS:
+        return ""
     rank, copying = metrics["effective_rank"], metrics["copying"]
     share = metrics["prediction"] / copying if copying else math.inf
-    if rank * (1 - share) >= FEWEST_DIRECTIONS:  # a NaN is not
-        return ""
     return (
         f"latents have collapsed: the prediction errs {share:.2g} times as much as copying the "
         f"last frame, at an effective rank of {rank:.2f} (healthy: rank x (1 - share) above "

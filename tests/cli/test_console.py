@@ -3,19 +3,24 @@ never lost."""
 
 import ast
 import io
+import os
 import re
 import signal
+import subprocess
 import sys
 import unicodedata
 import warnings
 from pathlib import Path
 
+import h5py
 import pytest
 from rich.console import Console
 
+import lewm
 from lewm.cli import console
 from lewm.cli.main import main
 from lewm.contracts import Progress
+from tests.support import recordings
 
 
 def test_only_the_first_process_speaks(monkeypatch, capsys):
@@ -169,7 +174,7 @@ def test_only_the_console_draws_and_prints():
     folder = Path(console.__file__).parent
     speaking = set()
     for path in folder.rglob("*.py"):
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in (
                 "print",
@@ -181,3 +186,29 @@ def test_only_the_console_draws_and_prints():
                 speaking.add(path.relative_to(folder).as_posix())
     # our own help and version, without a word from a file
     assert speaking == {"console.py", "main.py"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_terminal_of_few_letters_is_told_every_name(encoding, tmp_path):
+    """`LC_ALL=C` without UTF-8: what cannot be written is spelt out, and nothing fails."""
+    path = recordings.hdf5(tmp_path / "a.h5", recordings.MADE)
+    with h5py.File(path, "r+") as file:
+        file.attrs["world"] = "wält-日"
+    few = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    if encoding == "utf-8":
+        few = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
+    package = Path(lewm.__file__).parent.parent
+    environment = {**kept, **few, "PYTHONPATH": os.pathsep.join([str(package), *sys.path[1:]])}
+
+    def said(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "lewm.cli", *words], capture_output=True, env=environment
+        )
+        assert done.returncode == (2 if "no" in words[-1] else 0), done.stderr
+        return (done.stdout + done.stderr).decode(encoding)
+
+    assert "say what is installed" in said("--help")
+    name = "wält-日" if encoding == "utf-8" else r"w\xe4lt-\u65e5"
+    assert name in said("data", "info", str(path))
+    assert "got no such file" in said("data", "info", str(tmp_path / "nö.no"))

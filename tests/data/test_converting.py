@@ -20,7 +20,7 @@ from lewm.contracts import Progress
 from lewm.data import converting
 from lewm.data.converting import convert, describe, verify
 from lewm.data.episodes import Episodes
-from lewm.data.sources import Selection
+from lewm.data.sources import Selection, seems_a_choice
 from tests.support import recordings
 from tests.support.archives import tar, zst
 from tests.support.project import train_command
@@ -484,6 +484,9 @@ AMOUNTS = {
     "far apart": (np.arange(20)[:, None] % 5 * 10, "float32"),
     "always the same": (np.full((20, 1), 2), "float32"),
     "several a row": (np.arange(40).reshape(20, 2) % 3, "float32"),
+    "whole numbers below 0": (np.arange(20)[:, None] % 3 - 1, "int64"),
+    "whole numbers far apart": (np.arange(20)[:, None] % 5 * 10, "int16"),
+    "many whole numbers": (np.arange(20)[:, None] * 3, "uint8"),
 }
 
 
@@ -492,6 +495,74 @@ def test_actions_that_are_amounts_stay_as_they_are(kind, tmp_path):
     rows, dtype = AMOUNTS[kind]
     with convert(with_actions(tmp_path, rows, dtype), tmp_path / "out.h5") as converted:
         np.testing.assert_array_equal(converted.actions(2)[:-1], rows[14:19])
+
+
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize(
+    ("name", "values", "choice"),
+    [
+        ("action", range(2), True),
+        ("action", range(18), True),  # an Atari game's
+        ("action", range(31), True),
+        ("action", range(32), False),  # many
+        ("action", (0, 1, 3), True),
+        ("action", (1, 2), True),  # 0 was never done
+        ("action", (0, 1, 3, 7), False),  # gaps
+        ("action", (0, 255), False),
+        ("action", (-1, 0, 1), False),
+        ("action", (0, 0.5, 1), False),
+        ("action", (1,), False),
+        ("action", (), False),
+        ("speed [mm/s]", range(4), False),
+        ("angle (deg)", range(4), False),
+        ("dx_px", range(4), False),
+        ("gripperPercent", range(4), False),
+        ("throttle %", range(4), False),
+        ("action (4)", range(4), True),
+        ("mode_m", range(4), True),
+        ("deg", range(4), True),  # nothing but a name
+    ],
+)
+def test_what_seems_to_be_a_choice(name, values, choice, typed):
+    assert seems_a_choice(name, set(values), typed, alone=True) == choice
+    assert seems_a_choice(name, set(values), typed, alone=False) == (choice and typed)
+
+
+def test_choices_that_nobody_would_guess_are_made_where_they_are_said(tmp_path):
+    """Gaps between them, or more than `FEW`."""
+    rows = np.arange(20)[:, None] % 5 * 10
+    source = with_actions(tmp_path, rows, "int64")
+    with convert(source, tmp_path / "out.h5", Selection(discrete_actions=41)) as converted:
+        np.testing.assert_array_equal(converted.actions(0)[:-1], np.eye(41)[rows[:4, 0]])
+
+
+@pytest.mark.parametrize("rows", [np.arange(20)[:, None] % 3 - 1, np.eye(2)[np.arange(20) % 2]])
+def test_choices_that_are_not_there_are_not_said_in_vain(rows, tmp_path):
+    source = with_actions(tmp_path, rows, "float32")
+    words = "a.h5: expected an action that is one of 3 choices, numbered from 0, got none in action"
+    with pytest.raises(ValueError, match=words):
+        convert(source, tmp_path / "out.h5", Selection(discrete_actions=3))
+
+
+@pytest.mark.parametrize(
+    ("values", "asked"), [([0, 1, 2], True), ([-3, 0, 3], False), ([0, 120, 255], False)]
+)
+@pytest.mark.parametrize("name", ["hdf5", "videos", "lerobot"])
+def test_every_layout_is_asked_by_the_same_rule(name, values, asked, tmp_path):
+    rows = np.array(values, np.float32)[np.arange(20) % 3]
+    made, start = [], 0
+    for pixels, actions, states in MADE:
+        own = rows[start : start + len(actions), None]
+        if name == "videos":  # which have two columns
+            own = np.concatenate([own, np.full_like(own, 0.5)], axis=1)
+        made, start = [*made, (pixels, own, states)], start + len(actions)
+    path = tmp_path / ("a.h5" if name == "hdf5" else "a")
+    source = getattr(recordings, name)(path, made)
+    if asked:
+        with pytest.raises(ValueError, match=r"whole numbers in '.*' \(0, 1, 2\), which seem"):
+            convert(source, tmp_path / "out.h5")
+    else:
+        convert(source, tmp_path / "out.h5").close()
 
 
 @pytest.mark.parametrize("kind", ["episode file", "recordings"])

@@ -390,6 +390,16 @@ def test_the_agent_is_held_against_each_floor_on_the_same_strict_pairs(evaluatio
     assert evaluation.to_json()["against"]["random"]["only_first"] == int((agent & ~random).sum())
 
 
+def test_an_interval_belongs_to_the_attempts_whichever_seed_drew_them(evaluation):
+    """A report that reads attempts is told no seed; it must find what the evaluation said."""
+    other = dataclasses.replace(evaluation, protocol=dataclasses.replace(PROTOCOL, seed=7))
+    assert other.score() == evaluation.score()
+    reached = evaluation.steps() >= 0
+    score, groups = evaluation.score(), evaluation.pairs.start_episodes[evaluation.pairs.paper]
+    expected = bootstrap(np.mean, reached[evaluation.pairs.paper], groups=groups, seed=0)
+    assert (score.episode_low, score.episode_high) == pytest.approx(expected)
+
+
 def test_a_score_has_an_interval_over_episodes_too(evaluation):
     paper = evaluation.pairs.paper
     solved = evaluation.success_steps["random"][paper] >= 0

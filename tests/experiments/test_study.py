@@ -4,6 +4,7 @@ twice."""
 import dataclasses
 import json
 import math
+import shutil
 import threading
 
 import numpy as np
@@ -15,9 +16,10 @@ from lewm.evaluation.tasks import Pairs, Task
 from lewm.experiments import recipes, study
 from lewm.experiments.methods import METHODS, Knob, with_method
 from lewm.experiments.study import Cell, Plan, open_cells, settings_drawn
-from lewm.files import hold
+from lewm.files import hold, write_json
 from lewm.models.nn.trunk import TrunkConfig
 from lewm.planning.trace import Effort
+from lewm.report.rivals import study_of
 from lewm.worlds.kit.opening import open_world
 from tests.support import results
 
@@ -180,6 +182,18 @@ def test_a_row_holds_what_the_table_needs(small):
     near = [found["tasks"]["near"]["drawn"] for found in rows.values()]
     assert near[0] == near[1], "all methods play the same pairs"
     assert not list((out / "runs").iterdir()), "run folders go once their row is there"
+
+
+def test_a_row_of_drawn_settings_holds_what_it_is_ranked_by(small, tmp_path):
+    whole, plan, _ = small
+    out = shutil.copytree(whole, tmp_path / "study")
+    plan = dataclasses.replace(plan, methods=("lewm",), draws=1)
+    found = study.carry_out(plan, out)["two-room-tiny+lewm-lr0.001-seed0-draw00"]
+    assert found["settings"] == settings_drawn("lewm", 0)
+    assert set(found["tasks"]) == {"far"}
+    assert found["updates"] == 4
+    write_json(out / "told.json", study.exported(plan, {found["name"]: found}))
+    assert len(study_of(out / "told.json").rows) == 1
 
 
 def test_the_worst_probe_is_of_what_moves():

@@ -11,6 +11,7 @@ from lewm.report.claims import CLAIMS, Evidence, to_markdown
 from lewm.report.record import Answer, Outcome, Record
 from lewm.report.rivals import Study
 from lewm.report.verdicts import FAILS, HOLDS, PARTLY, UNTESTED
+from lewm.training.watch import alarm_of, directions
 from tests.support import results
 from tests.support.results import edited, variable
 from tests.support.rows import row as studied_row
@@ -18,15 +19,24 @@ from tests.support.rows import row as studied_row
 BY_NUMBER = {claim.number: claim for claim in CLAIMS}
 
 
-def row(variant, seed=0, rate=0.98, std=0.9, prediction=0.02):
+POINT = {"prediction": 0.95, "effective_rank": 5.0, "latent_std": 0.004}
+LINE = {"prediction": 0.2, "effective_rank": 1.0, "latent_std": 0.94}
+SMALL = {"prediction": 0.18, "effective_rank": 4.09, "latent_std": 0.05}
+"""Two that collapsed, and one that did not: beside an error of copying of 1."""
+
+
+def row(variant, seed=0, rate=0.98, prediction=0.18, **numbers):
     score = {"rate": rate, "low": rate - 0.02, "high": min(1, rate + 0.02), "pairs": 200}
     return {
         "variant": variant,
         "seed": seed,
         "success": score,
         "far": score,
-        "latent_std": std,
+        "latent_std": 0.9,
+        "effective_rank": 4.0,
+        "copying": 1.0,
         "prediction": prediction,
+        **numbers,
     }
 
 
@@ -56,15 +66,48 @@ def test_the_published_size_is_counted():
     assert "encoder 5.50 M" in ours
 
 
-@pytest.mark.parametrize(("std", "said"), [(0.004, HOLDS), (0.8, FAILS)])
-def test_a_collapse_without_sigreg_speaks_for_it(std, said):
-    assert verdict(1, ablations=[row("base"), row("lambda-0", std=std)]) == said
+@pytest.mark.parametrize(
+    ("without", "said"), [(POINT, HOLDS), (LINE, HOLDS), (SMALL, FAILS), ({}, FAILS)]
+)
+@pytest.mark.parametrize(("number", "variant"), [(1, "lambda-0"), (6, "no-batch-norm")])
+def test_a_collapse_without_it_speaks_for_an_ingredient_whatever_the_scale(
+    number, variant, without, said
+):
+    assert verdict(number, ablations=[row("base"), row(variant, **without)]) == said
+    one_of_two = [row("base"), row("base", 1), row(variant, **without), row(variant, 1)]
+    assert verdict(number, ablations=one_of_two) == FAILS
+    assert verdict(number, ablations=[row("base", **POINT), row(variant, **without)]) == FAILS
+
+
+def test_verdicts_and_the_alarm_judge_alike():
+    for numbers in (POINT, LINE, SMALL, {"prediction": float("nan")}, {"copying": 0.0}):
+        measured = row("lambda-0", **numbers)
+        held = verdict(1, ablations=[row("base"), measured]) == HOLDS
+        assert held == bool(alarm_of(measured, 200, 200)), numbers
+    assert directions(row("base", prediction=0.25)) == 3.0  # rank 4, three quarters better
+    assert directions(row("base", copying=0.0)) == directions(row("", prediction=float("nan")))
+
+
+def test_ablations_that_cannot_be_judged_are_said_to_be():
+    old = row("lambda-0", **POINT)
+    del old["copying"]
+    finding = BY_NUMBER[1].found(Evidence(ablations=[row("base"), old]))
+    assert finding.verdict == UNTESTED
+    assert "before `copying` was measured" in finding.why
+    assert "predicted not known without, 3.28 with" in finding.ours
+
+
+def test_a_row_stands_beside_the_twin_of_its_seed():
+    """Not beside the next one: of seed 5 there is no variant, and its base is not shown."""
+    rows = [row("base", 5, effective_rank=9.0), row("base", 2), row("lambda-0", 2, **POINT)]
+    finding = BY_NUMBER[1].found(Evidence(ablations=rows))
+    assert finding.verdict == HOLDS
+    assert "predicted 0.25 without, 3.28 with" in finding.ours
 
 
 def test_variants_count_only_beside_their_twin():
-    assert (
-        verdict(1, ablations=[row("base", seed=1), row("lambda-0", seed=2, std=0.004)]) == UNTESTED
-    )
+    rows = [row("base", seed=1), row("lambda-0", seed=2, **POINT)]
+    assert verdict(1, ablations=rows) == UNTESTED
 
 
 @pytest.mark.parametrize(
@@ -91,7 +134,7 @@ def test_knobs_must_be_flat_and_lambda_wide(slices, weak, said):
 @pytest.mark.parametrize(("number", "variant"), [(6, "no-batch-norm"), (7, "no-zero-modulation")])
 def test_an_ingredient_that_can_be_left_out_is_not_necessary(number, variant):
     assert verdict(number, ablations=[row("base"), row(variant)]) == FAILS
-    assert verdict(number, ablations=[row("base"), row(variant, rate=0.2, std=0.001)]) == HOLDS
+    assert verdict(number, ablations=[row("base"), row(variant, rate=0.2, **POINT)]) == HOLDS
 
 
 @pytest.mark.parametrize(
@@ -220,7 +263,7 @@ def test_numbers_of_all_seeds_stand_in_the_table():
 
 
 def test_the_page_is_a_table_of_all_claims_with_their_commands():
-    page = to_markdown(Evidence(ablations=[row("base"), row("lambda-0", std=0.8)]), "lewm claims")
+    page = to_markdown(Evidence(ablations=[row("base"), row("lambda-0")]), "lewm claims")
     rows = [line for line in page.splitlines() if line.startswith("| ") and line[2].isdigit()]
     assert len(rows) == 20
     assert all(line.count("|") == 6 for line in rows), "a cell holds a bar"
@@ -244,7 +287,7 @@ def test_the_command_reads_files_and_refuses_others(tmp_path, capsys):
     from lewm.cli.main import main
 
     (tmp_path / "ablations.json").write_text(
-        json.dumps({"rows": [row("base"), row("lambda-0", std=0.004)]})
+        json.dumps({"rows": [row("base"), row("lambda-0", **POINT)]})
     )
     sigreg = {"name": "sigreg", "rows": []}
     (tmp_path / "bench.json").write_text(json.dumps({"benchmarks": [sigreg]}))
@@ -256,7 +299,7 @@ def test_the_command_reads_files_and_refuses_others(tmp_path, capsys):
         str(tmp_path / "claims.md"),
     ]
     assert main([*words, "--benchmarks", str(tmp_path / "bench.json")]) == 0
-    assert "latent std 0.004 without, 0.9 with" in (tmp_path / "claims.md").read_text()
+    assert "predicted 0.25 without, 3.28 with" in (tmp_path / "claims.md").read_text()
     assert "AdaLN" in capsys.readouterr().out
     assert main(["claims", "--ablations", str(tmp_path / "bench.json")]) == 2
     assert "expected a list 'rows'" in capsys.readouterr().err

@@ -129,6 +129,12 @@ def test_figures_show_every_method():
     assert "50%" in swamp.svg
 
 
+def test_numbers_of_what_is_alike_stand_apart_in_their_order():
+    assert rivals._apart([50.0, 80.0], 5) == [50.0, 80.0]
+    assert rivals._apart([74.0, 74.5, 20.0], 5) == [69.5, 74.5, 20.0]
+    assert rivals._apart([0.0, 1.0, 100.5], 5) == [2.5, 7.5, 100.0]
+
+
 @pytest.mark.parametrize(
     "damage",
     [

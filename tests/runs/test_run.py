@@ -5,8 +5,11 @@ import dataclasses
 import shutil
 
 import h5py
+import numpy as np
 import pytest
+import torch
 
+from lewm.analyses.probes.paths import encode_paths
 from lewm.cli.main import main
 from lewm.data.episodes import Provenance
 from lewm.experiments import recipes
@@ -16,7 +19,7 @@ from lewm.planning.config import PlanningConfig, describe_planning, plain_search
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
 from lewm.runs import checkpoints
-from lewm.runs.run import open_run
+from lewm.runs.run import Run, open_run
 
 PLANNING = PlanningConfig(
     L2(), CEM(num_candidates=100, num_elites=10, num_iterations=4), hold_actions=True
@@ -245,3 +248,49 @@ def test_a_run_that_does_not_say_how_it_plans_plans_as_in_the_paper(
     write_json(run / checkpoints.EXPERIMENT, older)
     opened = open_run(run, small_data)
     assert (opened.planning, opened.lacks) == (PlanningConfig(L2(), CEM()), ())
+
+
+def doubled_in_place(weight):
+    weight.mul_(2)
+
+
+def doubled_behind_its_back(weight):
+    weight.data.mul_(2)  # PyTorch counts no change of this kind
+
+
+def doubled_bit_by_bit(weight):
+    weight.numpy()[...] *= 2
+
+
+@pytest.mark.parametrize("change", [doubled_in_place, doubled_behind_its_back, doubled_bit_by_bit])
+@torch.no_grad()
+def test_latents_are_those_of_the_model_as_it_is_now(change, small_run):
+    with (run := open_run(small_run, device="cpu")).episodes as episodes:
+        model = run.model
+
+        def latents():
+            return encode_paths(model, episodes, [0, 1], seen=run.seen).latents
+
+        first = latents()
+        assert set(run.seen.paths) == {0, 1}, "remembered"
+        change(next(p for n, p in model.named_parameters() if n.endswith("weight")))
+        assert not run.seen.paths
+        now = latents()
+        assert (now != first).any()
+        np.testing.assert_array_equal(now, encode_paths(model, episodes, [0, 1]).latents)
+
+
+def test_what_was_encoded_is_remembered_while_nothing_changes(small_run):
+    with (run := open_run(small_run, device="cpu")).episodes:
+        run.seen.paths[0] = kept = torch.zeros(1)
+        assert run.seen.paths[0] is kept
+        next(run.model.parameters()).requires_grad_(False)
+        assert run.seen.paths[0] is kept
+        other = dataclasses.replace(run)
+        assert not other.seen.paths
+
+
+def test_of_what_cannot_be_asked_for_its_numbers_nothing_is_remembered():
+    run = Run(object(), [], [], [])
+    run.seen.paths[0] = torch.zeros(1)
+    assert not run.seen.paths

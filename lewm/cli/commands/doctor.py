@@ -207,7 +207,7 @@ def _memory_gb() -> float | None:
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None
-    kilobytes = re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())
+    kilobytes = re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text(encoding="utf-8"))
     return int(kilobytes.group(1)) * 1024 / 1e9 if kilobytes else None
 
 

@@ -53,7 +53,7 @@ def run(
         raise KeyboardInterrupt(
             f"What was complete is kept in {out}, and the same command goes on from there."
         ) from None
-    console.say((out / "result.md").read_text("utf-8"))
+    console.say((out / "result.md").read_text(encoding="utf-8"))
     if result["alarm"]:
         console.alarm(result["alarm"])
     if json:

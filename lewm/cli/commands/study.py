@@ -105,10 +105,12 @@ def _work(plan: Plan, out: Path, known: Sequence[Path], keep: bool, workers: int
             for process in processes:
                 process.start()
             try:
+                there: list[Path] | None = None
                 while any(process.is_alive() for process in processes):
-                    rows = rows_of(out, *known)
-                    left = len(list(open_cells(plan, rows)))
-                    bars.update(Progress("rows", len(rows), len(rows) + left))
+                    if there != (now := sorted((out / "rows").glob("*.json"))):
+                        there, rows = now, rows_of(out, *known)
+                        left = len(list(open_cells(plan, rows)))
+                        bars.update(Progress("rows", len(rows), len(rows) + left))
                     time.sleep(2)
             finally:
                 for process in processes:

@@ -111,7 +111,11 @@ def find_backend() -> str:
     failures = []
     for backend in ("egl", "osmesa"):
         trial = subprocess.run(
-            [sys.executable, "-c", _TRIAL, backend], capture_output=True, text=True, check=False
+            [sys.executable, "-c", _TRIAL, backend],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
         )
         if trial.returncode == 0:
             os.environ["MUJOCO_GL"] = backend
