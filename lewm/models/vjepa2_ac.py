@@ -18,11 +18,10 @@ LN is a layer norm of each token without weights. A plan minimises mean |zhat_H 
 It is the recipe and not V-JEPA 2: nothing is known to the encoder but the frames of one world,
 each of which is seen on its own. V-JEPA 2 masks and encodes clips.
 
-What limits stage 1 in a small world: a dot that is masked cannot be guessed from what is left, so
-hundreds of updates teach the encoder places and shrink the dot's share of its tokens, from .09 of
-their size to .03 in Two-Room. Then copying can hardly be beaten. `encoder` may name an encoder that
-others trained instead: stage 2 alone is left, as published work has it that takes V-JEPA 2 as it
-is.
+What limits stage 1 in a small world: a dot that is masked can hardly be guessed from what is left.
+In Two-Room, hundreds of updates shrink the dot's share of a token from .09 of its size to .03, and
+then copying can hardly be beaten. With `encoder` another is taken that others trained, and stage 2
+is all there is.
 """
 
 from __future__ import annotations
