@@ -1,7 +1,9 @@
 """Precision is measured where it can be, and never autocast where it is slow."""
 
 import time
+from pathlib import Path
 
+import pytest
 import torch
 
 from lewm import devices
@@ -47,3 +49,11 @@ def test_what_devices_says_of_bf16_is_what_the_operator_does():
     except RuntimeError:
         works = False
     assert devices.multiplies_bf16("cpu") == works
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says it there")
+def test_free_memory_is_in_bytes():
+    told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    kilobytes = {name: int(told[name].split()[0]) for name in ("MemAvailable", "MemTotal")}
+    found = devices.free_memory("cpu")
+    assert 512 * kilobytes["MemAvailable"] < found < 1024 * kilobytes["MemTotal"]

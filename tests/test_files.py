@@ -554,3 +554,16 @@ def test_text_is_spelt_out_where_it_would_steer_or_turn():
     assert told == (r"a\x1b]8;;http://x\x07b\x9b2Jc\u202ed\u2066e\rf\x00g\x7fh\udcffi\u2028")
     assert legible("é ü 日本 👩‍🚀 a\tb\n") == "é ü 日本 👩‍🚀 a\tb\n"
     assert legible("a\nb\tc", lines=False) == r"a\nb\tc"
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_was_replaced_never_comes_back_over_what_replaced_it(tmp_path, folder):
+    """A process killed after the new one took the name leaves the old one beside it."""
+    for name, content in (("run", "new"), (f".run.{'a' * 16}.old", "old")):
+        place = tmp_path / name
+        if folder:
+            place.mkdir()
+        (place / "file" if folder else place).write_text(content)
+    files.sweep(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "file" if folder else tmp_path / "run").read_text() == "new"

@@ -120,3 +120,14 @@ def test_what_no_rule_is_for_is_refused_in_words_of_ours(kind, monkeypatch):
     with pytest.raises(ValueError, match=words) as error:
         pictures.rgb(content)
     assert "BytesIO" not in str(error.value)
+
+
+def test_what_is_half_clear_is_laid_on_black_to_the_nearest_level():
+    """Every colour with every alpha."""
+    colour, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    found = pictures.on_black(np.stack([colour, colour, 255 - colour, alpha], axis=-1))
+    exact = colour.astype(float) * alpha / 255
+    np.testing.assert_array_equal(found[..., 0], np.floor(exact + 0.5))
+    np.testing.assert_array_equal(found[..., 1], found[..., 0])
+    np.testing.assert_array_equal(found[..., 2], found[:, ::-1, 0])
+    assert found.dtype == np.uint8

@@ -14,8 +14,9 @@ from lewm.data import readers as module
 from lewm.data.episodes import Episode, Episodes, Provenance
 from lewm.data.readers import Resident, Streamed, _free_device_bytes, _free_ram_bytes, open_windows
 from lewm.data.split import statistics
-from lewm.data.windows import Windows
+from lewm.data.windows import Windows, beginnings
 from lewm.data.writing import EpisodeWriter
+from tests.support import tiny
 
 LENGTHS = (20, 9, 16, 3, 17)
 # a window spans 16 observations: 5 in episode 0, 1 in episode 2, 2 in episode 4
@@ -325,3 +326,14 @@ def test_resident_tells_its_progress(episodes, monkeypatch):
         report=told.append,
     ).batch(0)
     assert told == [Progress("read", done, 36) for done in (16, 32, 36)]
+
+
+def test_which_beginnings_are_looked_at_depends_on_the_seed_alone(tmp_path):
+    with Episodes.open(tiny.write(tmp_path / "episodes.h5", count=12)) as episodes:
+        drawn = [beginnings(episodes, range(12), 2, count=3, seed=seed) for seed in (4, 4, 5)]
+        assert torch.equal(drawn[0], drawn[1])
+        assert not torch.equal(drawn[0], drawn[2])
+        first = episodes.pixels_at(episodes.offsets[:12])
+    # frames of some episodes, each from its beginning
+    for path in drawn[0]:
+        assert (first == path[0].permute(1, 2, 0).numpy()).all(axis=(1, 2, 3)).sum() == 1

@@ -129,13 +129,19 @@ def test_the_memory_is_a_gated_recurrent_unit_block_by_block():
 # ----------------------------------------------------------------------------------------- the loss
 
 
-def test_the_loss_is_that_of_a_plain_twin(monkeypatch):
-    """Row by row and frame by frame, with torch's own divergences; nothing is drawn at random."""
-    monkeypatch.setattr(dreamer, "draw", mode)
-    model, b = made(free_bits=0.5, unimix=0.2), batch()
-    found = model.loss(b)
-    rows = {name: [] for name in found.terms}
-    latents = model.encode(b.pixels)
+def plain_loss(model, b, free_bits):
+    """(terms, total), row by row and frame by frame, with torch's own divergences and every detach
+    written out; and the divergences of all frames. Nothing is drawn at random."""
+    c = model.config
+    rows = {name: [] for name in ("reconstruction", "dynamics", "representation", "embedding",
+                                  "prediction")}  # fmt: skip
+    divergences = []
+
+    def divergence(q, p):
+        apart = kl_divergence(OneHotCategorical(q), OneHotCategorical(p)).sum()
+        return apart if apart > free_bits else torch.tensor(free_bits, dtype=apart.dtype)
+
+    latents = model.encode(b.pixels).detach()
     for pixels, actions, latent in zip(b.pixels, b.actions, latents, strict=True):
         memory, codes = torch.zeros(1, 32), None
         for t, frame in enumerate(pixels):
@@ -146,28 +152,73 @@ def test_the_loss_is_that_of_a_plain_twin(monkeypatch):
             mean = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)
             embedding = model.encoder((shown - mean) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1))
             p, q = model.rssm.prior(memory), model.rssm.posterior(memory, embedding)
-            codes = F.one_hot(q.argmax(-1), 8).float().flatten(1)
+            codes = F.one_hot(q.argmax(-1), 8) + q - q.detach()
+            codes = codes.flatten(1)
             state = torch.cat([memory, codes], dim=1)
-            error = sum((model.decoder(state) - shown).square().flatten().tolist())
-            rows["reconstruction"].append(error)
-            divergence = kl_divergence(OneHotCategorical(q), OneHotCategorical(p)).sum().item()
-            rows["dynamics"].append(max(0.5, divergence))
-            rows["representation"].append(max(0.5, divergence))
-            rows["embedding"].append((model.embedder(state) - embedding).square().sum().item())
+            rows["reconstruction"].append((model.decoder(state) - shown).square().sum())
+            rows["dynamics"].append(divergence(q.detach(), p))
+            rows["representation"].append(divergence(q, p.detach()))
+            divergences.append(
+                kl_divergence(OneHotCategorical(q), OneHotCategorical(p)).sum().item()
+            )
+            said = model.embedder(state.detach()) - embedding.detach()
+            rows["embedding"].append(said.square().sum())
             if t:
-                alone = model.rollout(latent[None, t - 1 : t], torch.zeros(1, 0, 10),
-                                      actions[None, None, t - 1 : t])[0, 0]  # fmt: skip
-                rows["prediction"].append((alone - latent[t]).square().mean().item())
-    for name, values in rows.items():
-        assert found.terms[name].item() == pytest.approx(np.mean(values), rel=1e-4), name
-    total = sum(
-        weight * np.mean(rows[name])
-        for name, weight in [
-            ("reconstruction", 1), ("dynamics", 1), ("representation", 0.1), ("embedding", 1),
-        ]
-    )  # fmt: skip
-    assert found.total.item() == pytest.approx(total, rel=1e-4)
-    torch.testing.assert_close(found.latents, latents)
+                with torch.no_grad():
+                    alone = model.rollout(latent[None, t - 1 : t], torch.zeros(1, 0, 10),
+                                          actions[None, None, t - 1 : t])[0, 0]  # fmt: skip
+                rows["prediction"].append((alone - latent[t]).square().mean())
+    terms = {name: torch.stack(values).mean() for name, values in rows.items()}
+    weights = {
+        "reconstruction": c.reconstruction_weight, "dynamics": c.dynamics_weight,
+        "representation": c.representation_weight, "embedding": 1,
+    }  # fmt: skip
+    return terms, sum(weight * terms[name] for name, weight in weights.items()), divergences
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_the_loss_and_its_gradients_are_those_of_a_plain_twin(clipped, monkeypatch):
+    monkeypatch.setattr(dreamer, "draw", mode)
+    settings = {"unimix": 0.2, "reconstruction_weight": 0.3, "dynamics_weight": 0.7}
+    model, b = made(free_bits=0.0, **settings), batch()
+    divergences = sorted(plain_loss(model, b, 0.0)[2])
+    # some frames above and some below: it is each frame's own that is free, not the mean's
+    free = divergences[len(divergences) // 2] + 1e-4 if clipped else 0.0
+    model = made(free_bits=free, **settings)
+    found, (terms, total, _) = model.loss(b), plain_loss(model, b, free)
+    assert found.terms.keys() == terms.keys()
+    for name, value in terms.items():
+        torch.testing.assert_close(found.terms[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    torch.testing.assert_close(found.total, total, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.latents, model.encode(b.pixels))
+    names, weights = zip(*model.named_parameters(), strict=True)
+    slopes = [torch.autograd.grad(x, weights, allow_unused=True) for x in (found.total, total)]
+    for name, one, other in zip(names, *slopes, strict=True):
+        scale = float(other.abs().max())
+        assert float((one - other).abs().max()) <= 1e-3 * scale + 1e-5, name
+
+
+def test_each_place_is_normed_over_its_channels_alone():
+    norm, x = dreamer.ChannelNorm(6), torch.randn(2, 6, 3, 4) * torch.arange(1, 13).view(3, 4)
+    found = norm(x)
+    torch.testing.assert_close(found.square().mean(dim=1), torch.ones(2, 3, 4), rtol=1e-3, atol=0)
+    norm.weight.data.copy_(torch.arange(6.0).view(6, 1, 1))
+    torch.testing.assert_close(norm(x), found * torch.arange(6.0).view(6, 1, 1))
+    other = x.clone()
+    other[:, :, 0, 0] += 9
+    assert torch.equal(norm(other)[:, :, 1:], norm(x)[:, :, 1:])
+
+
+def test_the_mean_picture_is_of_all_batches_and_later_of_about_the_last_thousand():
+    decoder = made().decoder
+    batches = torch.rand(5, 4, 3, 32, 32)
+    for pictures in batches:
+        decoder.look(pictures)
+    torch.testing.assert_close(decoder.mean, batches.mean(dim=(0, 1)))
+    decoder.batches.fill_(5000)
+    before = decoder.mean.clone()
+    decoder.look(batches[0])
+    torch.testing.assert_close(decoder.mean, 0.999 * before + 0.001 * batches[0].mean(dim=0))
 
 
 def slopes(model, name):
@@ -230,7 +281,9 @@ def test_the_decoder_draws_what_differs_from_the_mean_picture():
 def test_a_latent_of_a_frame_remembers_nothing_and_one_imagined_carries_its_memory():
     model = made()
     z = model.encode(batch().pixels)
-    _, chances, memory, imagined = z.split((24, 48, 32, 1), dim=-1)
+    embedding, chances, memory, imagined = z.split((24, 48, 32, 1), dim=-1)
+    known = model.rssm.posterior(torch.zeros(12, 32), embedding.flatten(0, 1))
+    torch.testing.assert_close(chances.flatten(0, 1), known.flatten(1))
     torch.testing.assert_close(chances.unflatten(-1, (6, 8)).sum(-1), torch.ones(3, 4, 6))
     assert not memory.any()
     assert not imagined.any()
@@ -241,6 +294,13 @@ def test_a_latent_of_a_frame_remembers_nothing_and_one_imagined_carries_its_memo
     torch.testing.assert_close(after[:, 72:104] / CARRIED, wanted)
     assert (after[:, 104] == CARRIED).all()
     torch.testing.assert_close(after[:, 24:72], model.rssm.prior(wanted).flatten(1))
+
+
+def test_what_stands_for_a_draw_is_the_mean_or_the_likeliest_however_unlikely():
+    chances = torch.tensor([[[0.4, 0.3, 0.3], [0.1, 0.2, 0.7]]])
+    mean, likeliest = (made(imagined=how)._certain(chances) for how in ("mean", "mode"))
+    assert torch.equal(mean, chances.flatten(1))
+    torch.testing.assert_close(likeliest, torch.tensor([[1.0, 0, 0, 0, 0, 1]]))
 
 
 def test_what_is_carried_counts_for_nothing_in_a_distance():
@@ -267,10 +327,14 @@ def test_the_context_is_filtered_from_its_first_frame():
 
 
 def test_actions_are_told_as_shares_of_the_recorded_range():
-    statistics = Statistics((0.5,) * 3, (0.2,) * 3, (1.0,), (0.5,), (0.0,), (3.0,))
+    """The larger end of the range of each dimension, normalised; step by step in a block."""
+    statistics = Statistics(
+        (0.5,) * 3, (0.2,) * 3, (1.0, 0.0), (0.5, 2.0), (0.0, -16.0), (3.0, 12.0)
+    )
     model = DreamerConfig(**SMALL["dreamer"]).build(DataSpec(32, 2, statistics))
-    told = model._acted(torch.tensor([[4.0, -2.0], [8.0, -8.0]]))
-    assert told.tolist() == [[1.0, -0.5], [1.0, -1.0]]
+    # reaches: (3 - 1) / 0.5 = 4 of the first, 16 / 2 = 8 of the second
+    told = model._acted(torch.tensor([[4.0, 4.0, -2.0, -8.0], [8.0, -16.0, 1.0, 2.0]]))
+    assert told.tolist() == [[1.0, 0.5, -0.5, -1.0], [1.0, -1.0, 0.25, 0.25]]
 
 
 # ------------------------------------------------------------------------------- costs and planning

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from lewm import registry
 from lewm.analyses.economy import _parameters
 from lewm.contracts import DataSpec, Statistics
+from lewm.data.episodes import Episodes
 from lewm.files import read_json
 from lewm.models.dino_wm import DINOWMConfig
 from lewm.models.lewm import LeWM, LeWMConfig
@@ -28,6 +30,7 @@ from lewm.models.nn.frozen_encoders import (
     shapes_of,
 )
 from lewm.runs import checkpoints
+from lewm.runs.run import open_run
 from lewm.training.train import train
 from tests.support import tiny
 
@@ -135,7 +138,96 @@ def test_efficientnet_has_its_published_sizes_and_its_shortcuts():
         assert torch.equal(block(x).unique(), expected(1))
 
 
+PUBLISHED_STAGES = (
+    *("r1_k3_s11_e1_i32_o16", "r2_k3_s22_e6_i16_o24", "r2_k5_s22_e6_i24_o40"),
+    *("r3_k3_s22_e6_i40_o80", "r3_k5_s11_e6_i80_o112"),
+)
+"""EfficientNet's own table, up to stride 16: repeats, kernel, stride of the first, expansion,
+channels."""
+
+
+def test_efficientnet_is_its_formulas():
+    """Block by block out of the published table, in double precision: expand and depthwise have a
+    ReLU6, the projection has none, and norms divide by sqrt(var + 0.001)."""
+    torch.manual_seed(0)
+    net = EfficientNetLite0().eval().double()
+    for value in net.state_dict().values():
+        if value.is_floating_point():
+            value.add_(0.2 * torch.rand_like(value))
+    weights = net.state_dict()
+
+    def padded(x, kernel, stride):
+        need = [max(0, (-(-n // stride) - 1) * stride + kernel - n) for n in x.shape[2:]]
+        (h, w) = need
+        return F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2))
+
+    def normed(x, name):
+        mean, var, scale, shift = (
+            weights[f"{name}.{kind}"].view(-1, 1, 1)
+            for kind in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / (var + 1e-3).sqrt() * scale + shift
+
+    def convolved(x, name, kernel=1, stride=1):
+        weight = weights[f"{name}.weight"]
+        assert weight.shape[2:] == (kernel, kernel), name
+        groups = x.shape[1] // weight.shape[1]
+        return F.conv2d(padded(x, kernel, stride), weight, stride=stride, groups=groups)
+
+    picture = torch.rand(1, 3, 35, 32, dtype=torch.float64) * 2 - 1
+    x = normed(convolved(picture, "stem", 3, 2), "norm").clamp(0, 6)
+    number = 0
+    for stage in PUBLISHED_STAGES:
+        repeats, kernel, strides, expansion, before, after = (
+            int(part[1:]) for part in stage.split("_")
+        )
+        for repeat in range(repeats):
+            place, stride = f"blocks.{number}", strides % 10 if repeat == 0 else 1
+            assert x.shape[1] == (before if repeat == 0 else after)
+            y = x
+            if expansion > 1:
+                y = normed(convolved(x, f"{place}.expand"), f"{place}.norm0").clamp(0, 6)
+                assert y.shape[1] == expansion * x.shape[1]
+            y = convolved(y, f"{place}.depthwise", kernel, stride)
+            y = normed(y, f"{place}.norm1").clamp(0, 6)
+            y = normed(convolved(y, f"{place}.project"), f"{place}.norm2")
+            x = x + y if repeat else y
+            assert x.shape[1] == after
+            number += 1
+    assert number == len(net.blocks)
+    torch.testing.assert_close(net(picture)[0], x[0].flatten(1).T)
+
+
 # -------------------------------------------------------------------------------------- the encoder
+
+
+@pytest.mark.parametrize(
+    ("name", "black", "grey", "white"),
+    [
+        ("efficientnet-lite0", -127 / 128, 0.0, 1.0),
+        ("dinov2-small", -0.485 / 0.229, (127 / 255 - 0.485) / 0.229, (1 - 0.485) / 0.229),
+    ],
+)
+def test_each_encoder_is_shown_what_its_authors_showed_it(name, black, grey, white):
+    """Of the red channel: EfficientNet-Lite takes (x - 127) / 128, DINOv2 ImageNet's statistics."""
+    kind = ENCODERS[name]
+    seen = [(level / 255 - kind.mean[0]) / kind.std[0] for level in (0, 127, 255)]
+    assert seen == pytest.approx([black, grey, white], abs=1e-6)
+    assert kind.stride == {"efficientnet-lite0": 16, "dinov2-small": 14}[name]
+
+
+def test_whatever_changes_what_is_said_of_a_picture_has_a_memory_of_its_own(tmp_path):
+    """Also where tokens are equally many and equally wide: nothing else would show it."""
+    shown = [("random-tiny", 32, 28), ("random-tiny", 40, 28), ("random-tiny", 32, 42)]
+    encoders = [open_encoder(*each) for each in shown]
+    folders = set()
+    for encoder in encoders:
+        encoder.recall(tmp_path / "episodes.h5")
+        folders |= {encoder.memory._folder(device) for device in ("cpu", "cuda")}
+    assert len(folders) == 2 * len(encoders)
+    with torch.device("meta"):  # 16 tokens of 112 each, of pictures resized and not
+        names = {open_encoder("efficientnet-lite0", 64, size).memory.name for size in (56, 64)}
+    assert len(names) == 2
 
 
 def test_shapes_resolutions_and_the_meta_device():
@@ -381,6 +473,18 @@ def test_a_training_goes_on_bit_by_bit_and_encodes_each_picture_once(
     train(config, often, data, tmp_path / "twice")
     assert newest(tmp_path / "twice") == newest(once)
     assert counts == []  # the first run left them all
+    # and whoever opens a run of that file finds them too; who only has the weights does not
+    with Episodes.open(data) as episodes:
+        seen = torch.from_numpy(episodes.pixels_at(np.arange(episodes.steps))).permute(0, 3, 1, 2)
+    said, asked = [], []
+    for model in (open_run(once).model, checkpoints.load(once)):
+        (part,) = frozen_parts(model).values()
+        said.append(part(seen))
+        asked.append(sum(counts))
+        counts.clear()
+    assert torch.equal(*said)
+    assert asked[1] == len(seen)
+    assert asked[0] < 0.5 * len(seen)
     shutil.rmtree(tmp_path / "episodes.h5.features")
     train(config, tiny.TRAINING, data, tmp_path / "anew")
     assert newest(tmp_path / "anew") == newest(once)

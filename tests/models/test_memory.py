@@ -55,6 +55,18 @@ def test_each_picture_is_encoded_once_and_comes_back_in_its_place():
     assert encode.asked[4:] == [24]
 
 
+def test_no_more_is_remembered_than_there_is_room_for(monkeypatch):
+    """Of three numbers of two bytes each, room for four rows; what is left out is encoded again."""
+    monkeypatch.setattr(module, "MOST_BYTES", 4 * 6)
+    memory, encode = opened(), Encoder()
+    for values in ((1, 2, 3), (4, 5, 6), (1, 4, 5), (7,)):
+        assert torch.equal(memory.rows(pictures(*values), encode, "cpu"), rows(*values))
+    store = memory._stores["cpu"]
+    assert len(store.places) == 4
+    assert len(store.rows) <= 4 + 2
+    assert encode.asked == [12, 24, 36, 48, 60, 72, 60, 84]
+
+
 def test_what_one_run_kept_another_recalls(episodes):
     first = opened(episodes)
     first.rows(pictures(1, 2), Encoder(), "cpu")

@@ -230,7 +230,14 @@ def test_portions_change_no_cost(monkeypatch):
     whole, ends, count = Scorer(model.rollout, L1()).score(situation, blocks)
     monkeypatch.setattr("lewm.planning.cost.SEQUENCES_AT_ONCE", 4 * model.tokens)
     monkeypatch.setattr("lewm.models.nn.tokens.TOKENS_AT_ONCE", 3 * 2 * model.tokens)
-    parts = Scorer(model.rollout, L1(), tokens=model.tokens).score(situation, blocks)
+    sizes = []
+
+    def rolled(context, past, some):
+        sizes.append(some.shape[0] * some.shape[1])
+        return model.rollout(context, past, some)
+
+    parts = Scorer(rolled, L1(), tokens=model.tokens).score(situation, blocks)
+    assert (max(sizes), sum(sizes)) == (4, 18), "so many tokens are four sequences"
     torch.testing.assert_close(parts[0], whole)
     torch.testing.assert_close(parts[1], ends)
     assert parts[2] == count

@@ -80,6 +80,23 @@ def test_each_dimension_goes_to_its_own_bound_and_no_further(goal):
     assert (actions <= np.float32(LOPSIDED.action_high)).all()
 
 
+def test_no_rounding_leads_out_of_the_box():
+    """Normalised and back, a bound may come out as another number; what is executed is never
+    beyond it."""
+    rng, strayed = np.random.default_rng(0), 0
+    for _ in range(80):
+        mean, std = rng.uniform(-0.9, 0.9, 2), rng.uniform(0.1, 0.9, 2)
+        model = model_of(tuple(mean.tolist()), tuple(std.tolist()))
+        config = PlanningConfig(L2(), Scripted(torch.full((5, 10), 99.0)))
+        action = Agent(model, config, LOPSIDED, [0]).act(draw(STARTS[:1]), draw(GOALS[:1]))
+        np.testing.assert_allclose(action[0], LOPSIDED.action_high, rtol=1e-5)
+        assert (action <= np.float32(LOPSIDED.action_high)).all()
+        high, normal = torch.tensor(LOPSIDED.action_high), model.spec.statistics
+        back = normal.denormalise_actions(normal.normalise_actions(high))
+        strayed += bool((back > high).any())
+    assert strayed, "so it would show"
+
+
 # ------------------------------------------------------------------------ what the data do not show
 
 CONSTANT = ((0.1, 0.3), (0.5, 1.0), (-1.0, 0.3), (1.0, 0.3))

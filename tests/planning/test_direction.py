@@ -13,6 +13,7 @@ from lewm.planning.config import PlanningConfig
 from lewm.planning.heads.temporal import TemporalConfig
 from lewm.planning.objectives.temporal import Temporal
 from lewm.planning.solvers.amortised import Amortised
+from lewm.training.fit import _agreement
 from tests.support.control import SMALL, SPEC, control
 from tests.support.point_world import PointModel, draw
 
@@ -54,6 +55,19 @@ def test_the_head_is_fitted_in_the_direction_in_which_it_is_asked(steps):
     error = there.log1p() - target
     weight = torch.where(error > 0, 1 - head.config.expectile, head.config.expectile)
     torch.testing.assert_close(losses.terms["expectile"], (weight * error.square()).mean())
+
+
+def test_what_is_said_of_a_fit_is_measured_in_that_direction():
+    """Of ways that all lead to the right: there it is right about each, the other way it is 0."""
+    steps = torch.arange(1.0, 41.0)
+    now = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    goal = now + torch.stack([steps, 50 * (steps % 3)], dim=-1)
+    nothing = torch.zeros(40, 0, 10), torch.zeros(40, 0, dtype=torch.bool)
+    found = _agreement(Uphill(), iter([Hindsight(now, goal, steps, *nothing)]))
+    assert found["rank_correlation"] == pytest.approx(1)
+    assert found["l2_rank_correlation"] < 0.9
+    back = _agreement(Uphill(), iter([Hindsight(goal, now, steps, *nothing)]))
+    assert back.keys() == {"l2_rank_correlation"}, "where nothing varies there is none"
 
 
 def test_a_search_goes_where_the_goal_is_near_from_there():

