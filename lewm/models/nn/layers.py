@@ -478,6 +478,18 @@ def sincos_2d(side: int, width: int, temperature: float = 100.0) -> Tensor:
     return torch.cat([rows, columns], dim=-1).reshape(side * side, width)
 
 
+def devices_together() -> int:
+    """How many devices share a batch: 1, unless processes train together."""
+    alone = not (dist.is_available() and dist.is_initialized())
+    return 1 if alone else dist.get_world_size()
+
+
+def own_share(rows: Tensor, count: int) -> Tensor:
+    """(devices * count, ...) drawn for a whole batch -> (count, ...) of this device's windows."""
+    first = 0 if devices_together() == 1 else dist.get_rank() * count
+    return rows[first : first + count]
+
+
 def mean_over_devices(x: Tensor) -> Tensor:
     """The mean of a detached tensor over all devices, each of which must ask."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
