@@ -32,12 +32,7 @@ class BatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (
-            self.training
-            and dist.is_available()
-            and dist.is_initialized()
-            and dist.get_world_size() > 1
-        ):
+        if not self.training or devices_together() == 1:
             return super().forward(input)
         x = input if input.dtype == torch.float64 else input.float()
         total = _SumOverDevices.apply(torch.cat([x.sum(0), x.new_tensor([float(len(x))])]))
@@ -492,11 +487,11 @@ def own_share(rows: Tensor, count: int) -> Tensor:
 
 def mean_over_devices(x: Tensor) -> Tensor:
     """The mean of a detached tensor over all devices, each of which must ask."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if devices_together() == 1:
         return x
     total = x.clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total / devices_together()
 
 
 def rows_of_all_devices(x: Tensor) -> Tensor:
@@ -506,9 +501,9 @@ def rows_of_all_devices(x: Tensor) -> Tensor:
     It is for losses that look at a batch as a whole. Each device then has the same loss, and the
     mean of their gradients, which training takes, is that of one device with the whole batch.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if devices_together() == 1:
         return x
-    counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=x.device)
+    counts = torch.zeros(devices_together(), dtype=torch.long, device=x.device)
     counts[dist.get_rank()] = len(x)
     dist.all_reduce(counts)
     rows = counts.tolist()
