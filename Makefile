@@ -12,7 +12,7 @@ NEW_VENV = $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
 INSTALL = $(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt
 endif
 
-.PHONY: quickstart test test-slow lint format docs bench wheels ablations clean
+.PHONY: quickstart test test-slow lint format docs bench wheels kernels ablations clean
 
 quickstart: .venv/installed  ## collect, train, evaluate, probe, report: two minutes on two cores
 	$(BIN)/lewm quickstart $(ARGS)
@@ -46,6 +46,14 @@ wheels: .venv/installed  ## wheels to bring to such a machine, in build/wheels
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest build/wheels \
 		--python-version $(PYTHON_VERSION) --implementation cp --constraint constraints.txt \
 		$(foreach glibc,2_28 2_27 2_17,--platform manylinux_$(glibc)_x86_64) --platform manylinux2014_x86_64 $(WHEELS)
+
+kernels: build/kernels/node_modules  ## lewm/lab/kernels.wasm from its source; needs npm
+	$</.bin/asc lewm/lab/kernels.ts --config lewm/lab/asconfig.json --outFile lewm/lab/kernels.wasm
+
+build/kernels/node_modules: lewm/lab/package.json lewm/lab/package-lock.json
+	@mkdir -p build/kernels && cp $^ build/kernels
+	npm ci --prefix build/kernels --no-audit --no-fund --loglevel=error
+	@touch $@
 
 ablations: .venv/installed  ## the rows of LOG.md: lambda = 0, no batch norm, seeds
 	$(BIN)/python -m lewm.experiments.ablations $(ARGS)

@@ -24,6 +24,7 @@ PARTS = (
     "training",
     "evaluation",
     "analyses",
+    "lab",
     "report",
     "experiments",
     "benchmarks",

@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 
 from lewm.contracts import Batch, DataSpec, Losses, check_numbers
 from lewm.models.nn import losses
-from lewm.models.nn.layers import InverseDynamics
+from lewm.models.nn.layers import InverseDynamics, rows_of_all_devices
 from lewm.models.nn.trunk import Trunk, TrunkConfig
 
 __all__ = ["PLDMConfig", "PLDM"]
@@ -138,8 +138,9 @@ class PLDM(Trunk):
             predicted, target = self.open_loop(z[:, :1], batch.actions), z[:, 1:]
         else:
             z, predicted, target = self.transitions(batch)
-        spread = z[:, 0] if config.first_frame else z
-        moved = z - z.mean(dim=0) if config.centred_time else z
+        whole = rows_of_all_devices(z)  # variances are those of the batch
+        spread = whole[:, 0] if config.first_frame else whole
+        moved = whole - whole.mean(dim=0) if config.centred_time else whole
         along = moved.transpose(0, 1)  # (T, B, D): statistics are over the first axis
 
         terms: dict[str, Tensor] = {"prediction": losses.prediction(predicted, target)}

@@ -15,6 +15,7 @@ from lewm.models.dino import DINOConfig
 from lewm.models.dino_wm import DINOWMConfig
 from lewm.models.nn.losses import prediction
 from lewm.models.nn.sigreg import draw_directions, sigreg
+from lewm.models.pldm import PLDMConfig
 from tests.support.models import SPEC
 from tests.support.small_models import SMALL
 
@@ -70,6 +71,37 @@ def kept(batch: Batch) -> dict[str, torch.Tensor]:
     return found
 
 
+PLDMS = {
+    "eb_jepa": {},
+    "wall": {"time_variance_weight": 0.5, "time_covariance_weight": 0.3},
+    "lewm": {"centred_time": True, "time_variance_weight": 0.7, "time_covariance_weight": 0.3},
+    "first": {"first_frame": True, "open_loop": True},
+}
+"""Settings of PLDM whose statistics are each of another cut of the batch."""
+
+
+class Whole(nn.Module):
+    """A model's loss as its forward pass, which is what is spread over devices."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        return self.model.loss(Batch(pixels, actions)).total
+
+
+def pldm(settings: dict) -> nn.Module:
+    torch.manual_seed(0)
+    config = PLDMConfig(**{**SMALL["pldm"], "context": 1, "dropout": 0.0, **settings})
+    return config.build(SPEC).double().train()
+
+
+def part(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    whole = pictures()
+    return whole.pixels.split(3)[rank], whole.actions.double().split(3)[rank]
+
+
 def work(rank: int, folder: str) -> None:
     """What each process does; it writes down what it found and judges nothing."""
     torch.set_num_threads(1)
@@ -98,6 +130,10 @@ def work(rank: int, folder: str) -> None:
 
     with torch.no_grad():
         found["evaluation"] = sigreg(encoder()(inputs().split(UNEVEN)[rank]), directions)
+    for name, settings in PLDMS.items():
+        model = DistributedDataParallel(Whole(pldm(settings)))
+        model(*part(rank)).backward()
+        found[f"pldm {name}"] = gradients(model)
     whole = pictures()
     found["kept"] = kept(Batch(whole.pixels.split(3)[rank], whole.actions.split(3)[rank]))
     torch.save(found, f"{folder}/rank{rank}.pt")
@@ -125,6 +161,14 @@ def test_loss_and_gradients_equal_one_process_on_the_whole_batch(ranks):
         torch.testing.assert_close(
             rank["even"], {"sigreg": shared.detach(), "gradients": gradients(model)}
         )
+
+
+@pytest.mark.parametrize("name", PLDMS)
+def test_variances_of_pldm_are_of_the_whole_batch(name, ranks):
+    whole, model = pictures(), Whole(pldm(PLDMS[name]))
+    model(whole.pixels, whole.actions.double()).backward()
+    for rank in ranks:
+        torch.testing.assert_close(rank[f"pldm {name}"], gradients(model))
 
 
 def test_also_when_ranks_hold_batches_of_different_size(ranks):

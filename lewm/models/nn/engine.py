@@ -62,6 +62,117 @@ def require_blocks_between(context: Tensor, past_actions: Tensor) -> None:
         )
 
 
+@dataclass(frozen=True)
+class FoldedLayer:
+    """One block of the predictor. The norms' weights and biases are in the maps behind them, and
+    the scale of attention is in the queries."""
+
+    query_key_value: Affine
+    out: Affine
+    up: Affine
+    down: Affine
+
+    @property
+    def value(self) -> Affine:
+        inner = self.out.weight.shape[1]
+        return self.query_key_value.rows(2 * inner, 3 * inner)
+
+    @property
+    def alone(self) -> Affine | None:
+        """Attention of a token to itself as one map. None where heads are narrow: the two thin
+        matrices are then less work than their product, which is square."""
+        width, inner = self.out.weight.shape
+        return self.value.then(self.out) if width < 2 * inner else None
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Action encoder, predictor and its projector, with what is affine folded into the Linear
+    beside it. Read of weights, not copied.
+
+    Attributes:
+        position: (K, D).
+        inward: from latents to the predictor's width; None where they are as wide.
+        expand, contract: of the action encoder, a SiLU behind each.
+        modulation: of all layers side by side: shift, scale and gate of attention, then of the MLP.
+            Scales have their 1 added.
+        layers: first to last.
+        hidden, project: of the projector, a GELU between them; a batch norm is folded in.
+        norm: the LayerNorm behind `hidden`; None where a batch norm was.
+    """
+
+    position: Tensor
+    inward: Affine | None
+    expand: Affine
+    contract: Affine
+    modulation: Affine
+    layers: list[FoldedLayer]
+    hidden: Affine
+    norm: Affine | None
+    project: Affine
+
+    @property
+    def width(self) -> int:
+        """Of the predictor."""
+        return self.hidden.weight.shape[1]
+
+    @staticmethod
+    def of(weights: Mapping[str, Tensor], heads: int) -> Folded:
+        """Read a state dict with the keys that `Engine` asks for."""
+        part = partial(Affine.of, weights)
+        layers = [
+            f"predictor.blocks.{i}."
+            for i in range(sum(name.endswith("modulation.weight") for name in weights))
+        ]
+        hidden, norm, project = folded_projector(
+            weights, "predictor_projector", part("predictor.norm")
+        )
+        return Folded(
+            position=weights["predictor.position"][0],
+            inward=part("predictor.inward") if "predictor.inward.weight" in weights else None,
+            expand=part("action_encoder.mix").then(part("action_encoder.embed.0")),
+            contract=part("action_encoder.embed.2"),
+            modulation=Affine.side_by_side(
+                [_modulation(part(layer + "modulation")) for layer in layers]
+            ),
+            layers=[_folded_layer(weights, layer, heads) for layer in layers],
+            hidden=hidden,
+            norm=norm,
+            project=project,
+        )
+
+
+def folded_projector(
+    weights: Mapping[str, Tensor], name: str, before: Affine
+) -> tuple[Affine, Affine | None, Affine]:
+    """Fold a `layers.Projector` that stands behind the norm `before`: see `Folded`."""
+    part = partial(Affine.of, weights)
+    into, norm = part(f"{name}.0").after(before), part(f"{name}.1")
+    mean, variance = (weights.get(f"{name}.1.running_{moment}") for moment in ("mean", "var"))
+    if mean is None or variance is None:
+        return into, norm, part(f"{name}.3")
+    # PyTorch's eps, as in all norms but those modulated
+    scale = norm.weight * torch.rsqrt(variance + 1e-5)
+    return into.scaled(scale, norm.offset - mean * scale), None, part(f"{name}.3")
+
+
+def folded_attention(qkv: Affine, heads: int) -> Affine:
+    """Queries, keys and values side by side, with the scale of attention in the queries."""
+    inner = len(qkv.weight) // 3
+    return Affine.side_by_side(
+        [qkv.rows(0, inner).scaled((inner // heads) ** -0.5), qkv.rows(inner, 3 * inner)]
+    )
+
+
+def _folded_layer(weights: Mapping[str, Tensor], layer: str, heads: int) -> FoldedLayer:
+    def part(name: str) -> Affine:
+        return Affine.of(weights, layer + name)
+
+    qkv = part("attention.qkv").after(part("norm_attention"))
+    up = part("mlp.0").after(part("norm_mlp"))
+    return FoldedLayer(folded_attention(qkv, heads), part("attention.out"), up, part("mlp.3"))
+
+
 class Engine:
     """A function of the signature of `WorldModel.rollout`, made from the weights as they are;
     `LeWM.engine` gives it.
@@ -108,41 +219,17 @@ class Engine:
                 f"expected a device with matrix products in bfloat16, got {device}, which has none "
                 "(a CPU needs AVX-512 for them). Use 'float32'."
             )
-        part, packed = partial(Affine.of, weights), PACKING[precision]
-        layers = [
-            f"predictor.blocks.{i}."
-            for i in range(sum(name.endswith("modulation.weight") for name in weights))
-        ]
-        self.position = weights["predictor.position"][0].clone()  # (K, D)
-        self.context, self.width = len(self.position), len(weights["predictor.norm.weight"])
-        self.inward = (
-            exact(part("predictor.inward")) if "predictor.inward.weight" in weights else None
-        )
-        self.expand = exact(part("action_encoder.mix").then(part("action_encoder.embed.0")))
-        self.contract = exact(part("action_encoder.embed.2"))
-        self.modulation = packed(
-            Affine.side_by_side([_modulation(part(layer + "modulation")) for layer in layers])
-        )
-        self.layers = [_Layer.of(weights, layer, heads, self.context, packed) for layer in layers]
-        into, norm = (
-            part("predictor_projector.0").after(part("predictor.norm")),
-            part("predictor_projector.1"),
-        )
-        mean, variance = (
-            weights.get(f"predictor_projector.1.running_{moment}") for moment in ("mean", "var")
-        )
-        self.norm: Affine | None = None
-        if (
-            mean is None or variance is None
-        ):  # a LayerNorm stands there: it depends on the row, and stays
-            self.norm = norm.copied()
-        else:
-            scale = norm.weight * torch.rsqrt(
-                variance + 1e-5
-            )  # PyTorch's eps, as in all norms but those modulated
-            into = into.scaled(scale, norm.offset - mean * scale)
-        self.hidden = packed(into)
-        self.project = packed(part("predictor_projector.3"))
+        packed, folded = PACKING[precision], Folded.of(weights, heads)
+        self.position = folded.position.clone()
+        self.context, self.width = len(self.position), folded.width
+        self.inward = None if folded.inward is None else exact(folded.inward)
+        self.expand, self.contract = exact(folded.expand), exact(folded.contract)
+        self.modulation = packed(folded.modulation)
+        self.layers = [_Layer.of(one, heads, self.context, packed) for one in folded.layers]
+        self.hidden = packed(folded.hidden)
+        # a LayerNorm depends on the row, and stays
+        self.norm = None if folded.norm is None else folded.norm.copied()
+        self.project = packed(folded.project)
         self._differentiable, self._finish = precision != "int8", finish
 
     def __call__(self, context: Tensor, past_actions: Tensor, actions: Tensor) -> Tensor:
@@ -315,30 +402,16 @@ class _Layer:
 
     @staticmethod
     def of(
-        weights: Mapping[str, Tensor],
-        layer: str,
-        heads: int,
-        context: int,
-        packed: Callable[[Affine], Map],
+        folded: FoldedLayer, heads: int, context: int, packed: Callable[[Affine], Map]
     ) -> _Layer:
-        def part(name: str) -> Affine:
-            return Affine.of(weights, layer + name)
-
-        qkv, out = part("attention.qkv").after(part("norm_attention")), part("attention.out")
-        width, inner = out.weight.shape
-        qkv = Affine.side_by_side(
-            [qkv.rows(0, inner).scaled((inner // heads) ** -0.5), qkv.rows(inner, 3 * inner)]
-        )
-        value, mixed = qkv.rows(2 * inner, 3 * inner), packed(out)
-        # Where heads are narrow, the two thin matrices are less work than their product, which is
-        # square.
-        alone = packed(value.then(out)) if width < 2 * inner else chained(packed(value), mixed)
+        qkv, mixed, whole = folded.query_key_value, packed(folded.out), folded.alone
+        inner = folded.out.weight.shape[1]
+        alone = chained(packed(folded.value), mixed) if whole is None else packed(whole)
         # With K = 1 nobody is ever remembered, and the two maps for it are never asked.
         together = (
             (packed(qkv), packed(qkv.rows(inner, 3 * inner))) if context > 1 else (alone, alone)
         )
-        up, down = part("mlp.0").after(part("norm_mlp")), part("mlp.3")
-        return _Layer(heads, *together, alone, mixed, packed(up), packed(down))
+        return _Layer(heads, *together, alone, mixed, packed(folded.up), packed(folded.down))
 
     def remember(self, x: Tensor) -> tuple[Tensor, Tensor]:
         key, value = self.key_value(x).chunk(2, dim=-1)
