@@ -1,5 +1,5 @@
-"""Numbers of a benchmark are in the unit that stands beside them, and each is of the form that it is
-named after: with clocks that say what a test wants."""
+"""Numbers of a benchmark are in the unit that stands beside them, and each is of the form that it
+is named after: with clocks that say what a test wants."""
 
 import pytest
 import torch

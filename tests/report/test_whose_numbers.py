@@ -291,9 +291,9 @@ OURS = {
     17: "two-room: 1.9% after 1 block, 5.7% after 3",
     18: "two-room: 0.022 to 0.027 of the error of the mean picture, PSNR 24.9 to 30.0 dB",
     # p of .012, .032 and .046, and .83 of each: the largest is said
-    16: "two-room, teleport of agent: p 0.012, d 1.34 to 1.62, AUC 0.76 to 0.91; two-room, teleport "
-    "of block: p 0.032, d 1.51 to 1.82, AUC 0.59 to 0.71; two-room, colour of agent: p 0.046, d "
-    "1.63 to 1.96, AUC 0.47 to 0.57",
+    16: "two-room, teleport of agent: p 0.012, d 1.34 to 1.62, AUC 0.76 to 0.91; two-room, "
+    "teleport of block: p 0.032, d 1.51 to 1.82, AUC 0.59 to 0.71; two-room, colour of agent: p "
+    "0.046, d 1.63 to 1.96, AUC 0.47 to 0.57",
 }
 """Claim -> what is said of two seeds in which every number differs, counted by hand from
 `support.distinct`: those of the second are .83 of the first's."""
