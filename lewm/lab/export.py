@@ -26,7 +26,7 @@ from lewm.analyses.probes.targets import (
     sample_frames,
     state_targets,
 )
-from lewm.contracts import WorldSpec
+from lewm.contracts import Solver, WorldSpec
 from lewm.models.nn.engine import Folded, folded_attention, folded_projector
 from lewm.models.nn.frozen import device_of
 from lewm.models.nn.products import Affine
@@ -122,9 +122,7 @@ def export(
         "map": {
             "states": _floats(states),
             "width": states.shape[1],
-            "settings": {
-                name: getattr(run.planning.solver, name, value) for name, value in GOING_BY.items()
-            },
+            "settings": _going_by(run.planning.solver),
         },
         "world": {"name": world.name, "look": world.look, "image_size": world.image_size},
         "golden": _golden(run, model, box) | {"tolerance": TOLERANCES[precision]},
@@ -344,6 +342,13 @@ def _map(run: Run, places: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         chosen.append(int(apart.argmax()))
     taken = np.sort(chosen)
     return latents[taken], state_targets(run.episodes, readings, rows[taken])
+
+
+def _going_by(solver: Solver) -> dict[str, Any]:
+    """How the page goes by its map: as the run's solver does, if it goes by one. Others may have a
+    setting of the same name that is of something else, as MPPI its temperature."""
+    own = {name: getattr(solver, name, None) for name in GOING_BY}
+    return own if None not in own.values() else dict(GOING_BY)
 
 
 def _golden(run: Run, model: Trunk, box: tuple[Tensor, Tensor]) -> dict[str, Any]:

@@ -279,6 +279,34 @@ def test_the_same_run_gives_the_same_numbers_and_the_stored_decoder_draws_them(
     np.testing.assert_array_equal(stored.decoder().draw(latents), stored.films.encoded)
 
 
+class AstrayModel(DotModel):
+    """It imagines the dot some pixels to the right of where it goes."""
+
+    ASTRAY = 4.0
+
+    def rollout(self, context, past_actions, actions):
+        ahead = super().rollout(context, past_actions, actions)
+        return ahead + torch.tensor([self.ASTRAY, 0.0, 0.0, 0.0])
+
+
+def test_each_way_is_drawn_from_what_it_is_named_after():
+    """What is encoded follows what came; what is imagined, and its nearest frame, go astray."""
+    run = Run(AstrayModel(), DotEpisodes(60), range(48), range(48, 60))
+    found = replace(QUICK, frames=1200, updates=2, clips=12).run(run)
+    films = found.films
+    came = np.stack([centres(film) for film in films.truth])  # (n, 1 + H, 2)
+    drawn = np.stack([centres(film) for film in films.nearest]) - came
+    np.testing.assert_allclose(drawn[:, 0].mean(axis=0), 0, atol=0.7)  # it starts where it is
+    right = drawn[:, 1:, 0].mean(axis=0)
+    assert (right > AstrayModel.ASTRAY / 2).all(), "as far as frames that are known lie there"
+    decoder = found.decoder()
+    seen = run.model.encode(torch.from_numpy(films.truth).permute(0, 1, 4, 2, 3)).detach().numpy()
+    np.testing.assert_array_equal(decoder.draw(seen), films.encoded)
+    astray = seen + np.float32([AstrayModel.ASTRAY, 0, 0, 0]) * (np.arange(5) > 0)[:, None]
+    exact = np.abs(decoder.draw(astray).astype(int) - films.imagined)
+    assert exact.max() <= 1, "pictures of a walk are read to a fraction of a pixel"
+
+
 class SparseDots(DotEpisodes):
     """The same walks, recorded with a row per block."""
 

@@ -262,6 +262,34 @@ def test_a_steady_probe_reads_what_a_model_predicts():
         steady_probe(model, episodes, range(10), readings, 300)
 
 
+class RoughModel(PointModel):
+    """What it encodes is exact, and what it predicts is off to either side."""
+
+    def rollout(self, context, past_actions, actions):
+        ahead = super().rollout(context, past_actions, actions)
+        return ahead + 0.2 * (1e3 * ahead).sin()
+
+
+def test_the_penalty_of_a_steady_probe_is_that_which_suits_predictions():
+    """A model that predicts roughly gets a stronger one, and is read better for it: the same that
+    was judged on its first predictions of the episodes that are fitted on."""
+    model, episodes, readings = RoughModel(), Walks(count=20), readings_of(Walks())
+    rows, groups = sample_frames(episodes, range(10), 300, np.random.default_rng(3))
+    latents, states = episodes.rows("state", rows), state_targets(episodes, readings, rows)
+    ahead = first_predictions(model, episodes, range(10), readings, 3)
+    by_hand = fit_probe(latents, states, groups, 3, ahead)
+    sharp = fit_probe(latents, states, groups, 3)
+    steady = steady_probe(model, episodes, range(10), readings, 300, 3)
+    np.testing.assert_array_equal(steady.strengths, by_hand.strengths)
+    np.testing.assert_allclose(steady.weights, by_hand.weights, atol=1e-3)
+    assert (steady.strengths > 100 * sharp.strengths).all()
+
+    def off(probe):
+        return np.square(probe.predict(ahead[0]) - ahead[1]).mean()
+
+    assert off(steady) < off(sharp)
+
+
 def test_what_was_encoded_is_not_encoded_again_and_nothing_else_is_taken_for_it(monkeypatch):
     model, episodes, readings = PointModel(), Walks(count=20), readings_of(Walks())
     encoded, encode = [], model.encode

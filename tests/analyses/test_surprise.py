@@ -300,6 +300,32 @@ def test_the_edit_is_in_the_middle_and_each_episode_has_one():
     assert len(analysis._recorded(run_of(length=31), EditedWorld(1).spec)) == 7
 
 
+@pytest.mark.parametrize("length", [61, 62, 90])
+def test_the_edit_of_a_played_episode_is_where_that_of_a_recorded_one_is(length):
+    """Counted in steps of the world: as many before the edit, and none lost between the blocks."""
+    walks = []
+
+    class Counted(EditedWorld):
+        def reset(self, seeds):
+            super().reset(seeds)
+            walks.append([self.states])
+
+        def step(self, actions):
+            super().step(actions)
+            walks[-1].append(self.states)
+
+    run = run_of(world=Counted, length=length)
+    analysis = replace(SMALL, episodes=7)
+    played = analysis._played(run, 7)
+    (walk,) = (np.stack(walk, axis=1) for walk in walks)  # (n, steps, S)
+    middle, past = length // 2, run.model.context + SMALL.before
+    frames = middle + FRAMESKIP * np.arange(-past, SMALL.after + 1)
+    assert walk.shape[1] - 1 == frames[-1]
+    for (states, blocks), seen in zip(played, walk, strict=True):
+        np.testing.assert_array_equal(states, seen[frames])
+        assert blocks.shape == (past + SMALL.after, FRAMESKIP, 2)
+
+
 def broken(*_):
     raise ImportError("No module named 'there'")
 

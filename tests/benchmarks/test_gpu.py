@@ -3,14 +3,18 @@ or has no time."""
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lewm.benchmarks import gpu
 from lewm.cli.main import main
+from lewm.evaluation.tasks import Task
 from lewm.runs import checkpoints
+from tests.support.evaluated import RATES, evaluation
 
 
 @pytest.mark.slow
@@ -249,3 +253,61 @@ def test_the_host_waits_for_nothing_between_two_lines_of_the_log(tmp_path):
     bench.work.mkdir()
     gpu._waits(bench)
     assert rows[-1].value == 0, rows[-1].remark
+
+
+def bench_of(tmp_path):
+    rows = []
+    bench = gpu.Bench(
+        gpu.dry_size(), torch.device("cpu"), tmp_path, 1.0, 5, rows.append, lambda *_: None
+    )
+    bench.told["command"], bench.until = "a test", bench.began + 1e6
+    bench.work.mkdir()
+    return bench, rows
+
+
+def test_an_updates_arithmetic_is_that_of_its_windows(tmp_path):
+    """As counted on other windows, and per window the same."""
+    bench, _ = bench_of(tmp_path)
+    model, batch = gpu._model(bench), gpu._batch(bench, 4)
+    generator = torch.Generator().manual_seed(0)
+    found = gpu.count_flops(lambda: model.loss(batch, generator).total.backward())
+    windows = bench.size.experiment.training.batch_size
+    assert gpu._update_flops(bench) == pytest.approx(found / 4 * windows, rel=1e-3)
+
+
+def test_what_is_measured_of_a_model_is_measured_on_what_it_never_saw(tmp_path, monkeypatch):
+    """Success, and the probe: fitted on one side, tested on the other, with the bench's seed."""
+    bench, rows = bench_of(tmp_path)
+    split, seen = {"train": [0, 2, 3], "heldout": [1, 4]}, {}
+    trained = {"split": split, "precision": "32-true"}
+    monkeypatch.setattr(gpu, "_run", lambda _: ("model", nullcontext("episodes"), trained))
+    monkeypatch.setattr(gpu, "open_world", lambda *_, **__: None)
+    monkeypatch.setattr(gpu, "facts", lambda *_: {})
+
+    class Found(SimpleNamespace):
+        def to_json(self):
+            return {"variables": {}}
+
+    def play(model, planning, world, episodes, held_out, task, report):
+        seen["played"] = model, held_out, task
+        return evaluation(task)
+
+    def probe(self, run):
+        seen["probed"] = self.seed, run.model, run.fit_ids, run.test_ids
+        control = {"random encoder": SimpleNamespace(r=0.25)}
+        return Found(variables={"x": SimpleNamespace(r=0.75, controls=control)})
+
+    monkeypatch.setattr(gpu, "evaluate", play)
+    monkeypatch.setattr(gpu.Probing, "run", probe)
+    bench.stage = "evaluate"
+    gpu._evaluate(bench)
+    assert seen["played"] == ("model", [1, 4], Task.along(25, bench.size.pairs, seed=5))
+    found = evaluation()
+    for row, policy in zip(rows, RATES, strict=False):
+        assert row.case == f"{policy}: success, strict"
+        assert row.value == 100 * found.score(policy, strict=True).rate
+        assert row.remark.endswith(f"paper's protocol {found.score(policy)}")
+    assert (rows[-1].case, rows[-1].value) == ("plans in the evaluation", 8 / 2.0)
+    gpu._probe(bench)
+    assert seen["probed"] == (5, "model", [0, 2, 3], [1, 4])
+    assert (rows[-1].value, rows[-1].remark[:5]) == (0.75, "0.250")

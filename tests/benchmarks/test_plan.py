@@ -1,6 +1,7 @@
 """The table of planners: the same pairs for all, the paper's search first, and what is measured
 kept as it comes."""
 
+import itertools
 import json
 import re
 import shutil
@@ -118,3 +119,10 @@ def test_a_pareto_front_holds_what_nothing_beats():
     points = [(1, 5), (2, 5), (2, 3), (3, 4), (0.5, 9), (2, 3), (9, 3)]
     assert pareto_front(points) == [4, 0, 2]
     assert pareto_front([]) == []
+
+
+def test_of_equally_quick_points_the_best_alone_is_on_the_front():
+    """In whatever order they come; against the definition, point by point."""
+    for points in itertools.permutations([(1, 5), (2, 4), (2, 3), (2, 3.5), (3, 3), (3, 1)]):
+        front = [points[i] for i in pareto_front(points)]
+        assert front == [(1, 5), (2, 3), (3, 1)]

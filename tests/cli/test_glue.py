@@ -307,6 +307,39 @@ def test_a_study_says_how_much_is_left(left, monkeypatch, said, tmp_path):
     assert said == [f"{left} runs that can be begun now have no row yet"] * bool(left)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_study_by_several_workers_is_the_study_by_one(workers, monkeypatch, tmp_path):
+    """Plan, folder, known rows and what is kept arrive wherever the work is done."""
+    called = []
+
+    class Process:
+        exitcode = 0
+
+        def __init__(self, target, args, daemon):
+            self.act = lambda: target(*args)
+
+        def start(self):
+            self.act()
+
+        def is_alive(self):
+            return False
+
+        terminate = join = is_alive
+
+    def carry_out(plan, out, known=(), keep=False, report=None):
+        called.append((plan, out, tuple(known), keep))
+
+    monkeypatch.setattr(study, "carry_out", carry_out)
+    monkeypatch.setattr(study.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(
+        study.multiprocessing, "get_context", lambda _: SimpleNamespace(Process=Process)
+    )
+    for keep in (False, True):
+        called.clear()
+        study._work("the plan", tmp_path, (Path("a"), Path("b")), keep, workers)
+        assert called == [("the plan", tmp_path, (Path("a"), Path("b")), keep)] * workers
+
+
 # ------------------------------------------------------------------------------- several runs
 
 

@@ -455,6 +455,24 @@ def test_doctor_knows_what_disk_a_quickstart_needs(free_gb, enough, monkeypatch,
     )
 
 
+def test_whatever_a_part_of_doctor_finds_is_said(monkeypatch, tmp_path):
+    """Every part that reports problems: each of its sentences is told, and is in the verdict."""
+    parts = {"_device": {}, "_machine": {}, "_files": {}}
+    for name, answer in parts.items():
+        told = (answer, [f"First of {name}.", f"Second of {name}."])
+        monkeypatch.setattr(doctor, name, lambda *_, told=told: told)
+    monkeypatch.setattr(doctor, "_versions", lambda: ({}, ["one", "two"]))
+    monkeypatch.setattr(doctor, "_plugins", lambda kind: {})
+    found = doctor.examine(tmp_path)
+    said = [f"{which} of {name}." for name in parts for which in ("First", "Second")]
+    packages = [
+        f"{name} is required and not installed. Install it with: pip install {name}"
+        for name in ("one", "two")
+    ]
+    assert found["problems"] == [*packages, *said]
+    assert found["verdict"].endswith(" ".join(found["problems"]))
+
+
 def test_doctor_never_fails_on_what_is_missing(monkeypatch):
     known, load = doctor._version, registry.load
     monkeypatch.setattr(

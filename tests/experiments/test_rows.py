@@ -484,6 +484,26 @@ def test_pairs_go_through_the_door_if_their_ends_lie_in_two_rooms():
     assert pipeline._through_door(SimpleNamespace(regions=lambda _: None), found) is None
 
 
+def test_a_run_of_a_recipe_opens_its_world_in_its_look_and_in_any_other(monkeypatch, tmp_path):
+    opened, experiment = [], recipes.load("two-room-walls-tiny")
+    monkeypatch.setattr(pipeline, "open_world", lambda *of, **more: opened.append((of, more)))
+    monkeypatch.setattr(pipeline, "head_names", lambda _: ("temporal",))
+    monkeypatch.setattr(pipeline, "load_head", lambda folder, name, model: (name, model))
+    monkeypatch.setattr(checkpoints, "metrics", lambda _: [{"update": 3}])
+    split = {"train": [4, 6], "heldout": [5, 9]}
+    run = pipeline._opened(experiment, "planning", "model", "episodes", split, tmp_path)
+    run.open_world(7)
+    run.open_world(2, "walls,agent_color=00ffff")
+    pipeline.open_recipe_world(experiment, 5)
+    assert opened == [
+        (("two-room", n), {"image_size": 64, "look": look})
+        for n, look in ((7, "walls"), (2, "walls,agent_color=00ffff"), (5, "walls"))
+    ]
+    assert (run.model, run.episodes, run.planning) == ("model", "episodes", "planning")
+    assert (tuple(run.fit_ids), tuple(run.test_ids)) == ((4, 6), (5, 9))
+    assert (run.heads, run.path) == ({"temporal": ("temporal", "model")}, tmp_path)
+
+
 def test_time_of_a_stage_is_summed_over_calls(tmp_path, monkeypatch):
     clock = iter((10.0, 12.5, 20.0, 21.0, 30.0, 34.0))
     monkeypatch.setattr(book.time, "perf_counter", lambda: next(clock))

@@ -282,6 +282,33 @@ def test_a_row_that_another_process_holds_is_left_to_it(tmp_path, monkeypatch, s
     assert len(waited) == 1
 
 
+def test_a_row_is_stale_once_anything_that_decides_it_is_another():
+    """Its model, training, data, planning and world; words for people decide nothing."""
+    made, replace = recipes.load("two-room-tiny+lewm"), dataclasses.replace
+    planning = made.planning
+    others = {
+        "model": replace(made.model, sigreg_weight=0.3),
+        "another model": METHODS["pldm"].config(made.model),
+        "training": replace(made.training, learning_rate=0.5),
+        "collection": replace(made.collection, episodes=3),
+        "solver": replace(planning, solver=replace(planning.solver, num_candidates=33)),
+        "objective": METHODS["vjepa"].planning(),
+        "receding": replace(planning, receding=2),
+        "world": "push-t",
+        "image_size": 32,
+        "look": "walls",
+    }
+    fields = {"another model": "model", "solver": "planning", "objective": "planning"}
+    fields["receding"] = "planning"
+    digests = [study.made_with(made)] + [
+        study.made_with(replace(made, **{fields.get(name, name): value}))
+        for name, value in others.items()
+    ]
+    assert len(set(digests)) == 1 + len(others)
+    said = replace(made, hardware="x", cost="x", expected="x", source="x")
+    assert study.made_with(said) == digests[0]
+
+
 def test_workers_that_begin_together_wait_for_the_first(small):
     plan, out, rows = small
     held, released = threading.Event(), threading.Event()

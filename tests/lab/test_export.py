@@ -2,7 +2,7 @@
 
 import base64
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,9 @@ import torch
 from lewm import registry
 from lewm.analyses.probes.targets import LATENTS, features_of, latent_features
 from lewm.contracts import DataSpec
-from lewm.lab.export import MOST_PARAMETERS, TWINS, export
+from lewm.lab.export import GOING_BY, MOST_PARAMETERS, TWINS, export
+from lewm.planning.solvers.amortised import Amortised
+from lewm.planning.solvers.mppi import MPPI
 from lewm.runs.run import Missing, Unsupported
 from lewm.worlds.two_room import TwoRoomWorld
 from tests.support.exported import CONFIGS, STATISTICS, heads_of, lewm, run_of, tensor
@@ -110,3 +112,25 @@ def test_a_map_covers_what_was_recorded_and_a_runs_own_comes_first(run):
     np.testing.assert_array_equal(tensor(exported, "map"), own.latents[[1, 4, 3, 0, 2]])
     states = np.frombuffer(base64.b64decode(exported["map"]["states"]), "<f4").reshape(5, -1)
     np.testing.assert_allclose(states, run.episodes.states(0)[[3, 4, 5, 9, 70]], rtol=1e-6)
+
+
+@dataclass(frozen=True)
+class ByMap(Amortised):
+    """A solver from elsewhere, which goes by a map in its own way."""
+
+    limit: float = 11.0
+    pace: float = 0.25
+    aims: int = 3
+    temperature: float = 7.0
+
+
+def test_a_map_is_gone_by_as_the_runs_solver_does_if_it_goes_by_one(run):
+    """The temperature of MPPI is of something else."""
+    for solver, expected in (
+        (ByMap(), {"limit": 11.0, "pace": 0.25, "aims": 3, "temperature": 7.0}),
+        (Amortised(), GOING_BY),
+        (MPPI(temperature=0.125), GOING_BY),
+    ):
+        planning = replace(run.planning, solver=solver)
+        exported = export(replace(run, planning=planning), places=20)
+        assert exported["map"]["settings"] == expected

@@ -155,3 +155,27 @@ def test_a_damaged_file_names_itself(tmp_path, damage):
     path.write_text(json.dumps(told))
     with pytest.raises(ValueError, match=r"rows\.json is damaged"):
         study_of(path)
+
+
+def test_what_is_said_of_a_world_knows_nothing_of_another():
+    """In the other world all is better, failures included: not a word may change."""
+
+    def rows(world, lost):
+        made = [row("lewm", 1e-3, s, ones(30 - lost + s), world=world) for s in (0, 1)]
+        made += [row("pldm", rate, 0, ones(27 - lost), world=world) for rate in (1e-3, 1e-2)]
+        made += [
+            row("lewm", 1e-3, 0, ones(k - lost), draw=k, world=world) for k in (27, 26, 20, 12)
+        ]
+        return [*made, row("pldm", 1e-3, 0, ones(1), draw=4, world=world)]
+
+    here, other = rows("w", 10), rows("other", 0)
+    failed = [{**row("pldm", 1e-2, 1, ones(9), world=w), "error": "no"} for w in ("w", "other")]
+    alone, both = study(*here, failed[0]), study(*other, *here, *failed)
+    assert both.worlds == ["other", "w"]
+    for of in ("runs", "failed"):
+        names = ("lewm",) if of == "runs" else ()
+        assert getattr(both, of)("w", *names) == getattr(alone, of)("w", *names)
+    assert both.swamp("w") == alone.swamp("w")
+    for say in (rivals.result_in_words, rivals.table, rivals.figures):
+        assert say(both, "w") == say(alone, "w")
+        assert say(both, "other") != say(both, "w"), "every number differs"
