@@ -198,7 +198,10 @@ def test_settings_that_are_drawn_are_trained_with():
         assert all(getattr(own, name) != value for name, value in cell.settings.items())
 
 
-OBJECTIVES = {"vjepa": "l1", "vjepa2-ac": "l1", "dreamer": "own", "dreamer-long": "own"}
+OBJECTIVES = {
+    **dict.fromkeys(("vjepa", "vjepa2-ac", "vjepa2-ac-efficientnet"), "l1"),
+    **dict.fromkeys(("dreamer", "dreamer-long"), "own"),
+}
 
 
 @pytest.mark.parametrize("name", METHODS)
