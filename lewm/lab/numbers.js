@@ -104,11 +104,6 @@ export function widest(cloud, D) {
   return found;
 }
 
-/** The direction at an angle between two orthogonal ones. */
-export function between([first, second], angle) {
-  return first.map((x, i) => Math.cos(angle) * x + Math.sin(angle) * second[i]);
-}
-
 /** Densities of values in equal bins from low to high; what lies outside counts in no bin. */
 export function histogram(values, bins, low, high) {
   const width = (high - low) / bins;

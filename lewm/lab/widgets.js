@@ -6,7 +6,7 @@
  */
 
 import {
-  between, bill, deformed, dots, drawDirections, eppsPulley, fragmentOf, histogram, normalDensity,
+  bill, deformed, dots, drawDirections, eppsPulley, fragmentOf, histogram, normalDensity,
   projected, quadrature, short, sigreg, stateOf, widest,
 } from "./numbers.js";
 import {gif} from "./gif.js";
@@ -21,6 +21,8 @@ const PAINTED = "009e73"; // the agent's colour, when it is broken
 const DIRECTIONS = 64; // of the statistic over all directions
 const GIF_FRAMES = 90;
 const GIF_PX = 320;
+const AT_ONCE = 8; // pictures that the worker encodes before it hears anything else
+const WALKS = 12;
 
 const WORDS = {
   waypoints: "Waypoints: the shortest path over latents that the model remembers, each hop short "
@@ -278,6 +280,9 @@ class Scene {
     picture(at("seen"), pixels, size);
     picture(at("wanted"), goal, size);
     const thought = await this.mind.ask("block", {pixels, goal, planner: this.planner});
+    thought.place = [this.state[0], this.state[1]];
+    thought.hoped = this.expected; // what had been predicted for this picture
+    this.expected = thought.expected;
     this.thought = thought;
     this.mind.took?.(thought.took);
     if (thought.surprise !== null) {
@@ -471,10 +476,10 @@ class Scene {
 
   /** What the model sees, remembers and is surprised by. */
   inner() {
-    const {latent, expected, here, surprise} = this.thought;
+    const {latent, hoped, place, here, surprise} = this.thought;
     const ink = colours();
     const [x, y] = here;
-    const off = Math.hypot(x - this.state[0], y - this.state[1]);
+    const off = Math.hypot(x - place[0], y - place[1]);
     said("seen-said", `${this.world.imageSize} x ${this.world.imageSize} pixels. A linear probe reads `
       + `the agent from the latent at (${x.toFixed(0)}, ${y.toFixed(0)}), ${off.toFixed(1)} px off.`);
     const bars = surface(at("latent"));
@@ -483,16 +488,14 @@ class Scene {
     const high = (value) => Math.max(-1, Math.min(1, value / 3)) * (middle - 3);
     bars.pen.fillStyle = ink.line;
     bars.pen.fillRect(0, middle, bars.width, 1);
-    this.before ??= expected;
     latent.forEach((value, i) => {
       bars.pen.fillStyle = ink.blue;
       bars.pen.fillRect(i * step, middle, Math.max(0.8, step * 0.7), -high(value));
       if (surprise === null) return;
       bars.pen.fillStyle = ink.warm;
-      bars.pen.fillRect(i * step, middle - high(this.before[i]) - 0.8, Math.max(1, step), 1.6);
+      bars.pen.fillRect(i * step, middle - high(hoped[i]) - 0.8, Math.max(1, step), 1.6);
     });
     said("latent-said", "Blue bars: what it saw. Orange ticks: what it had predicted.");
-    this.before = expected;
     this.drawSurprise(ink);
   }
 
@@ -547,7 +550,7 @@ class Scene {
       words = `${this.playing ? "Going" : "Paused"}: step ${this.steps}, ${left}${over}${lost}.`;
     }
     said("said", words);
-    at("play").textContent = this.playing ? "Pause" : "Play";
+    at("play").textContent = this.resting ? "Again" : this.playing ? "Pause" : "Play";
   }
 
   // ---- hands
@@ -595,8 +598,11 @@ class Scene {
   }
 
   toggle() {
-    this.playing = !this.playing;
-    if (this.playing && this.resting) this.elsewhere();
+    if (!this.ready) return;
+    if (this.resting) {
+      this.playing ||= !still();
+      this.elsewhere();
+    } else this.playing = !this.playing;
     this.speak(true);
     this.run();
   }
@@ -761,8 +767,8 @@ class Cloud {
     this.rule = quadrature(rule);
     this.normal = gaussian(7);
     this.directions = drawDirections(D, DIRECTIONS, this.normal);
-    this.axes = widest(latents, D);
-    this.plane = "the plane in which it is widest";
+    this.axes = this.drawn();
+    this.plane = "a plane by chance";
     this.spoilt = {squash: 0, shift: 0, collapse: 0};
     for (const name of Object.keys(this.spoilt)) {
       at(name).oninput = () => {
@@ -777,7 +783,8 @@ class Cloud {
     };
     at("turn").onclick = () => this.toggle();
     at("turn-step").onclick = () => this.turn(Math.PI / 12);
-    at("plane").onclick = () => this.another();
+    at("plane").onclick = () => this.show(this.drawn(), "a plane by chance");
+    at("widest").onclick = () => this.show(widest(latents, D), "the plane in which it is widest");
     at("undo").onclick = () => {
       for (const name of Object.keys(this.spoilt)) at(name).value = this.spoilt[name] = 0;
       this.changed();
@@ -789,7 +796,7 @@ class Cloud {
       else return;
       event.preventDefault();
     });
-    for (const id of ["turn", "turn-step", "plane", "undo"]) at(id).disabled = false;
+    for (const id of ["turn", "turn-step", "plane", "widest", "undo"]) at(id).disabled = false;
     watch(at("cloud"), (visible) => {
       this.visible = visible;
       this.go();
@@ -798,14 +805,18 @@ class Cloud {
     if (!still()) this.toggle();
   }
 
-  another() {
-    this.axes = drawDirections(this.D, 2, this.normal);
-    const [first, second] = this.axes;
+  /** Two directions by chance, made orthogonal. */
+  drawn() {
+    const [first, second] = drawDirections(this.D, 2, this.normal);
     const along = first.reduce((sum, x, i) => sum + x * second[i], 0);
     const rest = second.map((x, i) => x - along * first[i]);
     const length = Math.hypot(...rest);
-    this.axes[1] = rest.map((x) => x / length);
-    this.plane = "a plane by chance";
+    return [first, rest.map((x) => x / length)];
+  }
+
+  show(axes, plane) {
+    this.axes = axes;
+    this.plane = plane;
     this.changed();
   }
 
@@ -843,11 +854,15 @@ class Cloud {
     const {D} = this;
     this.now = deformed(this.latents, D, this.axes[0], this.spoilt);
     this.flat = this.axes.map((axis) => projected(this.now, D, axis));
+    const trained = this.axes.map((axis) => projected(this.latents, D, axis));
+    this.reach = Math.max(4, Math.ceil(1.05 * Math.max(...trained.flatMap((one) => [...one.map(
+      Math.abs)]))));
     this.all = sigreg(this.now, D, this.directions, this.rule);
     this.trained ??= this.all;
     said("all-directions", `Mean over ${DIRECTIONS} directions by chance, which is SIGReg: `
       + `${this.all.toPrecision(3)}. As it was trained: ${this.trained.toPrecision(3)}. A Gaussian `
-      + "cloud: about 1.");
+      + `cloud: about 1, however many points; else it grows with them (${this.latents.length / D} `
+      + "here).");
     for (const [name, value] of Object.entries(this.spoilt)) {
       at(name).parentElement.querySelector("output").textContent = value.toFixed(2);
     }
@@ -877,7 +892,7 @@ class Cloud {
 
   drawCloud(ink, cos, sin) {
     const {pen, width, height} = surface(at("cloud"));
-    const reach = 4;
+    const {reach} = this;
     const place = (x, y) => [width / 2 + (x / reach) * (width / 2), height / 2 - (y / reach) * (height / 2)];
     pen.strokeStyle = ink.line;
     pen.lineWidth = 1;
@@ -914,7 +929,7 @@ class Cloud {
 
   drawShadow(ink, values) {
     const {pen, width, height} = surface(at("shadow"));
-    const [low, high, bins, foot] = [-4, 4, 40, 18];
+    const [low, high, bins, foot] = [-this.reach, this.reach, 40, 18];
     const heights = histogram(values, bins, low, high);
     const top = Math.max(0.6, Math.min(1.5, 1.1 * Math.max(...heights)));
     const x = (value) => ((value - low) / (high - low)) * width;
@@ -937,7 +952,10 @@ class Cloud {
     pen.fillStyle = ink.muted;
     pen.font = "12px system-ui, sans-serif";
     pen.textAlign = "center";
-    for (const value of [-3, -2, -1, 0, 1, 2, 3]) pen.fillText(String(value), x(value), height - 4);
+    const every = Math.ceil(this.reach / 5);
+    for (let value = -every * 4; value < high; value += every) {
+      if (value > low) pen.fillText(String(value), x(value), height - 4);
+    }
   }
 }
 
@@ -978,11 +996,10 @@ class Economy {
       const {kind, tokens, seconds, search, hardware} = this.models[i];
       const row = document.createElement("tr");
       if (!i) row.className = "own";
-      const published = seconds === null ? "–"
-        : `${seconds} (${search.join(" x ")}, ${hardware})`;
       for (const text of [
         one.name, (kind === "estimated" ? "~ " : "") + tokens.toLocaleString("en"), short(one.tokens),
-        one.gflop === null ? "–" : short(one.gflop / 1000), published]) {
+        one.gflop === null ? "–" : short(one.gflop / 1000), seconds ?? "–",
+        seconds === null ? "–" : `${search.join(" x ")}, ${hardware}`]) {
         const cell = document.createElement("td");
         cell.textContent = text;
         row.append(cell);
@@ -1023,7 +1040,10 @@ class Economy {
         `${kind === "estimated" ? "~ " : ""}${tokens.toLocaleString("en")}`, left, top + side + 32);
     });
     const seen = this.models.map(({name, tokens}) => `${name} ${tokens.toLocaleString("en")}`);
-    said("dots-said", `Tokens of one frame: ${seen.join(", ")}.`);
+    const fine = this.models.filter(({tokens}) => !dots(tokens, side).drawn).map(({name}) => name);
+    said("dots-said", `Tokens of one frame: ${seen.join(", ")}.${fine.length
+      ? ` Dots of ${fine.join(" and ")} are closer than two pixels, which is beyond what can be drawn.`
+      : ""}`);
   }
 
   /** Imagine such a plan here: its rounds one after the other, so that the world goes on between. */
@@ -1085,9 +1105,8 @@ export async function start(library) {
   scene.run();
   let cloud = null;
   try {
-    const {latents} = await mind.ask("cloud", {states: data.states});
-    cloud = new Cloud(latents, exportedWidth(data), data.rule);
-    scene.usual = await mind.ask("usual", {states: data.states.slice(0, 12)});
+    cloud = new Cloud(await cloudOf(mind, data), data.exported.model.latent_dim, data.rule);
+    scene.usual = await usualOf(mind, data);
   } catch (error) {
     refuse(error.message);
     return;
@@ -1109,6 +1128,23 @@ export async function start(library) {
   document.body.dataset.complete = "yes";
 }
 
-function exportedWidth(data) {
-  return data.exported.model.latent_dim;
+/** Latents of the training frames, a few at a time, so that the loop goes on meanwhile. */
+async function cloudOf(mind, {states, exported}) {
+  const D = exported.model.latent_dim;
+  const all = new Float32Array(states.length * D);
+  for (let i = 0; i < states.length; i += AT_ONCE) {
+    const {latents} = await mind.ask("cloud", {states: states.slice(i, i + AT_ONCE)});
+    all.set(latents, i * D);
+  }
+  return all;
+}
+
+/** How surprised it is where nothing is broken: the median, and above `high` one in twenty. */
+async function usualOf(mind, {states}) {
+  const all = [];
+  for (let i = 0; i < WALKS; i++) {
+    all.push(...(await mind.ask("usual", {states: [states[i % states.length]], seed: i})).surprises);
+  }
+  all.sort((a, b) => a - b);
+  return {median: all[all.length >> 1], high: all[Math.floor(0.95 * all.length)]};
 }
