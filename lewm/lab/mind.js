@@ -10,7 +10,7 @@
  */
 
 import {Model} from "./model.js";
-import {Agent, Amortised, CEM, Waypoints, gaussian} from "./planners.js";
+import {Agent, Amortised, CEM, Waypoints} from "./planners.js";
 import {World} from "./two_room.js";
 
 export const PLANNERS = ["waypoints", "amortised", "cem"];
@@ -93,37 +93,30 @@ export class Mind {
   }
 
   /**
-   * How surprised it is in the world as it was trained: walks by chance from some states.
+   * How surprised it is in the world as it was trained: it goes from some states to others.
    *
+   * @param pairs [[state, goal], ...], both in one layout.
    * @returns `surprises`, of all pictures that a whole context stood before.
    */
-  usual({states, blocks = 6, seed = 0}) {
-    const {model} = this;
-    const {image_size: imageSize, look} = model.data.world;
+  usual({pairs, blocks = 6}) {
+    const {image_size: imageSize, look} = this.model.data.world;
     const world = new World({imageSize, look});
-    const normal = gaussian(seed);
-    const found = [];
-    for (const begun of states) {
+    const surprises = [];
+    for (const [begun, wanted] of pairs) {
+      const other = new Mind(this.model);
+      const goal = world.render(wanted);
       let state = begun;
-      let frames = [model.encode(world.render(state))];
-      let done = [];
-      for (let j = 0; j < blocks; j++) {
-        const action = Float32Array.from({length: model.actionDim}, normal);
-        const actions = Float32Array.from({length: model.blockDim}, (_, i) =>
-          Math.min(Math.max(action[i % action.length], -1), 1));
-        const block = model.normalised(actions);
-        const past = joined(done.slice(done.length - frames.length + 1), model.blockDim);
-        const expected = model.rollout(frames, past, block);
-        for (let i = 0; i < actions.length; i += action.length) {
-          state = world.step(state, actions.subarray(i, i + action.length));
+      for (let j = 0; j <= blocks + this.model.context; j++) {
+        const pixels = world.render(state);
+        const {actions, surprise} = other.block({pixels, goal, planner: "amortised"});
+        if (j >= this.model.context) surprises.push(surprise);
+        const width = this.model.actionDim;
+        for (let i = 0; i < actions.length; i += width) {
+          state = world.step(state, actions.subarray(i, i + width));
         }
-        const latent = model.encode(world.render(state));
-        if (frames.length === model.context) found.push(squared(expected, latent));
-        frames = [...frames, latent].slice(-model.context);
-        done = [...done, block];
       }
     }
-    return {surprises: found};
+    return {surprises};
   }
 
   /** Imagine a round of the bill: seconds for so many candidates and blocks, once. */

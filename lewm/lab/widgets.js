@@ -185,6 +185,7 @@ class Scene {
     this.steps = 0;
     this.least = least;
     this.draw();
+    this.speak();
     this.run();
   }
 
@@ -255,6 +256,7 @@ class Scene {
     this.sequence = null;
     this.begin(a, b);
     this.draw();
+    this.speak(true);
     this.run();
     this.keep();
   }
@@ -505,6 +507,7 @@ class Scene {
     const up = (value) => (height - 14) * (1 - (Math.log10(Math.max(value, 1e-9)) - low) / (high - low));
     const step = width / BARS;
     const threshold = this.usual?.high ?? null;
+    let free = 0; // where the next name has room
     this.surprises.forEach(({value, mark}, i) => {
       const x = (BARS - this.surprises.length + i) * step;
       const loud = threshold !== null && value > threshold;
@@ -515,9 +518,13 @@ class Scene {
       if (mark) {
         pen.fillStyle = ink.muted;
         pen.font = "10px system-ui, sans-serif";
-        pen.textAlign = x > width / 2 ? "right" : "left";
-        pen.fillText(mark, x, height - 2);
         pen.fillRect(x, height - 13, 1, 4);
+        const long = pen.measureText(mark).width;
+        const from = Math.min(x, width - long);
+        if (from >= free) {
+          pen.fillText(mark, from, height - 2);
+          free = from + long + 5;
+        }
       }
     });
     if (threshold === null) return;
@@ -535,6 +542,8 @@ class Scene {
 
   speak(now = false) {
     const time = performance.now();
+    if (this.met || this.met !== this.spokenMet) now = true;
+    this.spokenMet = this.met;
     if (!now && this.playing && !this.resting && time - this.spokenAt < 900) return;
     this.spokenAt = time;
     const {thought} = this;
@@ -710,6 +719,7 @@ class Scene {
     this.shownPlanner();
     if (!this.ready) return;
     this.draw();
+    this.speak(true);
     this.run();
   }
 
@@ -1143,7 +1153,9 @@ async function cloudOf(mind, {states, exported}) {
 async function usualOf(mind, {states}) {
   const all = [];
   for (let i = 0; i < WALKS; i++) {
-    all.push(...(await mind.ask("usual", {states: [states[i % states.length]], seed: i})).surprises);
+    const [state, other] = [states[i % states.length], states[(7 * i + 3) % states.length]];
+    const goal = [...other.slice(0, 2), ...state.slice(2)];
+    all.push(...(await mind.ask("usual", {pairs: [[state, goal]]})).surprises);
   }
   all.sort((a, b) => a - b);
   return {median: all[all.length >> 1], high: all[Math.floor(0.95 * all.length)]};
