@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["PAGE", "SOURCES", "kernels", "source"]
+__all__ = ["PAGE", "PAGE_NAME", "SOURCES", "kernels", "source"]
 
 FOLDER = Path(__file__).parent
 SOURCES = ("model.js", "two_room.js", "planners.js")
@@ -30,6 +30,9 @@ SOURCES = ("model.js", "two_room.js", "planners.js")
 
 PAGE = ("numbers.js", "gif.js", "mind.js", "widgets.js")
 """Those of the page, which come after them."""
+
+PAGE_NAME = "lab.html"
+"""Of the page, unless somebody calls it otherwise; a report beside it links to it."""
 
 
 def source(name: str) -> str:

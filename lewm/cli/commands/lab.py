@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from lewm.cli import console
 from lewm.files import hold, write_atomically
+from lewm.lab import PAGE_NAME
 from lewm.lab.page import render
 from lewm.runs.run import open_run
 
@@ -20,7 +21,7 @@ def main(words: Sequence[str]) -> None:
 
 def run(
     run: Positional[Path],
-    out: Path = Path("lab.html"),
+    out: Path = Path(PAGE_NAME),
     data: Path | None = None,
     seed: int = 0,
     open: bool = False,
@@ -48,4 +49,4 @@ def run(
         write_atomically(out, page)
     console.say(f"Open {out.resolve()} in a browser. It has {len(page) / 1e6:.2f} MB.")
     if open:
-        webbrowser.open(out.resolve().as_uri())
+        webbrowser.open_new_tab(out.resolve().as_uri())
