@@ -412,9 +412,14 @@ ARRIVES = {
     "lab": {
         "run": Case("", lambda seen: seen["open_run"]["path"].name == "run"),
         "--out": Case(
-            "--out FOLDER/l.html", lambda folder: (folder / "l.html").exists(), real=True, base="RUN"
+            "--out FOLDER/l.html",
+            lambda folder: (folder / "l.html").exists(),
+            real=True,
+            base="RUN",
         ),
-        "--data": Case("--data OTHER", lambda seen: seen["render"]["run"].episodes.steps == 2 * 101),
+        "--data": Case(
+            "--data OTHER", lambda seen: seen["render"]["run"].episodes.steps == 2 * 101
+        ),
         "--seed": Case("--seed 3", equal("render", "seed", 3)),
         "--open": Case("--open", lambda folder: (folder / "opened").exists(), real=True),
     },

@@ -37,7 +37,9 @@ def written(run):
 
 
 def data_of(text):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*)</script>', text)[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*)</script>', text)[1]
+    )
 
 
 def test_everything_is_inside(written, run):
@@ -86,7 +88,9 @@ def test_the_modules_are_one_function(tmp_path):
 def test_a_tiny_model_fits_the_budget(tmp_path):
     """Of the quickstart's recipe, with weights that no training has made smaller."""
     data = tmp_path / "episodes.h5"
-    assert main(["collect", "two-room", "--out", str(data), "--episodes=13", "--image-size=64"]) == 0
+    assert (
+        main(["collect", "two-room", "--out", str(data), "--episodes=13", "--image-size=64"]) == 0
+    )
     torch.manual_seed(0)
     config = recipes.load(quickstart.RECIPE).model
     model = config.build(DataSpec(64, 5, STATISTICS)).eval().requires_grad_(False)

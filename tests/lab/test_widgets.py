@@ -1,4 +1,4 @@
-"""Numbers behind the page's widgets, held against Python: SIGReg, surprise, the bill, links, GIFs."""
+"""Numbers behind the page's widgets, held against Python."""
 
 import io
 
@@ -104,7 +104,9 @@ def test_surprise_is_that_of_the_analysis(small_data, tmp_path, config):
     assert answer["path"].shape == (2 * 4,)
     if model.context == 1:
         ahead = model.rollout(
-            latents[:, -1:], torch.empty(1, 0, A), torch.from_numpy(answer["plan"].copy()).view(1, 1, 4, A)
+            latents[:, -1:],
+            torch.empty(1, 0, A),
+            torch.from_numpy(answer["plan"].copy()).view(1, 1, 4, A),
         )
         np.testing.assert_allclose(answer["ahead"], ahead.flatten(), rtol=0, atol=5e-5)
 
@@ -136,7 +138,9 @@ def test_the_bill_is_a_product(tmp_path):
 
 def test_dots_and_short_numbers(tmp_path):
     numbers = [0, 0.0186, 0.5, 1, 12.34, 196, 999.9, 1000, 45_000, 8_820_000, 3.6e8, 2e12, 5e15]
-    answer = node(tmp_path, "small", {"numbers": numbers, "dots": [[1, 180], [196, 180], [8100, 140]]})
+    answer = node(
+        tmp_path, "small", {"numbers": numbers, "dots": [[1, 180], [196, 180], [8100, 140]]}
+    )
     assert answer["short"] == [
         "0", "0.019", "0.5", "1", "12.3", "196", "1 k", "1 k", "45 k", "8.82 M", "360 M", "2 T",
         "5000 T",

@@ -42,7 +42,9 @@ def run(
     if (out / PAGE_NAME).exists():
         console.say(f"Drag the model's goal in {(out / PAGE_NAME).resolve()}.")
     else:
-        console.say(f"No page holds this model; why, says: lewm lab {shlex.quote(str(out / 'run'))}")
+        console.say(
+            f"No page holds this model; why, says: lewm lab {shlex.quote(str(out / 'run'))}"
+        )
     if json:
         write_json(json, result)
 
