@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lewm.planning.agent import Agent as Agent
     from lewm.planning.config import PlanningConfig as PlanningConfig
     from lewm.planning.heads.amortised import AmortisedConfig as AmortisedConfig
+    from lewm.planning.heads.map import MapConfig as MapConfig
     from lewm.planning.heads.temporal import TemporalConfig as TemporalConfig
     from lewm.planning.objectives.l1 import L1 as L1
     from lewm.planning.objectives.l2 import L2 as L2
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from lewm.planning.solvers.icem import ICEM as ICEM
     from lewm.planning.solvers.mppi import MPPI as MPPI
     from lewm.planning.solvers.predictive_sampling import PredictiveSampling as PredictiveSampling
+    from lewm.planning.solvers.waypoints import Waypoints as Waypoints
     from lewm.runs.checkpoints import load as load
     from lewm.runs.run import Run as Run
     from lewm.runs.run import open_run as open_run
@@ -77,6 +79,7 @@ _HOME = {
     "L1": "lewm.planning.objectives.l1",
     "L2": "lewm.planning.objectives.l2",
     "LeWMConfig": "lewm.models.lewm",
+    "MapConfig": "lewm.planning.heads.map",
     "MPPI": "lewm.planning.solvers.mppi",
     "Own": "lewm.planning.objectives.own",
     "Planning": "lewm.analyses.planning",
@@ -92,6 +95,7 @@ _HOME = {
     "TemporalConfig": "lewm.planning.heads.temporal",
     "TrainingConfig": "lewm.training.config",
     "TwoRoom": "lewm.worlds.two_room",
+    "Waypoints": "lewm.planning.solvers.waypoints",
     "WorldSpec": "lewm.contracts",
     "collect": "lewm.data.collecting",
     "evaluate": "lewm.experiments.steps",

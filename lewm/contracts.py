@@ -464,7 +464,11 @@ class Head(Protocol):
         ...
 
 
-class TrainableHead(Head, Described, Trainable, Protocol):
+class StorableHead(Described, Trainable, Protocol):
+    """A head that is an `nn.Module` and keeps its config, trained or selected."""
+
+
+class TrainableHead(Head, StorableHead, Protocol):
     """A head that is an `nn.Module` and keeps its config: what a plug-in builds."""
 
 
@@ -474,6 +478,51 @@ class Distance(Protocol):
 
     def distance(self, now: Tensor, goal: Tensor) -> Tensor:
         """(..., D) current and goal latents -> (...) env steps between them."""
+        ...
+
+
+@runtime_checkable
+class Embedding(Distance, Protocol):
+    """A distance in two steps: a latent that is asked about again and again is embedded once."""
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """(..., D) latents -> (..., E)."""
+        ...
+
+    def between(self, now: Tensor, goal: Tensor) -> Tensor:
+        """(..., E) embedded latents -> (...) env steps; leading dimensions broadcast."""
+        ...
+
+
+@runtime_checkable
+class Imitator(Protocol):
+    """A head that knows what was done in such a situation."""
+
+    def plan(self, now: Tensor, goal: Tensor, steps: Tensor) -> Tensor:
+        """(B, D) current and goal latents, (B,) env steps remaining -> (B, H, A) normalised
+        blocks."""
+        ...
+
+
+@runtime_checkable
+class Landmarks(Protocol):
+    """A head that holds frames which stand for all others."""
+
+    latents: Tensor  # (M, D)
+    rows: Tensor  # (M,) of the episode file
+
+
+@runtime_checkable
+class Selecting(Protocol):
+    """A head in which nothing is trained: it selects among the frames that others are fitted to. It
+    has `select` in place of `horizon` and `loss`."""
+
+    def select(self, latents: Tensor, rows: Tensor) -> None:
+        """Take some of (F, D) latents, and their (F,) rows of the episode file."""
+        ...
+
+    def loss_of(self, latents: Tensor) -> Tensor:
+        """(F, D) latents -> (F,) how badly what was selected stands for each."""
         ...
 
 
@@ -530,6 +579,38 @@ class Proposing(Protocol):
     def propose(self, now: Tensor, goal: Tensor, elapsed: Tensor, horizon: int) -> Tensor:
         """(B, D) current and (B, D) goal latents, (B,) env steps since the goal was set -> (B, H,
         A) normalised blocks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way over landmarks to a goal, for pictures.
+
+    Attributes:
+        rows: (n,) of the episode file, the first landmark first; none where the goal itself is
+            near.
+        found: whether there is a way; without one the goal itself is aimed at.
+    """
+
+    rows: np.ndarray
+    found: bool
+
+
+@runtime_checkable
+class Routing(Protocol):
+    """A solver that aims at landmarks on the way, and can say at which."""
+
+    def landmarks(self) -> Landmarks:
+        """The places that it goes by; a `ValueError` where it was given none."""
+        ...
+
+    def links(self) -> np.ndarray:
+        """(L, 2) pairs of places of the landmarks: from the first one leads an edge to the second
+        one."""
+        ...
+
+    def routes(self, now: Tensor, goal: Tensor) -> tuple[Route, ...]:
+        """(B, D) current and (B, D) goal latents -> B ways."""
         ...
 
 

@@ -9,7 +9,7 @@ open-loop errors are usually measured, are not searched.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ from lewm.contracts import (
     Objective,
     Progress,
     Report,
+    Routing,
     Solver,
     World,
     WorldModel,
@@ -31,7 +32,15 @@ from lewm.contracts import (
 )
 from lewm.data.episodes import Episodes
 from lewm.evaluation.recordings import Recording, record_episodes
-from lewm.evaluation.tasks import Pairs, Task, Unavailable, draw_pairs, padded, place
+from lewm.evaluation.tasks import (
+    Pairs,
+    Task,
+    Unavailable,
+    draw_pairs,
+    goal_pictures,
+    padded,
+    place,
+)
 from lewm.models.nn.frozen import encode
 from lewm.planning.agent import Agent
 from lewm.planning.config import PlanningConfig
@@ -89,6 +98,21 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Places:
+    """The map that a run plans by, where what is on it has a place in the picture.
+
+    Attributes:
+        places: (M, 2) as they are read from the latents of the map.
+        links: (L, 2) numbers of places between which an edge leads.
+        way: (n, 2) the start of the recorded attempt with the most waypoints, these, and its goal.
+    """
+
+    places: np.ndarray
+    links: np.ndarray
+    way: np.ndarray
+
+
+@dataclass(frozen=True)
 class PlanningResult(Result):
     """Plans carried out to their end, and attempts that look again.
 
@@ -101,6 +125,7 @@ class PlanningResult(Result):
         attempts, recordings: what was recorded; latents of the latter are places, or nothing.
         costs: (n, R, 3) tenth percentile, median and ninetieth of the candidates' costs, relative
             to the median of the first round.
+        map: that is planned by; None of a planner that goes by none, or in a world without places.
         imagined, real: (n, H+1, 2) and (n, H * frameskip + 1, 2) places; None likewise.
     """
 
@@ -117,6 +142,7 @@ class PlanningResult(Result):
     horizon: tuple[Block, ...]
     attempts: tuple[Attempt, ...]
     recordings: tuple[Recording, ...]
+    map: Places | None
     costs: np.ndarray
     imagined: np.ndarray | None
     real: np.ndarray | None
@@ -264,6 +290,7 @@ class Planning:
                 for k, recording in enumerate(recordings)
             ),
             recordings=tuple(in_places(recording, read) for recording in recordings),
+            map=None if read is None else _places(run.planning.solver, recordings, read),
             costs=plans.costs,
             imagined=imagined,
             real=real,
@@ -331,6 +358,26 @@ class Planning:
         )
 
 
+def _places(
+    solver: Solver, recordings: Sequence[Recording], read: Callable[[np.ndarray], np.ndarray]
+) -> Places | None:
+    """The map of a solver that goes by one, and the longest way over it that an attempt began
+    with."""
+    if not isinstance(solver, Routing):
+        return None
+    landmarks = solver.landmarks()
+    places = read(landmarks.latents.double().cpu().numpy()).astype(np.float32)
+    rows = landmarks.rows.cpu().numpy()
+    begun = [(each, each.replans[0].routes[0].rows) for each in recordings if each.replans]
+    way = np.zeros((0, 2), np.float32)
+    if begun:
+        longest, over = max(begun, key=lambda each: len(each[1]))
+        by = [places[np.flatnonzero(rows == row)[:1]] for row in over]
+        ends = longest.states[:1, :2], longest.goal_state[None, :2]
+        way = np.concatenate([ends[0], *by, ends[1]]).astype(np.float32)
+    return Places(places, solver.links(), way)
+
+
 @dataclass(frozen=True)
 class _Carried:
     """n plans of H blocks, carried out.
@@ -362,7 +409,7 @@ def _carried_out(
     n, frameskip = len(pairs), model.spec.frameskip
     place(world, pairs.starts, pairs.goals)
     agent = Agent(model, config, world.spec, pairs.seeds(world.num_envs, seed), trace=True)
-    goals = episodes.rows("pixels", pairs.goal_rows)[padded(n, world.num_envs)]
+    goals = goal_pictures(world, episodes, pairs)[padded(n, world.num_envs)]
     agent.act(world.render(), goals, np.arange(world.num_envs) < n)
     replan = agent.trace[0]
     states, pictures = [world.states[:n]], []

@@ -26,7 +26,7 @@ COMMANDS = {
     "collect": "let a policy act in a world and record episodes",
     "data": "describe, verify or convert recordings",
     "train": "train a world model on an episode file; the same command continues",
-    "fit": "add heads to a run: temporal distance, amortised plans",
+    "fit": "add heads to a run: temporal distance, amortised plans, a map",
     "reproduce": "carry out a named experiment, from its data to its numbers",
     "evaluate": "measure how often a trained model reaches its goals, with intervals and floors",
     "plan": "draw a planned episode as an animation",

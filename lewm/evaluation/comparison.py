@@ -193,7 +193,7 @@ def _compared(first: str, second: str, a: Evaluation, b: Evaluation, criterion: 
     one, other = a.pairs, b.pairs
     if not all(
         np.array_equal(getattr(one, name), getattr(other, name))
-        for name in ("start_rows", "goal_rows", "strict")
+        for name in ("start_rows", "goal_rows", "starts", "goals", "strict")
     ):
         raise ValueError(
             f"expected {first} and {second} to have played the same pairs of '{a.protocol.name}', "

@@ -21,6 +21,7 @@ from lewm.evaluation.tasks import (
     attempt,
     draw_pairs,
     follow,
+    goal_pictures,
     padded,
 )
 from lewm.planning.agent import Agent
@@ -52,7 +53,7 @@ def evaluate(
         world: `num_envs` attempts are stepped and planned together; results do not depend on that
             number.
         episodes, held_out: starts and goals come from these episodes; the agent is shown the goal
-            as its recorded picture.
+            as its recorded picture, or drawn, where the world drew the goal.
         report: called as each policy plays ("offset 25, agent"), in env steps of all there can be.
         like: the task as another agent played it: its pairs and its floors are taken over, and
             neither drawn nor played again.
@@ -103,11 +104,18 @@ def evaluate(
         seconds={"agent": agent_seconds, "total": time.perf_counter() - began},
         omitted=omitted,
         criterion=main,
+        apart=_apart(world, pairs) if protocol.anywhere and not protocol.across else None,
         others={
             criterion: {p: steps[k] for p, steps in played.items()}
             for k, criterion in enumerate(others, 1)
         },
     )
+
+
+def _apart(world: World, pairs: Pairs) -> np.ndarray | None:
+    """(n,) bool: do start and goal lie in two regions? None in a world without regions."""
+    starts, goals = world.regions(pairs.starts), world.regions(pairs.goals)
+    return None if starts is None or goals is None else starts != goals
 
 
 def _play(
@@ -140,6 +148,6 @@ def agent_for(
     seed: int,
     trace: bool = False,
 ) -> tuple[Agent, np.ndarray]:
-    """An agent for the pairs, and the (B, h, w, 3) recorded pictures of their goals."""
-    goal_pixels = episodes.rows("pixels", pairs.goal_rows)[padded(len(pairs), world.num_envs)]
+    """An agent for the pairs, and the (B, h, w, 3) pictures of their goals."""
+    goal_pixels = goal_pictures(world, episodes, pairs)[padded(len(pairs), world.num_envs)]
     return Agent(model, config, world.spec, pairs.seeds(world.num_envs, seed), trace), goal_pixels

@@ -61,6 +61,8 @@ class Evaluation:
         criterion: by which `success_steps` counts, the first of the world's.
         others: each further criterion of the world -> its steps, as `success_steps`. An attempt
             goes on until all were met.
+        apart: (n,) bool, whether start and goal lie in two regions, of a task that is reported by
+            that; None for others.
         parts: the evaluations that were pooled, one per seed; empty where there is one seed.
     """
 
@@ -73,6 +75,7 @@ class Evaluation:
     omitted: dict[str, str]
     criterion: str = "success"
     others: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    apart: np.ndarray | None = None
     parts: tuple[Evaluation, ...] = ()
 
     @classmethod
@@ -94,7 +97,33 @@ class Evaluation:
             effort=sum((part.effort for part in parts), Effort()),
             seconds={name: sum(part.seconds[name] for part in parts) for name in first.seconds},
             others={criterion: together(criterion) for criterion in first.others},
+            apart=_joined([part.apart for part in parts]),
             parts=tuple(parts),
+        )
+
+    @property
+    def by_region(self) -> dict[str, Evaluation]:
+        """The pairs within one room, and those that lead to another, as evaluations of their own;
+        none where that is not reported, or one side has no strict pair."""
+        if self.apart is None:
+            return {}
+        sides = {"same room": ~self.apart, "other room": self.apart}
+        if not all((self.pairs.strict & chosen).any() for chosen in sides.values()):
+            return {}
+        return {name: self._of(chosen) for name, chosen in sides.items()}
+
+    def _of(self, chosen: np.ndarray) -> Evaluation:
+        """Some of the pairs."""
+        return replace(
+            self,
+            pairs=self.pairs[chosen],
+            success_steps={p: steps[chosen] for p, steps in self.success_steps.items()},
+            others={
+                criterion: {p: steps[chosen] for p, steps in told.items()}
+                for criterion, told in self.others.items()
+            },
+            apart=None,
+            parts=(),
         )
 
     @property
@@ -171,6 +200,11 @@ class Evaluation:
             "criterion": self.criterion,
             **self._counts(self.criterion),
             "others": {criterion: self._counts(criterion) for criterion in self.others},
+            **(
+                {"by_region": {name: part._counts(self.criterion) for name, part in parts.items()}}
+                if (parts := self.by_region)
+                else {}
+            ),
             "planning": {
                 **asdict(self.effort),
                 "batch": self.batch,
@@ -205,14 +239,20 @@ class Evaluation:
         """One per policy and criterion, with a cell for each of `COLUMNS`; those of single seeds
         before their pool."""
         if not self.parts:
-            return self._rows(self.protocol.name)
+            return self._rows(self.protocol.name) + self._rows_by_region(self.protocol.name)
         name, seeds = self.protocol.name, [f"seed {part.protocol.seed}" for part in self.parts]
         single = [
             row
             for part, seed in zip(self.parts, seeds, strict=True)
             for row in part._rows(f"{name}, {seed}")
         ]
-        return single + self._rows(f"{name}, {len(seeds)} seeds")
+        pooled = f"{name}, {len(seeds)} seeds"
+        return single + self._rows(pooled) + self._rows_by_region(pooled)
+
+    def _rows_by_region(self, task: str) -> list[tuple[str, ...]]:
+        return [
+            row for name, part in self.by_region.items() for row in part._rows(f"{task}, {name}")
+        ]
 
     def _rows(self, task: str) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []
@@ -274,6 +314,12 @@ class Evaluation:
 
     def markdown(self) -> str:
         return "\n\n".join([markdown_table(COLUMNS, self.rows()), *self.remarks()])
+
+
+def _joined(several: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """One after the other; None where one is not there."""
+    known = [each for each in several if each is not None]
+    return np.concatenate(known) if len(known) == len(several) else None
 
 
 def _plain(steps: dict[str, np.ndarray]) -> dict[str, list[int]]:

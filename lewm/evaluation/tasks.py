@@ -49,6 +49,8 @@ class Task:
         across: start and goal are held-out frames of two different regions (rooms) of any
             trajectories, or of trajectories of one layout where layouts differ; `offset` is not
             used.
+        anywhere: start and goal are drawn by the world itself, wherever its states may be, and not
+            taken from recordings; `offset` is not used. With `across`, those in two regions.
     """
 
     offset: int = 25
@@ -56,6 +58,7 @@ class Task:
     episodes: int = 200
     seed: int = 0
     across: bool = False
+    anywhere: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self, least={"offset": 1, "budget": 1, "episodes": 1})
@@ -70,8 +73,15 @@ class Task:
         """Goals in another region, in 100 steps. Source: ours."""
         return cls(budget=100, episodes=episodes, seed=seed, across=True)
 
+    @classmethod
+    def to_anywhere(cls, episodes: int = 200, seed: int = 0, across: bool = False) -> Task:
+        """Starts and goals anywhere, in 100 steps. Source: ours."""
+        return cls(budget=100, episodes=episodes, seed=seed, across=across, anywhere=True)
+
     @property
     def name(self) -> str:
+        if self.anywhere:
+            return "anywhere, other room" if self.across else "anywhere"
         return "other room" if self.across else f"offset {self.offset}"
 
 
@@ -84,6 +94,16 @@ def standard_tasks(episodes: int = 200, seed: int = 0) -> tuple[Task, ...]:
     )
 
 
+def named_tasks(episodes: int = 200, seed: int = 0) -> dict[str, Task]:
+    """Every task that has a name, as a command is given it ("offset-25", "anywhere")."""
+    tasks = (
+        *standard_tasks(episodes, seed),
+        Task.to_anywhere(episodes, seed),
+        Task.to_anywhere(episodes, seed, across=True),
+    )
+    return {task.name.replace(",", "").replace(" ", "-"): task for task in tasks}
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Start and goal of n attempts, in the order in which they were drawn.
@@ -91,8 +111,8 @@ class Pairs:
     Attributes:
         index: (n,) place in the stream; it seeds whatever is random about the attempt.
         start_episodes, goal_episodes: (n,) the trajectories; the same one unless the task goes
-            across.
-        start_rows, goal_rows: (n,) rows of the data file.
+            across. Of pairs that the world drew each has a number of its own.
+        start_rows, goal_rows: (n,) rows of the data file; -1 where the world drew them.
         starts, goals: (n, S) states.
         solved_at_start: (n,) does the start meet the benchmark's criterion, the first of the
             world's?
@@ -159,6 +179,8 @@ def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protoc
     """
     if isinstance(world, GymWorld):
         raise Unavailable(world.lacking("A task with starts and goals"))
+    if protocol.anywhere:
+        return _drawn_by(world, protocol)
     frames = _HeldOutFrames.read(episodes, held_out, world)
     start, goal = frames.across(world, protocol) if protocol.across else frames.along(protocol)
     if len(start) < protocol.episodes:
@@ -197,6 +219,73 @@ def draw_pairs(episodes: Episodes, held_out: Sequence[int], world: World, protoc
         paper=paper[used],
         strict=strict[used],
     )
+
+
+DRAWS_PER_PAIR = 20
+"""Starts and goals that a world is asked for, for each pair that a task needs, before it is given
+up."""
+
+
+def _drawn_by(world: World, protocol: Task) -> Pairs:
+    """Pairs that the world draws; number i of the stream depends on (seed, i) alone.
+
+    Raises:
+        Unavailable: the world has no regions to go between, or draws too few pairs that do.
+    """
+    starts, goals, solved = [], [], []
+    index = np.zeros(0, int)
+    clear = 0
+    for first in range(0, DRAWS_PER_PAIR * protocol.episodes, world.num_envs):
+        numbers = np.arange(first, first + world.num_envs)
+        seeds = [np.random.SeedSequence([protocol.seed, int(i)]) for i in numbers]
+        world.reset([int(seed.generate_state(1)[0]) for seed in seeds])
+        begun = met(world, world.spec.criteria)
+        chosen = np.ones(len(numbers), bool)
+        if protocol.across:
+            rooms = world.regions(world.states), world.regions(world.goals)
+            if rooms[0] is None or rooms[1] is None:
+                raise Unavailable(
+                    f"world '{world.spec.name}' has no regions (rooms) to go between."
+                )
+            chosen = rooms[0] != rooms[1]
+        index = np.concatenate([index, numbers[chosen]])
+        starts.append(world.states[chosen])
+        goals.append(world.goals[chosen])
+        solved.append(begun[:, chosen])
+        clear += int((~begun.any(axis=0) & chosen).sum())
+        if clear >= protocol.episodes:
+            break
+    else:
+        raise Unavailable(
+            f"expected world '{world.spec.name}' to draw {protocol.episodes} pairs for "
+            f"'{protocol.name}', got {clear} in {DRAWS_PER_PAIR * protocol.episodes} draws. Ask "
+            "for fewer pairs."
+        )
+    began = np.concatenate(solved, axis=1)
+    strict = ~began.any(axis=0)
+    strict &= np.cumsum(strict) <= protocol.episodes
+    paper = np.arange(len(index)) < protocol.episodes
+    used = paper | strict
+    return Pairs(
+        index=index[used],
+        start_episodes=index[used],
+        goal_episodes=index[used],
+        start_rows=np.full(used.sum(), -1),
+        goal_rows=np.full(used.sum(), -1),
+        starts=np.concatenate(starts)[used],
+        goals=np.concatenate(goals)[used],
+        solved_at_start=began[0, used],
+        paper=paper[used],
+        strict=strict[used],
+    )
+
+
+def goal_pictures(world: World, episodes: Episodes, pairs: Pairs) -> np.ndarray:
+    """(n, h, w, 3) pictures of the goals of n pairs: the recorded ones, or where the world drew
+    them, drawn."""
+    if len(pairs) and (pairs.goal_rows < 0).all():
+        return world.render(pairs.goals)
+    return episodes.rows("pixels", pairs.goal_rows)
 
 
 @dataclass(frozen=True)

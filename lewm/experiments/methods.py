@@ -280,6 +280,18 @@ METHODS: dict[str, Method] = {
         objection="Its first stage is a million hours of video, not a few hundred episodes.",
         answer="It is called its recipe, and never V-JEPA 2.",
     ),
+    "vjepa2-ac-efficientnet": Method(
+        "V-JEPA 2-AC's second stage (EfficientNet-Lite0)",
+        "frozen pre-trained patches",
+        "vjepa2_ac",
+        "arXiv 2506.09985, its second stage alone, on EfficientNet-Lite0 at 64 px, 16 tokens",
+        changes={"encoder": "efficientnet-lite0", "pretraining": 0.0},
+        knobs=(Knob("rollout_weight", 1.0),),
+        objective=("l1", {}),
+        training=SEQUENCES,
+        objection="Its encoder saw a million hours of video, this one pictures with labels.",
+        answer="In place of a first stage that a few hundred updates cannot give; all are here.",
+    ),
     "dreamer": Method(
         "Dreamer V3",
         "reconstruction and KL",

@@ -146,7 +146,9 @@ def result_of(outcome: Outcome, book: Book, seed: int, short: bool, command: str
     that leads there, `evaluations` hold every pair of every task.
     """
     run, first = outcome.run, outcome.evaluations[0]
-    others = [each for each in outcome.evaluations if each.protocol.across]
+    others = [
+        each for each in outcome.evaluations if each.protocol.across and not each.protocol.anywhere
+    ]
     probing = outcome.probing
     metrics, told = checkpoints.metrics(run.path) if run.path else [], probing.to_json()
     return {

@@ -25,6 +25,7 @@ from torch import Generator, Tensor, nn
 from lewm.contracts import Batch, DataSpec, Losses, check_numbers
 from lewm.models.nn import losses
 from lewm.models.nn.frozen_encoders import ENCODERS, open_encoder
+from lewm.models.nn.layers import devices_together
 from lewm.models.nn.tokens import FrameTransformer, TokenModel
 from lewm.registry import choose
 
@@ -201,7 +202,7 @@ class DINOWM(TokenModel):
         rows = self.encoder(pixels.flatten(0, 1)).flatten(0, 1).double()
         sums = [rows.new_full((1,), len(rows)), rows.sum(dim=0), (rows.T @ rows).flatten()]
         total = torch.cat(sums)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if devices_together() > 1:
             dist.all_reduce(total)
         count, mean = total[0], total[1 : 1 + rows.shape[1]] / total[0]
         square = total[1 + rows.shape[1] :].unflatten(0, (rows.shape[1], -1)) / count

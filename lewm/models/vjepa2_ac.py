@@ -16,7 +16,12 @@ Stage 2, the predictor, while the encoder stands still:
 LN is a layer norm of each token without weights. A plan minimises mean |zhat_H - z_goal|.
 
 It is the recipe and not V-JEPA 2: nothing is known to the encoder but the frames of one world,
-each of which is seen on its own.
+each of which is seen on its own. V-JEPA 2 masks and encodes clips.
+
+What limits stage 1 in a small world: a dot that is masked can hardly be guessed from what is left.
+In Two-Room, hundreds of updates shrink the dot's share of a token from .09 of its size to .03, and
+then copying can hardly be beaten. With `encoder` another is taken that others trained, and stage 2
+is all there is.
 """
 
 from __future__ import annotations
@@ -31,6 +36,8 @@ from torch import Generator, Tensor, nn
 from lewm.contracts import Batch, DataSpec, Losses, check_numbers
 from lewm.models.nn import losses
 from lewm.models.nn.following import follow, layer_normed
+from lewm.models.nn.frozen_encoders import ENCODERS, FrozenEncoder, open_encoder
+from lewm.models.nn.layers import devices_together, own_share
 from lewm.models.nn.pixels import normalised
 from lewm.models.nn.tokens import (
     FrameTransformer,
@@ -46,11 +53,18 @@ from lewm.registry import choose
 __all__ = ["VJEPA2ACConfig", "VJEPA2AC"]
 
 
+OWN = "own"
+"""The encoder that stage 1 trains."""
+
+
 @dataclass(frozen=True)
 class VJEPA2ACConfig:
     """Sizes of the parts, and how the two stages are trained.
 
     Attributes:
+        encoder: "own" is trained in stage 1. One of `frozen_encoders.ENCODERS` was trained by
+            others, or by nobody ("random"): there is no stage 1 then, and what belongs to it or to
+            the ViT is not asked. Ours: the published encoder needs a million hours of video.
         patch_size, encoder_width, encoder_depth, encoder_heads: the ViT; its MLP is four times as
             wide, and a token as wide as it.
         position, overlap: as in `layers.ViT`. With overlap a patch shows a margin of its masked
@@ -70,6 +84,7 @@ class VJEPA2ACConfig:
             Ours, for short trainings: of a small world's tokens nearly all stays.
     """
 
+    encoder: str = OWN
     patch_size: int = 16
     encoder_width: int = 1408
     encoder_depth: int = 40
@@ -94,6 +109,7 @@ class VJEPA2ACConfig:
     residual: bool = False
 
     def __post_init__(self) -> None:
+        choose("encoder", self.encoder, (OWN, *ENCODERS))
         choose("position", self.position, ("learned", "sincos"))
         sizes = [
             *("patch_size", "encoder_width", "encoder_depth", "encoder_heads", "context"),
@@ -147,8 +163,17 @@ class VJEPA2ACConfig:
             residual=True,
         )
 
+    @property
+    def first_stage(self) -> float:
+        """Share of the updates that belong to stage 1: none where others trained the encoder."""
+        return self.pretraining if self.encoder == OWN else 0.0
+
     def build(self, spec: DataSpec) -> VJEPA2AC:
-        """Make a model with random weights that fits the data described by `spec`."""
+        """Make a model with random weights that fits the data described by `spec`.
+
+        Raises:
+            ValueError: the weights of an encoder that others trained are not here.
+        """
         return VJEPA2AC(self, spec)
 
 
@@ -160,27 +185,33 @@ class VJEPA2AC(TokenModel):
     """
 
     config: VJEPA2ACConfig
+    encoder: PatchViT | FrozenEncoder
     pretrained: Tensor
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(self, config: VJEPA2ACConfig, spec: DataSpec) -> None:
         c = config
-        encoder = PatchViT(
-            spec.image_size,
-            c.patch_size,
-            c.encoder_width,
-            c.encoder_depth,
-            c.encoder_heads,
-            c.position,
-            c.overlap,
+        encoder = (
+            PatchViT(
+                spec.image_size,
+                c.patch_size,
+                c.encoder_width,
+                c.encoder_depth,
+                c.encoder_heads,
+                c.position,
+                c.overlap,
+            )
+            if c.encoder == OWN
+            else open_encoder(c.encoder, spec.image_size)
         )
-        super().__init__(c, spec, encoder.tokens, c.encoder_width)
+        super().__init__(c, spec, encoder.tokens, encoder.width)
         self.encoder = encoder
-        self.target = copy.deepcopy(encoder).requires_grad_(False)
-        self.masked_predictor = MaskedPredictor(
-            encoder.tokens, c.encoder_width, c.masked_width, c.masked_depth, c.masked_heads
-        )
+        if isinstance(encoder, PatchViT):
+            self.target = copy.deepcopy(encoder).requires_grad_(False)
+            self.masked_predictor = MaskedPredictor(
+                encoder.tokens, c.encoder_width, c.masked_width, c.masked_depth, c.masked_heads
+            )
         self.action_token = nn.Linear(spec.block_dim, c.predictor_width)
         self.inward = nn.Linear(self.width, c.predictor_width)
         self.predictor = FrameTransformer(
@@ -197,8 +228,8 @@ class VJEPA2AC(TokenModel):
         if c.residual:
             nn.init.zeros_(self.outward.weight)
             nn.init.zeros_(self.outward.bias)
-        self.register_buffer("pretrained", torch.tensor(int(c.pretraining == 0)))
-        self._second = c.pretraining == 0
+        self._second = c.first_stage == 0
+        self.register_buffer("pretrained", torch.tensor(int(self._second)))
         self.register_load_state_dict_post_hook(lambda model, _: model._know_the_stage())
         for name, values in (
             ("pixel_mean", spec.statistics.pixel_mean),
@@ -207,7 +238,10 @@ class VJEPA2AC(TokenModel):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(n, 3, h, w) uint8 -> (n, P, d), the target's tokens, each layer-normed."""
+        """(n, 3, h, w) uint8 -> (n, P, d), the target's tokens, each layer-normed; or those of the
+        encoder that others trained."""
+        if isinstance(self.encoder, FrozenEncoder):
+            return layer_normed(self.encoder(pixels))
         return layer_normed(self.target(self._floats(pixels)))
 
     def predict(self, tokens: Tensor, actions: Tensor, last: bool = False) -> Tensor:
@@ -240,12 +274,19 @@ class VJEPA2AC(TokenModel):
 
     def _masked(self, z: Tensor, batch: Batch, generator: Generator | None) -> Losses:
         """Stage 1: what the target says of masked patches, from the visible ones."""
+        assert isinstance(self.encoder, PatchViT)
         (B, T), c = batch.pixels.shape[:2], self.config
-        visible, masked = draw_masks(
-            B, self.encoder.side, c.mask_share, c.mask_blocks, generator, z.device
+        # of the windows of all devices, so that they do not depend on how a batch is spread
+        places = draw_masks(
+            B * devices_together(),
+            self.encoder.side,
+            c.mask_share,
+            c.mask_blocks,
+            generator,
+            z.device,
         )
         # blocks are masked in all frames of a window alike
-        visible, masked = (places.repeat_interleave(T, dim=0) for places in (visible, masked))
+        visible, masked = (own_share(each, B).repeat_interleave(T, dim=0) for each in places)
         seen = self.encoder(self._floats(batch.pixels.flatten(0, 1)), visible)
         told = self.masked_predictor(seen, visible, masked)
         target = z.flatten(0, 1).unflatten(-1, (self.tokens, self.width))
@@ -289,7 +330,7 @@ class VJEPA2AC(TokenModel):
 
     def _first_stage(self, total: int) -> int:
         """Updates of stage 1; one is left to each stage, where there are two."""
-        share = self.config.pretraining
+        share = self.config.first_stage
         return min(max(1, round(share * total)), max(1, total - 1)) if share else 0
 
     def _know_the_stage(self) -> None:

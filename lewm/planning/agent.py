@@ -23,6 +23,7 @@ from lewm.contracts import (
     Engined,
     Plan,
     Proposing,
+    Routing,
     Tokened,
     WorldModel,
     WorldSpec,
@@ -299,9 +300,10 @@ class Agent:
         plan, now, goal, way = (
             x.cpu().numpy() for x in (blocks, situation.now, situation.goal, latents)
         )
-        rounds = tuple(cost.rounds)
+        rounds, solver = tuple(cost.rounds), self.config.solver
+        routes = solver.routes(situation.now, situation.goal) if isinstance(solver, Routing) else ()
         self.trace.append(
-            Replan(self._step, chosen, rounds, plan, actions, now, goal, way, cut_short=cut_short)
+            Replan(self._step, chosen, rounds, plan, actions, now, goal, way, cut_short, routes)
         )
 
     def _look_at_goals(self, goal_pixels: np.ndarray) -> None:

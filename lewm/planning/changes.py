@@ -31,6 +31,8 @@ class PlanningChanges:
         candidates: action sequences scored per iteration.
         elites: how many of the cheapest shape the next iteration.
         iterations: of the search.
+        limit: env steps up to which a distance is trusted, of a solver that goes by waypoints.
+        pace: share of the estimated env steps that it is given for its way.
         stop_spread: std of the search below which it is over.
         judged_by: which of the costs that the model names itself, for objective `own`.
         intermediate: weight of the distance to the goal before the end of the plan.
@@ -49,6 +51,8 @@ class PlanningChanges:
     candidates: int | None = None
     elites: int | None = None
     iterations: int | None = None
+    limit: float | None = None
+    pace: float | None = None
     stop_spread: float | None = None
     judged_by: str | None = None
     intermediate: float | None = None

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lewm.contracts import Route
+
 __all__ = ["Effort", "Replan", "Scored"]
 
 
@@ -55,6 +57,7 @@ class Replan:
         now, goal: (b, D) latents of the current observation and of the goal.
         latents: (b, H, D) predicted latents along the plan; index h is the latent after block h.
         cut_short: whether a deadline stopped the search.
+        routes: b ways over landmarks, of a solver that goes by them; () of others.
     """
 
     step: int
@@ -66,6 +69,7 @@ class Replan:
     goal: np.ndarray
     latents: np.ndarray
     cut_short: bool = False
+    routes: tuple[Route, ...] = ()
 
     def of(self, environment: int) -> Replan | None:
         """The same for one environment, all with b = 1; None if it was not among those planned
@@ -78,7 +82,8 @@ class Replan:
             name: getattr(self, name)[row]
             for name in ("environments", "plan", "actions", "now", "goal", "latents")
         }
-        return replace(self, rounds=rounds, **arrays)
+        routes = tuple(self.routes[k] for k in row) if self.routes else ()
+        return replace(self, rounds=rounds, routes=routes, **arrays)
 
 
 TRACED_CANDIDATES = 32

@@ -144,6 +144,8 @@ def _outcome(task: Mapping[str, Any]) -> Outcome:
     ahead = (
         "goals in another room" if protocol["across"] else f"goals {protocol['offset']} steps ahead"
     )
+    if protocol.get("anywhere"):
+        ahead = "starts and goals anywhere" + ", in two rooms" * protocol["across"]
     counts = {title: _ordered(task[key]) for key, title in COUNTS.items()}
     for criterion, scores in task["others"].items():
         counts |= {f"{criterion}, {title}": _ordered(scores[key]) for key, title in COUNTS.items()}

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from lewm import registry
-from lewm.contracts import TrainableHead, WorldModel
+from lewm.contracts import StorableHead, WorldModel
 from lewm.files import read_json, whole_folder, write_json
 from lewm.models.nn.frozen import device_of
 from lewm.runs.checkpoints import (
@@ -26,7 +26,7 @@ from lewm.runs.checkpoints import (
 )
 
 
-def save_head(run: Path, name: str, head: TrainableHead, record: Mapping[str, Any]) -> Path:
+def save_head(run: Path, name: str, head: StorableHead, record: Mapping[str, Any]) -> Path:
     """Store a fitted head in a run, in place of an older one of its name; the world model's files
     stay as they are.
 

@@ -24,6 +24,7 @@ from lewm.contracts import (
     Hindsight,
     Progress,
     Report,
+    Selecting,
     WorldModel,
     check_numbers,
     require,
@@ -138,13 +139,14 @@ def _require_finite(update: int, loss: Tensor) -> None:
 
 
 def fit(
-    head: Head,
+    head: Head | Selecting,
     latents: Latents,
     heldout: Latents,
     config: FittingConfig = FittingConfig(),
     report: Report = silent,
 ) -> dict[str, float]:
-    """Minimise a head's loss on hindsight batches; it ends in evaluation mode.
+    """Minimise a head's loss on hindsight batches, or let one that selects do so; it ends in
+    evaluation mode.
 
     Args:
         head: an `nn.Module` that fulfils `contracts.Head`, on the device of the latents;
@@ -155,11 +157,13 @@ def fit(
 
     Returns:
         `loss`, the mean over the last tenth of the updates; `heldout_loss`, and the same of what
-        the head watches; `seconds`.
+        the head watches; `seconds`. Of one that selects the losses are means over all frames.
 
     Raises:
         ValueError: the loss is not finite, or this is no head.
     """
+    if isinstance(head, Selecting):
+        return _selected(head, latents, heldout)
     require(Head, head, "what is fitted")
     began = time.perf_counter()
     batches = _batches(latents, config, head.horizon, TRAINING, config.updates)
@@ -273,6 +277,25 @@ def _fit_heads(
         )
         found[name] = metrics
     return found
+
+
+def _selected(head: Selecting, latents: Latents, heldout: Latents) -> dict[str, float]:
+    """Let a head select among the frames, and say how well that stands for others."""
+    began = time.perf_counter()
+    if latents.rows is None:
+        raise ValueError(
+            "expected latents that know their rows of an episode file, got none. Make them with "
+            "`encode_episodes`."
+        )
+    if not bool(latents.latents.isfinite().all()):
+        raise ValueError("expected finite latents, got NaN or infinity. See whether the model is.")
+    head.select(latents.latents, latents.rows)
+    cast(nn.Module, head).eval()
+    losses = {
+        name: float(head.loss_of(some.latents).mean())
+        for name, some in (("loss", latents), ("heldout_loss", heldout))
+    }
+    return {**losses, "seconds": round(time.perf_counter() - began, 3)}
 
 
 def _batches(

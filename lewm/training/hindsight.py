@@ -37,6 +37,7 @@ class Latents:
         following: (F,) frames of the same episode that come after each.
         gap: env steps from one frame to the next.
         frameskip: env steps of a block, a multiple of `gap`.
+        rows: (F,) of the episode file; None where the latents are of none.
     """
 
     latents: Tensor
@@ -45,6 +46,7 @@ class Latents:
     following: Tensor
     gap: int
     frameskip: int
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         """F."""
@@ -145,6 +147,7 @@ def encode_episodes(
         following=torch.from_numpy(following).to(device),
         gap=apart * episodes.every,
         frameskip=spec.frameskip,
+        rows=torch.from_numpy(rows).to(device),
     )
 
 

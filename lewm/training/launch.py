@@ -25,9 +25,14 @@ PRECISION = "LEWM_PRECISION"
 precision was decided."""
 
 
-def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
+def launch(config: TrainingConfig, run: Path, staged: bool = False) -> tuple[Fabric, str]:
     """Start what a training runs on: the launched Fabric, and its precision, which is a run's own
-    once it is decided."""
+    once it is decided.
+
+    Args:
+        staged: parts of the model rest in some updates. Several devices must then look, at every
+            update, which parts have a gradient; else they would wait for those that have none.
+    """
     _require_world_size(config)
     if config.devices > 1 and hasattr(sys, "ps1"):  # Fabric would start them as scripts
         raise ValueError(
@@ -47,7 +52,7 @@ def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
             devices=config.devices,
             num_nodes=config.nodes,
             precision=precision,
-            strategy="ddp" if config.processes > 1 else "auto",
+            strategy=_strategy(config, staged),
             loggers=loggers,
         )
     except (RuntimeError, MisconfigurationException) as error:
@@ -68,6 +73,12 @@ def launch(config: TrainingConfig, run: Path) -> tuple[Fabric, str]:
             "which with --training.precision."
         )
     return fabric, precision
+
+
+def _strategy(config: TrainingConfig, staged: bool) -> str:
+    if config.processes == 1:
+        return "auto"
+    return "ddp_find_unused_parameters_true" if staged else "ddp"
 
 
 def is_first() -> bool:

@@ -125,7 +125,9 @@ def _train(
     drawn = config.seed if config.holdout_seed is None else config.holdout_seed
     chosen = split(len(episodes.lengths), config.holdout, drawn)
     stats = statistics(episodes, chosen.train, seed=config.seed)
-    fabric, precision = launch(config, run)
+    spec = DataSpec(episodes.image_size, config.frameskip, stats)
+    several = config.processes > 1  # who trains alone need not know
+    fabric, precision = launch(config, run, several and _is_staged(model_config, spec))
     if fabric.is_global_zero:
         _say_what_is_unseen(stats, episodes, (experiment or {}).get("world"))
     report = report if fabric.is_global_zero else silent
@@ -133,7 +135,7 @@ def _train(
     paths = beginnings(episodes, chosen.heldout, config.frameskip, seed=config.seed)
 
     torch.manual_seed(config.seed)
-    bare = model_config.build(DataSpec(episodes.image_size, config.frameskip, stats))
+    bare = model_config.build(spec)
     require(WorldModel, bare, f"what {type(model_config).__name__} builds")
     for part in _remembering(bare):
         part.recall(Path(data))
@@ -225,6 +227,12 @@ class _Session:
             for part in _remembering(trainer.bare):
                 part.keep()
         trainer.fabric.barrier()
+
+
+def _is_staged(config: ModelConfig, spec: DataSpec) -> bool:
+    """Will its model be trained in stages? It is asked of one without weights."""
+    with torch.device("meta"):
+        return isinstance(config.build(spec), Staged)
 
 
 def _remembering(model: object) -> list[Remembering]:

@@ -238,6 +238,8 @@ def planned(function, argument):
             "judged_by": "--objective own",
             "candidates": "--solver cem --elites 5",
             "horizon": "--solver cem --receding 1",
+            "limit": "--solver waypoints",
+            "pace": "--solver waypoints",
         }.get(name, "--solver cem")
         cases[flag] = Case(f"{flag} {value}", same_as(setting(name), value), more=more)
     return cases
@@ -346,6 +348,10 @@ ARRIVES = {
         ),
         "--seeds": Case("--seeds 2", equal("evaluate_suite", "seeds", 2)),
         "--full": Case("--full", lambda seen: len(seen["evaluate_suite"]["protocols"]) == 5),
+        "--task": Case(
+            "--task anywhere",
+            lambda seen: [t.name for t in seen["evaluate_suite"]["protocols"]] == ["anywhere"],
+        ),
         "--pool": Case(
             "--pool --json FOLDER/j.json",
             written(key="pool"),

@@ -20,6 +20,7 @@ from lewm.evaluation import evaluate as evaluation
 from lewm.evaluation.tasks import Task
 from lewm.experiments import pipeline, quickstart, recipes, reproduce, steps
 from lewm.files import read_json
+from lewm.models.nn.frozen import encode
 from lewm.planning.config import PlanningConfig
 from lewm.planning.objectives.l2 import L2
 from lewm.planning.solvers.cem import CEM
@@ -77,6 +78,21 @@ def test_held_out_episodes_leave_no_trace_in_what_is_learnt(runs):
     assert (poisoned / checkpoints.MODEL).read_bytes() == (clean / checkpoints.MODEL).read_bytes()
     assert (other / checkpoints.MODEL).read_bytes() != (clean / checkpoints.MODEL).read_bytes()
     assert all(of != weights(clean)[name] for name, of in weights(other).items())
+
+
+def test_the_places_of_a_map_are_frames_of_training_episodes(runs):
+    """Each is the latent of its row, and a planner that goes by it sees no held-out frame."""
+    for run, _ in runs.values():
+        opened = open_run(run)
+        with opened.episodes as episodes:
+            places = opened.heads["map"]
+            rows, order = places.rows.sort()
+            assert len(rows) > 20
+            of = np.searchsorted(episodes.offsets, rows.numpy(), side="right") - 1
+            assert set(of.tolist()) <= set(SPLIT.train)
+            pixels = torch.from_numpy(episodes.rows("pixels", rows.numpy())).permute(0, 3, 1, 2)
+            found = encode(opened.model, pixels[:, None])[:, 0]
+            torch.testing.assert_close(places.latents[order], found, atol=1e-5, rtol=1e-5)
 
 
 def test_statistics_are_those_of_the_training_episodes(files):

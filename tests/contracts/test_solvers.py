@@ -15,7 +15,7 @@ NAMES = registry.names("solvers")
 every_solver = pytest.mark.parametrize("name", NAMES)
 
 
-NEEDED = {"amortised": {"search": CEM(), "spread": 1.0}}
+NEEDED = {name: {"search": CEM(), "spread": 1.0} for name in ("amortised", "waypoints")}
 """What a solver cannot search without, by name."""
 
 

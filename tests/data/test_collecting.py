@@ -12,6 +12,7 @@ from lewm import registry
 from lewm.cli.commands import collect as command
 from lewm.cli.main import main
 from lewm.contracts import Progress, WorldSpec
+from lewm.data import collecting
 from lewm.data.collecting import collect
 from lewm.data.episodes import Episodes
 from lewm.data.readers import open_windows
@@ -163,6 +164,27 @@ def test_batch_size_never_changes_the_data(tmp_path, name, policy):
             batch_size=batch_size,
         ).close()
         assert_same(tmp_path / f"{batch_size}.h5", tmp_path / "1.h5")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+def test_what_all_processes_hold_fits_in_the_buffer(tmp_path, monkeypatch, processes):
+    """As many episodes at a time as fit, and not one more."""
+    monkeypatch.setattr(collecting, "PATIENCE_S", 1e9)
+    told, bytes_of_episode = [], (20 + 1) * 3 * 16**2  # 100 steps, a row every 5
+    monkeypatch.setattr(collecting, "BUFFER_BYTES", 10 * bytes_of_episode)
+
+    def recording(recorder, tasks, processes):
+        told.append((tasks, processes))
+        return collecting_alone(recorder, [range(1)], 1)
+
+    collecting_alone = collecting.record
+    monkeypatch.setattr(collecting, "record", recording)
+    collect(
+        "two-room", tmp_path / "a.h5", 100, "random", image_size=16, every=5, processes=processes
+    )
+    ((tasks, used),) = told
+    assert used == processes
+    assert {len(task) for task in tasks} == {10 // processes}
 
 
 def test_seeds_and_episodes_differ(tmp_path):

@@ -196,6 +196,12 @@ def test_order_depends_on_seed_and_update_alone():
     assert (order(30, seed=1).draw(9) != late).any()
 
 
+def test_no_epoch_of_any_seed_repeats_the_order_of_another():
+    """Not even an epoch later: repeats with seeds 0, 1, 2 would otherwise share most batches."""
+    epochs = [order(30, 30, seed=seed).draw(epoch) for seed in range(4) for epoch in range(4)]
+    assert len({tuple(epoch) for epoch in epochs}) == 16
+
+
 def test_batches_larger_than_an_epoch_repeat_windows_evenly():
     assert np.bincount(order(3, batch_size=12).draw(5)).tolist() == [4, 4, 4]
 
@@ -315,6 +321,16 @@ def test_streamed_reads_without_workers_where_shared_memory_is_short(episodes, m
     with reader.between(0, 3) as batches:
         assert len(list(batches)) == 3
         assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_workers_of_all_devices_together_fit_shared_memory(episodes, monkeypatch, world_size):
+    one = (module.PREFETCH + 1) * T * 3 * 6 * 6 * (4 // world_size)  # what a worker has ahead
+    settings = {"batch_size": 4, "mode": "streamed", "workers": 9, "world_size": world_size}
+    for room in (0, one * world_size - 1, one * world_size, 3 * one * world_size, 10**9):
+        monkeypatch.setattr(module, "_shared_memory_bytes", lambda room=room: room)
+        reader = open_windows(episodes, (0, 2), T, FRAMESKIP, IDENTITY, **settings)
+        assert reader.workers == min(9, room // (one * world_size))
 
 
 def test_resident_tells_its_progress(episodes, monkeypatch):

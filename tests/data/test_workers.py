@@ -79,10 +79,12 @@ def test_a_slow_world_takes_all_cores_unless_told_otherwise(tmp_path, monkeypatc
         lambda r, tasks, n: used.append((n, len(tasks))) or record(r, tasks, 1),
     )
     monkeypatch.setattr(collecting, "cores", lambda: 3)
-    for seconds in (0.01, 1.0):
+    for seconds in (0.01, 0.06, 1.0):  # 101 rows an episode: 1, 6 and 101 s, and five of them
         monkeypatch.setattr(collecting, "_seconds_per_row", lambda *_, seconds=seconds: seconds)
         collect("two-room", tmp_path / f"{seconds}.h5", 5, image_size=16, processes=None).close()
-    assert used == [(1, 1), (3, 5)]  # processes, and batches: slow episodes are recorded one by one
+    # processes, and batches: it is the whole that is slow, every process is given some, and slow
+    # episodes are recorded one by one
+    assert used == [(1, 1), (3, 3), (3, 5)]
     world = open_world("two-room", 1, image_size=16)
     monkeypatch.undo()
     assert 0 < collecting._seconds_per_row(world, "expert", 2) < 0.1

@@ -300,6 +300,8 @@ def test_episodes_that_would_not_open_again_are_refused(tmp_path, reference):
     filled[-1] = 0
     holed = good.actions.copy()
     holed[1] = np.nan
+    halves = [np.where(np.arange(2) == k, good.actions[:1], good.actions[-1:]) for k in range(2)]
+    half_marked = [np.concatenate([good.actions[:-1], half]) for half in halves]
     for bad, message in [
         (dataclasses.replace(good, pixels=good.pixels / 255), "float64"),
         (dataclasses.replace(good, pixels=good.pixels[:, :, :4]), r"\(3, 8, 4, 3\)"),
@@ -308,6 +310,7 @@ def test_episodes_that_would_not_open_again_are_refused(tmp_path, reference):
             r"actions \(3, width\), got \(2, 2\)",
         ),
         (dataclasses.replace(good, actions=filled), "last row of NaN"),
+        *((dataclasses.replace(good, actions=a), "last row of NaN") for a in half_marked),
         (dataclasses.replace(good, actions=holed), "finite actions"),
         (dataclasses.replace(good, actions=good.actions.astype("c8")), "of numbers, got complex64"),
         (dataclasses.replace(good, actions=good.actions.astype(float) * 1e200), "finite actions"),

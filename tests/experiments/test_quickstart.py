@@ -150,6 +150,7 @@ def test_benchmarks_measure_what_the_quickstart_does():
 
 
 FIRST = ("collect", "read", "train", "encode", "fit amortised", "fit temporal")
+"""A map is not fitted."""
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_a_run_without_its_episodes_can_be_used(alone, made):
     assert same_weights(run.model, whole.model)
     assert (run.world_name, run.recipe) == (whole.world_name, whole.recipe)
     assert run.model.spec.statistics == whole.model.spec.statistics
-    assert set(run.heads) == {"temporal", "amortised"}
+    assert set(run.heads) == {"temporal", "amortised", "map"}
     assert not run.lacks
     world = run.world(2)
     assert world.envs[0].speed == 0.05

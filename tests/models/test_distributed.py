@@ -1,5 +1,5 @@
-"""The whole model on two real processes (gloo, CPU): loss, gradients and batch-norm statistics are
-those of one process."""
+"""Whole models on two real processes (gloo, CPU): loss, gradients and batch-norm statistics are
+those of one process, and so is what a training in two stages ends with."""
 
 import datetime
 
@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from lewm.contracts import Batch, DataSpec, Statistics
 from lewm.models.lewm import LeWM, LeWMConfig
 from lewm.models.nn.layers import BatchNorm
+from lewm.models.vjepa2_ac import VJEPA2AC, VJEPA2ACConfig
+from lewm.training.train import _is_staged
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()),
@@ -38,15 +40,33 @@ CONFIG = LeWMConfig(
 )
 
 
+STAGED = VJEPA2ACConfig(
+    patch_size=4,
+    encoder_width=16,
+    encoder_depth=1,
+    encoder_heads=2,
+    context=2,
+    predictor_width=16,
+    predictor_depth=1,
+    predictor_heads=2,
+    predictor_head_dim=8,
+    predictor_mlp_dim=32,
+    ema=0.8,
+    masked_width=16,
+    masked_depth=1,
+    masked_heads=2,
+)
+
+
 class Loss(nn.Module):
     """DDP averages gradients of what goes through `forward`."""
 
-    def __init__(self, model: LeWM) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pixels, actions):
-        return self.model.loss(Batch(pixels, actions), torch.Generator().manual_seed(5)).total
+    def forward(self, pixels, actions, seed=5):
+        return self.model.loss(Batch(pixels, actions), torch.Generator().manual_seed(seed)).total
 
 
 def model() -> LeWM:
@@ -73,6 +93,26 @@ def outcome(
     return {"loss": total.detach(), **gradients, **dict(own.named_buffers())}
 
 
+def staged(module: nn.Module, own: VJEPA2AC, pixels, actions) -> dict[str, torch.Tensor]:
+    """What two updates of either stage leave, with the loss of each."""
+    optimiser = torch.optim.AdamW(own.parameters(), lr=1e-2, weight_decay=0.5)
+    losses = []
+    for update in range(4):
+        total = module(pixels, actions, update)
+        total.backward()
+        losses.append(total.detach())
+        optimiser.step()
+        optimiser.zero_grad()
+        with torch.no_grad():
+            own.follow(update, 4)
+    return {"loss": torch.stack(losses), **own.state_dict()}
+
+
+def staged_model() -> VJEPA2AC:
+    torch.manual_seed(0)
+    return STAGED.build(SPEC).double().train()
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -85,9 +125,11 @@ def work(rank: int, folder: str) -> None:
     )
     own = model()
     pixels, actions = (part.split(6)[rank] for part in batch())
-    torch.save(
-        outcome(DistributedDataParallel(Loss(own)), own, pixels, actions), f"{folder}/rank{rank}.pt"
-    )
+    found = outcome(DistributedDataParallel(Loss(own)), own, pixels, actions)
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    own = staged_model()
+    looking = DistributedDataParallel(Loss(own), find_unused_parameters=True)
+    torch.save(staged(looking, own, pixels, actions), f"{folder}/staged{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -99,9 +141,15 @@ def double():
     torch.set_default_dtype(before)
 
 
-def test_two_processes_equal_one(tmp_path, double):
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return folder
+
+
+def test_two_processes_equal_one(folder, double):
+    ranks = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
     own = model()
     alone = outcome(Loss(own), own, *batch())
     losses = torch.stack([rank.pop("loss") for rank in ranks])
@@ -110,3 +158,19 @@ def test_two_processes_equal_one(tmp_path, double):
     assert any(isinstance(module, BatchNorm) for module in own.modules())
     for rank in ranks:
         torch.testing.assert_close(rank, alone, rtol=1e-6, atol=1e-8)
+
+
+def test_both_stages_of_two_processes_equal_those_of_one(folder, double):
+    ranks = [torch.load(folder / f"staged{rank}.pt") for rank in range(2)]
+    own = staged_model()
+    alone = staged(Loss(own), own, *batch())
+    losses = torch.stack([rank.pop("loss") for rank in ranks])
+    torch.testing.assert_close(losses.mean(0), alone.pop("loss"), rtol=1e-6, atol=1e-8)
+    assert alone["pretrained"] == 1
+    for rank in ranks:
+        torch.testing.assert_close(rank, alone, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("config", "answer"), [(STAGED, True), (CONFIG, False)])
+def test_whose_parts_rest_is_known_before_anything_is_launched(config, answer):
+    assert _is_staged(config, SPEC) == answer

@@ -18,6 +18,7 @@ from lewm.models.dreamer import CARRIED, DreamerConfig
 from lewm.models.nn.rssm import RSSM, draw, kl, mode
 from lewm.planning.agent import Agent
 from lewm.planning.config import PlanningConfig, build_planning, describe_planning
+from lewm.planning.heads.map import MapConfig
 from lewm.planning.objectives.own import Own
 from lewm.planning.solvers.amortised import Amortised
 from lewm.planning.solvers.cem import CEM
@@ -39,6 +40,16 @@ class Proposal:
         return torch.full((len(now), 2, 10), 0.1)
 
 
+class Steps:
+    """A distance that knows nothing but norms."""
+
+    def embed(self, latents):
+        return latents
+
+    def between(self, now, goal):
+        return (now - goal).norm(dim=-1)
+
+
 SOLVERS = {
     "amortised": Amortised(network=Proposal(), countdown=10, search=CEM(8, 2, 1)),
     "cem": CEM(8, 2, 2),
@@ -46,6 +57,9 @@ SOLVERS = {
     "icem": registry.load("solvers", "icem")(8, 2, 2),
     "mppi": registry.load("solvers", "mppi")(8, 2, 2),
     "predictive-sampling": registry.load("solvers", "predictive-sampling")(8, 2),
+    "waypoints": registry.load("solvers", "waypoints")(
+        Proposal(), Steps(), MapConfig(3).build(105, 10), CEM(8, 2, 1)
+    ),
 }
 
 

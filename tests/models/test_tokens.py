@@ -11,6 +11,7 @@ from lewm import devices
 from lewm.contracts import Batch, DataSpec, Statistics
 from lewm.models.dino_wm import DINOWMConfig, principal
 from lewm.models.nn import losses
+from lewm.models.nn.frozen_encoders import open_encoder
 from lewm.models.nn.tokens import FrameAttention, draw_masks, frame_causal
 from lewm.models.vjepa2_ac import VJEPA2ACConfig
 from lewm.planning.cost import Scorer, Situation
@@ -145,6 +146,20 @@ def test_stages_part_the_updates_and_the_frozen_one_never_moves():
             other = vjepa2_ac(pretraining=0.3).train()
             other.load_state_dict(model.state_dict())
             assert "l1" in other.loss(batch()).terms
+
+
+def test_an_encoder_of_others_needs_no_first_stage():
+    """Whatever share stage 1 would have: the predictor has all updates, and is all there is."""
+    model, b = vjepa2_ac(encoder="random-tiny", pretraining=0.5, context=1).train(), batch()
+    assert [model.stage(u, 10) for u in (0, 9)] == [(0, 10), (9, 10)]
+    tokens = open_encoder("random-tiny", 32)(b.pixels.flatten(0, 1))
+    wanted = F.layer_norm(tokens, (tokens.shape[-1],)).flatten(1).unflatten(0, (3, 5))
+    torch.testing.assert_close(model.encode(b.pixels), wanted)
+    assert model.latent_dim == tokens[0].numel()
+    found = model.loss(b)
+    assert set(found.terms) == {"l1", "prediction", "rollout"}
+    found.total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_the_target_follows_by_its_share():

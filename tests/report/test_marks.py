@@ -254,6 +254,19 @@ def test_a_search_is_drawn_round_by_round(figures):
     np.testing.assert_allclose(band, np.column_stack([rounds, low, high]))
 
 
+def test_the_map_lies_as_in_the_picture(figures):
+    axes, result = of(figures, "planning", "the map that plans go by: 3 stored latents")
+    assert has(lines(axes, "accent"), result.map.places)
+    assert has(lines(axes, "warm"), result.map.way)
+    start, goal = lines(axes, "ink")
+    np.testing.assert_array_equal([*start, *goal], result.map.way[[0, -1]])
+    (edges,) = axes.collections
+    np.testing.assert_array_equal(edges.get_segments(), result.map.places[result.map.links])
+    assert axes.get_xlim() == (0, 100)
+    assert axes.get_ylim() == (100, 0), "down"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("x, px", "y, px")
+
+
 def test_clips_say_how_their_own_attempt_ended(monkeypatch):
     result, drawn = distinct.planning(), []
 

@@ -17,34 +17,36 @@ def found(number, **evidence):
     return BY_NUMBER[number].found(Evidence(**evidence))
 
 
-def row(variant, seed, rate=0.98, std=0.9, prediction=0.02):
+def row(variant, seed, rate=0.98, rank=5.0, prediction=0.02):
     score = {"rate": rate, "low": rate - 0.02, "high": rate + 0.01, "pairs": 200}
     return {
         "variant": variant,
         "seed": seed,
         "success": score,
-        "latent_std": std,
+        "latent_std": 0.9,  # it decides nothing
         "prediction": prediction,
+        "copying": 1.0,
+        "effective_rank": rank,
     }
 
 
 @pytest.mark.parametrize(("number", "variant"), [(1, "lambda-0"), (6, "no-batch-norm")])
 def test_one_seed_that_does_not_collapse_is_enough(number, variant):
-    for stds, verdict in (
-        ((0.01, 0.02), HOLDS),
-        ((0.01, 0.5), FAILS),
-        ((0.5, 0.01), FAILS),
-        ((0.5, 0.6), FAILS),
+    for ranks, verdict in (
+        ((0.2, 0.3), HOLDS),
+        ((0.2, 4.0), FAILS),
+        ((4.0, 0.2), FAILS),
+        ((4.0, 3.0), FAILS),
     ):
         rows = [row("base", seed) for seed in (0, 1)]
-        rows += [row(variant, seed, std=std) for seed, std in enumerate(stds)]
-        assert found(number, ablations=rows).verdict == verdict, stds
+        rows += [row(variant, seed, rank=rank) for seed, rank in enumerate(ranks)]
+        assert found(number, ablations=rows).verdict == verdict, ranks
 
 
 def test_a_base_that_collapses_too_says_nothing_for_the_term():
-    for stds in ((0.01, 0.9), (0.9, 0.01)):
-        rows = [row("base", seed, std=std) for seed, std in enumerate(stds)]
-        rows += [row("lambda-0", seed, std=0.005) for seed in (0, 1)]
+    for ranks in ((0.2, 5.0), (5.0, 0.2)):
+        rows = [row("base", seed, rank=rank) for seed, rank in enumerate(ranks)]
+        rows += [row("lambda-0", seed, rank=0.1) for seed in (0, 1)]
         assert found(1, ablations=rows).verdict == FAILS
 
 
@@ -54,14 +56,14 @@ def test_a_base_that_collapses_too_says_nothing_for_the_term():
         (
             1,
             "lambda-0",
-            "latent std 0.03 without, 0.9 with; success 31.0% [29.0, 32.0] against 95.0% [93.0, "
-            "96.0]",
+            "directions that are predicted 0.09 without, 4.9 with; success 31.0% [29.0, 32.0] "
+            "against 95.0% [93.0, 96.0]",
         ),
         (
             6,
             "no-batch-norm",
-            "with LayerNorm instead: latent std 0.03, success 31.0% [29.0, 32.0]; with batch norm "
-            "0.9, 95.0% [93.0, 96.0]",
+            "with LayerNorm instead: directions that are predicted 0.09, success 31.0% [29.0, "
+            "32.0]; with batch norm 4.9, 95.0% [93.0, 96.0]",
         ),
         (
             7,
@@ -72,7 +74,7 @@ def test_a_base_that_collapses_too_says_nothing_for_the_term():
     ],
 )
 def test_numbers_with_and_without_are_called_so(number, variant, ours):
-    rows = [row("base", 0, 0.95), row(variant, 0, 0.31, 0.03, 0.7)]
+    rows = [row("base", 0, 0.95), row(variant, 0, 0.31, 0.3, 0.7)]
     assert found(number, ablations=rows).ours == ours
 
 

@@ -99,6 +99,25 @@ def test_a_setting_that_is_newer_than_the_run_is_at_its_default(tmp_path):
         checkpoints.claim(tmp_path, description, {})
 
 
+def test_a_range_of_actions_is_held_against_a_run_that_wrote_it_down(tmp_path):
+    """A run that was begun before ranges were recorded goes on whatever they are."""
+    own, described = tmp_path / "own", {"low": (-1.0, -1.0), "high": (1.0, 1.0)}
+    for side, numbers in described.items():
+        for told, now in ((None, numbers), (numbers, numbers), (numbers, (0.5, 0.5))):
+            run = own / f"{side} {told} {now}"
+            spec = {"statistics": {} if told is None else {f"action_{side}": told}}
+            checkpoints.claim(run, {"model": {"spec": spec}}, {})
+            checkpoints.save(run, 1, model())
+            asked = {"model": {"spec": {"statistics": {f"action_{side}": now}}}}
+            if told in (None, now):
+                checkpoints.claim(run, asked, {})
+            else:
+                with pytest.raises(
+                    ValueError, match=rf"action_{side} was \[.*, now \[0\.5, 0\.5\]"
+                ):
+                    checkpoints.claim(run, asked, {})
+
+
 def test_the_log_is_cut_back_to_where_training_goes_on(tmp_path):
     log = checkpoints.Log(tmp_path, 0)
     for update in (10, 20, 30):

@@ -226,9 +226,9 @@ def test_a_run_plans_as_it_was_stored_whatever_its_recipe_says_today(
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
     stored = read_json(run / checkpoints.EXPERIMENT)
-    assert stored["planning"]["solver"]["name"] == "amortised"
+    assert stored["planning"]["solver"]["name"] == "waypoints"
     opened = open_run(run, small_data)
-    assert opened.lacks == ("amortised", "temporal"), "its heads were not fitted"
+    assert opened.lacks == ("amortised", "map", "temporal"), "its heads were not fitted"
     assert opened.planning == plain_search()
     write_json(run / checkpoints.EXPERIMENT, {**stored, "planning": describe_planning(PLANNING)})
     opened = open_run(run, small_data)

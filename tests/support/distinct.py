@@ -29,7 +29,7 @@ from lewm.analyses.geometry import (
     Straightness,
     StraightPaths,
 )
-from lewm.analyses.planning import Attempt, Block, PlanningResult
+from lewm.analyses.planning import Attempt, Block, Places, PlanningResult
 from lewm.analyses.probing import Alike, Curve, OpenLoop, ProbingResult, Rival, Score, Variable
 from lewm.analyses.surprise import Apart, Edited, FalseAlarms, Level, SurpriseResult
 from tests.support import results
@@ -310,6 +310,11 @@ def planning():
         horizon=(block(1), block(2)),
         attempts=(Attempt(True, 10, 2, True), Attempt(False, 15, 3, False)),
         recordings=(results.planning().recordings[0], results.planning().recordings[1]),
+        map=Places(
+            np.array([[12.0, 20], [34, 41], [57, 22]], np.float32),
+            np.array([[0, 1], [1, 2]]),
+            np.array([[11.0, 19], [34, 41], [58, 23]], np.float32),
+        ),
         costs=np.array([[[0.8, 1.0, 1.3], [0.4, 0.5, 0.6]]]),
         imagined=np.array([[[10.0, 20], [30, 40], [50, 45]]], np.float32),
         real=np.array([[[10.0, 20], [31, 42], [56, 49]]], np.float32),

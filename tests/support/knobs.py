@@ -72,6 +72,8 @@ PLANNING = {
     "candidates": (17, 18),
     "elites": (3, 4),
     "iterations": (2, 3),
+    "limit": (15.0, 25.0),
+    "pace": (0.25, 0.75),
     "stop_spread": (0.25, 0.5),
     "judged_by": ("picture", "posterior"),
     "intermediate": (0.75, 0.5),
@@ -123,9 +125,10 @@ HEADS = {
     "oneway_dim": 9,
     "expectile": 0.6,
     "apart": 0.5,
+    "places": 20,
 }
 
-TASK = {"offset": 15, "budget": 20, "episodes": 9, "seed": 6, "across": True}
+TASK = {"offset": 15, "budget": 20, "episodes": 9, "seed": 6, "across": True, "anywhere": True}
 
 COLLECTION = {
     "episodes": 3,

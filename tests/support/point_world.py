@@ -86,6 +86,11 @@ class PointWorld:
     def goals(self):
         return self._goals.copy()
 
+    def reset(self, seeds):
+        """Start and goal anywhere, of each seed its own."""
+        drawn = np.stack([np.random.default_rng(seed).random((2, 2)) for seed in seeds])
+        self._states, self._goals = drawn.astype(np.float32).swapaxes(0, 1)
+
     def set_states(self, states):
         assert states.shape == (self.num_envs, 2)
         self._states = states.astype(np.float32)

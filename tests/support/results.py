@@ -251,6 +251,7 @@ def planning(ends=("reached", "missed"), **changes):
         unit="px",
         horizon=blocks,
         attempts=tuple(Attempt(end == "reached", 10, 2, not k) for k, end in enumerate(ends)),
+        map=None,
         recordings=tuple(
             in_places(recording(success=end == "reached"), lambda latents: 10 * np.asarray(latents))
             for end in ends

@@ -129,6 +129,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "residual": True,
     },
     "vjepa2-ac": {
+        "encoder": "random-tiny",
         "pretraining": 0.3,
         "ema": 0.9,
         "mask_share": 0.4,

@@ -118,6 +118,25 @@ def test_a_budget_decided_before_the_first_checkpoint_is_kept(small_data, tmp_pa
     assert checkpoints.latest(run).name == "00000012"
 
 
+def test_a_budget_is_kept_for_the_very_experiment_that_it_was_decided_for(tmp_path):
+    decided = {"minutes": 1.0, "updates": 12, "updates_per_second": 0.5}
+    description = {
+        "training": {"batch_size": 4, "minutes": 1.0},
+        "model": {"model": "lewm", "config": {"latent_dim": 6}},
+        "data": {"episodes": 5, "steps": 50},
+        "split": {"train": (0, 1, 2, 3), "heldout": (4,)},
+    }
+    assert checkpoints.budget(tmp_path, description) is None
+    checkpoints.claim(tmp_path, description, {})
+    assert checkpoints.budget(tmp_path, description) is None
+    checkpoints.claim(tmp_path, description, {"budget": decided})
+    assert checkpoints.budget(tmp_path, description) == decided
+    for part, told in description.items():
+        for name in told:
+            other = {**description, part: {**told, name: "another"}}
+            assert checkpoints.budget(tmp_path, other) is None, (part, name)
+
+
 def test_a_budget_that_is_too_short_says_how_long_one_takes(
     small_data, tmp_path, monkeypatch, capsys
 ):

@@ -125,7 +125,9 @@ def test_a_training_that_was_killed_ends_as_its_twin(killed_after, data, tmp_pat
     same(run, *plain_training(MODEL, config, data, rates(3e-3, 2, 8)))
 
 
-def test_the_log_counts_the_seconds_of_every_process(data, tmp_path, monkeypatch):
+def test_the_log_counts_the_seconds_of_every_process_and_the_speed_of_one(
+    data, tmp_path, monkeypatch
+):
     """An update takes a second; the first process was killed after update 2, the next after 4."""
 
     class Killed(BaseException):
@@ -153,7 +155,10 @@ def test_the_log_counts_the_seconds_of_every_process(data, tmp_path, monkeypatch
             train(MODEL, config, data, run, report=killing(last))
         now += 100  # nobody trains
     train(MODEL, config, data, run)
-    assert [line["seconds"] for line in checkpoints.metrics(run)] == list(range(1, 9))
+    lines = checkpoints.metrics(run)
+    assert [line["seconds"] for line in lines] == list(range(1, 9))
+    # the speed is that of the process which tells it
+    assert [line["updates_per_second"] for line in lines] == [1.0] * 8
 
 
 def test_a_model_begins_with_modulation_of_zero():

@@ -257,6 +257,10 @@ class Somewhere(Look):
         ("fast,arm_color=112233", "fast", {"drawing": "fast"}),  # its own colour is no change
         ("arm_color=000001", "dark", {"arm_color": "000001"}),
         ("dark,size=2.5e0", "dark,size=2.5", {"arm_color": "000001", "size": 2.5}),
+        # what stands later overrides what stands before it
+        ("dark, arm_color=abcdef", "arm_color=abcdef", {"arm_color": "abcdef"}),
+        ("arm_color=abcdef, dark", "dark", {"arm_color": "000001"}),
+        ("size=3, dark, size=4", "dark,size=4.0", {"arm_color": "000001", "size": 4.0}),
         (
             "block_color=00ff00, fast, arm_color=000000",
             "fast,arm_color=000000,block_color=00ff00",

@@ -362,6 +362,27 @@ def test_places_go_around_the_block_without_touching_it():
     np.testing.assert_allclose(reached[pushing.PUSHABLE], 1)  # a unit short of the face
 
 
+@pytest.mark.parametrize("table", [512, 300])
+def test_the_expert_sets_itself_aims_in_the_middle_turned_by_60_to_180_degrees(table):
+    world = PushT.batched(300, image_size=16, table=table)
+    world.reset(range(300))
+    expert = world.policy("expert", range(300))
+    world.set_states(world.goals)  # both are where they should be
+    expert()  # the block's aim is met,
+    expert()  # and so is the agent's: the next aim is its own
+    assert not expert.to_goal.any()
+    turned = np.degrees(pushing.wrap(expert.aims[:, 2] - world.states[:, 4]))
+    edges = [-180, -150, -120, -90, -60, 60, 90, 120, 150, 180]
+    counts, _ = np.histogram(turned, edges)
+    assert counts[4] == 0
+    assert counts.sum() == 300
+    assert (np.delete(counts, 4) > 300 / 8 / 2).all(), "any turn is as likely"
+    x, y = expert.aims[:, :2].T
+    for places in (x, y):
+        assert 100 <= places.min() < 100 + 0.05 * (table - 200)
+        assert table - 100 >= places.max() > table - 100 - 0.05 * (table - 200)
+
+
 def test_the_expert_walks_without_touching_and_meets_its_goals():
     world = PushT.batched(40, image_size=16)
     world.reset(range(40))

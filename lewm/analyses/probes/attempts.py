@@ -23,6 +23,7 @@ def in_places(recording: Recording, read: Callable[[np.ndarray], np.ndarray] | N
 
     def placed(replan: Replan) -> Replan:
         kept: dict[str, Any] = dict.fromkeys(("plan", "actions", "now", "goal"), NOTHING)
+        kept["routes"] = ()
         if read is None:
             return replace(replan, rounds=(), latents=NOTHING, **kept)
         rounds = (

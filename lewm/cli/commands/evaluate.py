@@ -21,7 +21,7 @@ from lewm.evaluation.comparison import (
     spread,
 )
 from lewm.evaluation.tables import COLUMNS, markdown_table
-from lewm.evaluation.tasks import standard_tasks
+from lewm.evaluation.tasks import named_tasks, standard_tasks
 from lewm.files import write_json
 from lewm.planning.changes import PlanningChanges
 from lewm.runs.checkpoints import budget_in_words
@@ -50,6 +50,7 @@ def run(
     seed: int = 0,
     seeds: int = 1,
     full: bool = False,
+    task: str | None = None,
     pool: bool = False,
     planning: OmitArgPrefixes[PlanningChanges] = PlanningChanges(),  # noqa: B008  frozen
     together: int | None = None,
@@ -73,6 +74,9 @@ def run(
         seeds: play everything as often, with seed, seed + 1, ..., and report each and all of them
             together.
         full: add goals 50, 75 and 100 steps ahead, and goals in another room.
+        task: one task alone, by its name: offset-25, offset-50, offset-75, offset-100, other-room,
+            anywhere (the world draws starts and goals wherever they may be, 100 steps allowed), or
+            anywhere-other-room.
         pool: the runs are one recipe's, of several training seeds: each plays pairs of its own
             data, and their mean is shown.
         planning: changes to how the recipe of each run plans.
@@ -111,7 +115,12 @@ def run(
             f"expected --pool with runs of one recipe, got {got}. Evaluate them apart."
         )
     configs = [each.changed(planning) for each in opened]
+    if task is not None and full:
+        raise ValueError(f"expected --full or one --task, got --task {task} too. Leave one out.")
     protocols = standard_tasks(episodes, seed)[: None if full else 1]
+    if task is not None:
+        tasks = named_tasks(episodes, seed)
+        protocols = (tasks[registry.choose("task", task, tasks)],)
     labels = string.ascii_uppercase[: len(paths)] if others else [""]
     for each, config in zip(opened, configs, strict=True):
         if each.remark and config == each.planning:

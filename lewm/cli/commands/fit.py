@@ -33,7 +33,8 @@ def run(
 
     `temporal` learns how many env steps lie between two latents: an objective for distant goals.
     `amortised` learns what was done on the way: a plan in one pass. Both learn from what is on
-    record, so they are as good as the policy that was recorded.
+    record, so they are as good as the policy that was recorded. `map` keeps frames that stand for
+    all others, as waypoints.
 
     Args:
         run: run folder.

@@ -32,12 +32,7 @@ class BatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (
-            self.training
-            and dist.is_available()
-            and dist.is_initialized()
-            and dist.get_world_size() > 1
-        ):
+        if not self.training or devices_together() == 1:
             return super().forward(input)
         x = input if input.dtype == torch.float64 else input.float()
         total = _SumOverDevices.apply(torch.cat([x.sum(0), x.new_tensor([float(len(x))])]))
@@ -478,13 +473,25 @@ def sincos_2d(side: int, width: int, temperature: float = 100.0) -> Tensor:
     return torch.cat([rows, columns], dim=-1).reshape(side * side, width)
 
 
+def devices_together() -> int:
+    """How many devices share a batch: 1, unless processes train together."""
+    alone = not (dist.is_available() and dist.is_initialized())
+    return 1 if alone else dist.get_world_size()
+
+
+def own_share(rows: Tensor, count: int) -> Tensor:
+    """(devices * count, ...) drawn for a whole batch -> (count, ...) of this device's windows."""
+    first = 0 if devices_together() == 1 else dist.get_rank() * count
+    return rows[first : first + count]
+
+
 def mean_over_devices(x: Tensor) -> Tensor:
     """The mean of a detached tensor over all devices, each of which must ask."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if devices_together() == 1:
         return x
     total = x.clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total / devices_together()
 
 
 def rows_of_all_devices(x: Tensor) -> Tensor:
@@ -494,9 +501,9 @@ def rows_of_all_devices(x: Tensor) -> Tensor:
     It is for losses that look at a batch as a whole. Each device then has the same loss, and the
     mean of their gradients, which training takes, is that of one device with the whole batch.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if devices_together() == 1:
         return x
-    counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=x.device)
+    counts = torch.zeros(devices_together(), dtype=torch.long, device=x.device)
     counts[dist.get_rank()] = len(x)
     dist.all_reduce(counts)
     rows = counts.tolist()

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from lewm.models.nn.layers import devices_together
 from lewm.models.nn.losses import full_precision
 
 __all__ = ["draw_directions", "sigreg_reference", "sigreg", "sigreg_per_slice"]
@@ -44,7 +45,7 @@ def draw_directions(
         device
     )
     directions = F.normalize(gaussian, dim=0)
-    if _world_size() > 1:
+    if devices_together() > 1:
         dist.broadcast(directions, src=0)
     return directions
 
@@ -212,7 +213,7 @@ class _SIGReg(torch.autograd.Function):
             for wave, coefficient, chunk in zip(waves, coefficients, slices, strict=True):
                 gradient.addmm_(_horner(coefficient, wave).view(T * local_batch, -1), chunk.T)
             ctx.save_for_backward(
-                gradient.mul_(_world_size()).view(T, local_batch, D).transpose(0, 1)
+                gradient.mul_(devices_together()).view(T, local_batch, D).transpose(0, 1)
             )
         return loss
 
@@ -251,7 +252,7 @@ def _horner(coefficients: Tensor, wave: Tensor) -> Tensor:
 def _over_ranks(sums: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Add the knot sums and the batch sizes of all ranks in one all-reduce."""
     flat = torch.cat([torch.view_as_real(sums).flatten(), sums.real.new_full((1,), count)])
-    if _world_size() > 1:
+    if devices_together() > 1:
         dist.all_reduce(flat)
     return torch.view_as_complex(flat[:-1].view(*sums.shape, 2)), flat[-1]
 
@@ -281,7 +282,3 @@ def _chunk_width(rows: Tensor) -> int:
     kernels should be few."""
     elements = 2**17 if rows.device.type == "cpu" else 2**24
     return max(1, math.ceil(elements / max(1, len(rows))))
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -341,7 +341,7 @@ class PatchViT(nn.Module):
                 f"{patch_size} and {image_size}. Change one of them."
             )
         self.side, margin = image_size // patch_size, patch_size // 2 if overlap else 0
-        self.tokens = self.side**2
+        self.tokens, self.width = self.side**2, width
         self.patches = nn.Conv2d(
             3, width, patch_size + 2 * margin, stride=patch_size, padding=margin
         )

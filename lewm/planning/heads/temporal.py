@@ -99,7 +99,7 @@ class TemporalDistance(nn.Module):
         Returns:
             (...) steps, 0 or more.
         """
-        return self._between(self.embed(now), self.embed(goal))
+        return self.between(self.embed(now), self.embed(goal))
 
     def loss(self, batch: Hindsight) -> Losses:
         """Expectile regression of log(1 + distance) on log(1 + steps), and a pull that holds all
@@ -118,12 +118,12 @@ class TemporalDistance(nn.Module):
         learning", 2023.
         """
         now, goal = self.embed(batch.now), self.embed(batch.goal)
-        error = self._between(now, goal).log1p() - batch.steps.log1p()
+        error = self.between(now, goal).log1p() - batch.steps.log1p()
         weight = torch.where(error > 0, 1 - self.config.expectile, self.config.expectile)
         return Losses(
             terms={
                 "expectile": (weight * error.square()).mean(),
-                "nearness": (FARTHEST - self._between(now, goal.roll(1, dims=0)).log1p())
+                "nearness": (FARTHEST - self.between(now, goal.roll(1, dims=0)).log1p())
                 .relu()
                 .mean(),
             },
@@ -131,7 +131,8 @@ class TemporalDistance(nn.Module):
             watch={"log_error": error.detach().abs().mean()},
         )
 
-    def _between(self, now: Tensor, goal: Tensor) -> Tensor:
+    def between(self, now: Tensor, goal: Tensor) -> Tensor:
+        """Estimate the env steps between latents that `embed` has embedded; they broadcast."""
         sizes = self.config.metric_dim, self.config.oneway_dim
         (here, low), (there, high) = now.split(sizes, -1), goal.split(sizes, -1)
         # `vector_norm` has the subgradient 0 where both are the same; a square root would have

@@ -5,24 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from lewm.contracts import Box, Cost, Distance, Plan, Solver, check_numbers
+from lewm.contracts import Box, Cost, Distance, Imitator, Plan, Solver, check_numbers
 from lewm.planning.search import Search
 
 __all__ = ["Amortised"]
-
-
-class Imitator(Protocol):
-    """What is asked of the head "amortised"."""
-
-    def plan(self, now: Tensor, goal: Tensor, steps: Tensor) -> Tensor:
-        """(B, D) current and goal latents, (B,) env steps remaining -> (B, H, A) normalised
-        blocks."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lewm.analyses.planning import PlanningResult
+from lewm.analyses.planning import Places, PlanningResult
 from lewm.report import canvas
 from lewm.report.animation import Clip, View, draw_episode, encode_animation
 from lewm.report.canvas import THEME, Panel
@@ -28,6 +28,8 @@ def draw(result: PlanningResult) -> list[Panel]:
     drawn = [_horizon_panel(result)]
     if result.imagined is not None and result.real is not None:
         drawn.append(_ways_panel(result, result.imagined[:WAYS], result.real[:WAYS]))
+    if result.map is not None:
+        drawn.append(_map_panel(result, result.map))
     if result.rounds > 1:
         drawn.append(_search_panel(result))
     return drawn
@@ -89,6 +91,52 @@ def _ways_panel(result: PlanningResult, imagined: np.ndarray, real: np.ndarray) 
             )
 
     return canvas.draw(f"{len(real)} plans, imagined and carried out", draw, height=3.6)
+
+
+def _map_panel(result: PlanningResult, found: Places) -> Panel:
+    """Places and edges of the map, and one way over it."""
+    from matplotlib.collections import LineCollection
+
+    extent, unit = result.picture_extent, result.unit
+    assert extent is not None, "places lie in a picture"
+
+    def draw(axes: Axes) -> None:
+        both_ways = np.unique(np.sort(found.links, axis=1), axis=0)
+        edges = LineCollection(
+            list(found.places[both_ways]), colors=THEME["floor"], linewidths=0.5, alpha=0.25
+        )
+        edges.set_rasterized(True)
+        axes.add_collection(edges)
+        axes.plot(*found.places.T, color=THEME["accent"], marker="o", markersize=2.4, linestyle="")
+        if len(found.way):
+            axes.plot(*found.way.T, color=THEME["warm"], linewidth=2.0, marker="o", markersize=4.5)
+            axes.plot(*found.way[0], color=THEME["ink"], marker="o", markersize=6)
+            axes.plot(*found.way[-1], color=THEME["ink"], marker="x", markersize=8)
+        axes.set_xlim(0, extent)
+        axes.set_ylim(extent, 0)  # down, as in the picture
+        axes.set_aspect("equal")
+        axes.set_xlabel(f"x, {unit}")
+        axes.set_ylabel(f"y, {unit}")
+        for place, (words, colour) in enumerate(
+            (
+                ("\u25cf place", "accent"),
+                ("\u2013 trusted", "muted"),
+                ("\u25cf way", "warm"),
+                ("\u25cf start", "ink"),
+                ("\u00d7 goal", "ink"),
+            )
+        ):
+            axes.text(
+                1.03,
+                0.98 - 0.09 * place,
+                words,
+                transform=axes.transAxes,
+                va="top",
+                color=THEME[colour],
+            )
+
+    title = f"the map that plans go by: {len(found.places)} stored latents"
+    return canvas.draw(title, draw, height=3.6)
 
 
 def _search_panel(result: PlanningResult) -> Panel:
