@@ -3,10 +3,12 @@
 python docs/lab_picture.py quickstart/lab.html
 """
 
+import io
 import shutil
 import sys
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 STEPS = 6  # action blocks before the picture is taken
@@ -25,8 +27,9 @@ def main(page_file: Path, out: Path) -> None:
         for step in range(1, STEPS + 1):
             page.click("#step")
             page.get_by_text(f"step {5 * step},").wait_for()
-        page.locator(".world").screenshot(path=out)
+        shown = page.locator(".world").screenshot()
         browser.close()
+    Image.open(io.BytesIO(shown)).convert("RGB").quantize(48).save(out, optimize=True)
 
 
 if __name__ == "__main__":

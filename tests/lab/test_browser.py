@@ -154,7 +154,7 @@ def test_keys_do_what_hands_do(visit):
     page.keyboard.press("Enter")
     says(page, "step 5,")
     page.keyboard.press("n")
-    says(page, "step 0,")
+    says(page, "^Ready")
     page.focus("#cloud")
     page.keyboard.press("ArrowRight")
     says(page, "Turn", "#turn")
