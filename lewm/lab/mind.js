@@ -56,7 +56,7 @@ export class Mind {
 
     const latent = agent.frames.at(-1);
     const surprise = this.expected === null ? null : squared(this.expected, latent);
-    const before = joined(past.slice(past.length - agent.frames.length + 1), model.blockDim);
+    const before = joined(past, model.blockDim);
     this.expected = model.rollout(agent.frames, before, model.normalised(actions));
     const {last} = agent;
     const ahead = model.rollout(agent.frames, before, last.blocks);
