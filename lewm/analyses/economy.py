@@ -265,6 +265,7 @@ class Others(Result):
     sora_factor: str = SORA_FACTOR
 
     name: ClassVar[str] = "economy"
+    computed: ClassVar[tuple[Computed, ...]] = COMPUTED
 
     def tables(self) -> Tables:
         """Their frames, their plans, and where the numbers are from."""

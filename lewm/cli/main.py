@@ -37,6 +37,7 @@ COMMANDS = {
     "economy": "what a frame and a plan cost, beside the models of others",
     "claims": "hold what is claimed of the model against what runs show",
     "import": "make a run of published weights",
+    "lab": "a page that runs the model in your browser, to drag its goal and to break its world",
     "export": "write a run's weights in the published form",
     "weights": "obtain the weights of a frozen encoder, such as DINOv2",
     "bench": "compare the speed of our implementations with plain ones",

@@ -4,6 +4,7 @@ out/
   quickstart.json    what the folder holds, and how long its stages took
   episodes.h5, run/, result.json   as `pipeline` says
   report.html        for people
+  lab.html           the model itself in a browser, where a page can hold it
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from lewm.experiments import recipes
 from lewm.experiments.book import Book
 from lewm.experiments.pipeline import Scope, carry_out, result_of, seeded, shortened
 from lewm.files import hold, read_json, write_atomically, write_json
+from lewm.lab import PAGE_NAME
+from lewm.lab import page as lab_page
 from lewm.report.page import render
 from lewm.report.record import record_of
+from lewm.runs.run import Run
 
 __all__ = ["run"]
 
@@ -75,12 +79,24 @@ def _run(out: Path, seed: int, short: bool, report: Report) -> dict[str, Any]:
         report(Progress("report", 0, 1))
         result = result_of(outcome, book, seed, short, command + (" --short" if short else ""))
         result["published"] = _published()
-        page = render([record_of(out / "run", result)], result["command"])
+        lab = _lab(out, outcome.run)
+        page = render([record_of(out / "run", result)], result["command"], lab=lab)
     result["seconds"] = book.seconds  # now with those of drawing the page
     write_atomically(out / "report.html", page.encode())
     write_json(out / "result.json", result)
     report(Progress("report", 1, 1))
     return result
+
+
+def _lab(out: Path, run: Run) -> str | None:
+    """Write the page that runs this model, and return its name; None where no page can hold it."""
+    words = ["lewm", "lab", str(out / "run"), "--out", str(out / PAGE_NAME)]
+    try:
+        page = lab_page.render(run, "quickstart", shlex.join(words))
+    except ValueError:  # `lewm lab` says why; a quickstart is whole without
+        return None
+    write_atomically(out / PAGE_NAME, page.encode())
+    return PAGE_NAME
 
 
 def _published() -> dict[str, str]:

@@ -73,13 +73,16 @@ class _Section:
 # --------------------------------------------------------------------------------------------- page
 
 
-def render(records: Sequence[Record], command: str, study: Study | None = None) -> str:
+def render(
+    records: Sequence[Record], command: str, study: Study | None = None, lab: str | None = None
+) -> str:
     """Write the page.
 
     Args:
         records: one or more, as `record.record_of` gives them.
         command: that made the page.
         study: methods side by side, in a section of its own.
+        lab: name of the page of `lewm lab` that lies beside this one.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -122,6 +125,7 @@ def render(records: Sequence[Record], command: str, study: Study | None = None) 
         searches=any(clip.searches for some in clips for clip in some),
         studies=[] if study is None else _studied(study),
         stages=STAGES,
+        lab=lab,
         next_steps=_next_steps(records[0]),
         evaluation=lambda record: shlex.quote(str(record.path / EVALUATION)),
         version=lewm.__version__,

@@ -129,6 +129,7 @@ HANDOVERS = {
     ],
     "analyse": [("lewm.cli.commands.analyse", "analyse")],
     "report": [("lewm.cli.commands.report", "render")],
+    "lab": [("lewm.cli.commands.lab", "render")],
     "economy": [("lewm.analyses.economy.Economy", "run")],
     "claims": [("lewm.cli.commands.claims", "to_markdown")],
     "import": [("lewm.cli.commands.import", "import_run")],
@@ -149,7 +150,7 @@ PASSED = {
     "train": [("lewm.cli.commands.train", "world_of")],
     **{
         name: [(f"lewm.cli.commands.{name}", "open_run")]
-        for name in ("fit", "evaluate", "plan", "analyse", "economy")
+        for name in ("fit", "evaluate", "plan", "analyse", "economy", "lab")
     },
     "plan": [("lewm.cli.commands.plan", "open_run"), ("lewm.cli.commands.plan", "draw_pairs")],
     "report": [("lewm.cli.commands.report", "record_of")],
@@ -168,6 +169,7 @@ BASE = {
     "plan": "RUN --out FOLDER/plan.gif",
     "analyse": "RUN",
     "report": "RUN --out FOLDER/page.html",
+    "lab": "RUN --out FOLDER/lab.html",
     "economy": "RUN --out FOLDER/economy.svg",
     "claims": "RUN --out FOLDER/claims.md",
     "import": "FOLDER/weights --out FOLDER/new",
@@ -412,6 +414,20 @@ ARRIVES = {
             "--study FOLDER/study.rows.json",
             lambda seen: seen["render"]["study"] is not None,
         ),
+    },
+    "lab": {
+        "run": Case("", lambda seen: seen["open_run"]["path"].name == "run"),
+        "--out": Case(
+            "--out FOLDER/l.html",
+            lambda folder: (folder / "l.html").exists(),
+            real=True,
+            base="RUN",
+        ),
+        "--data": Case(
+            "--data OTHER", lambda seen: seen["render"]["run"].episodes.steps == 2 * 101
+        ),
+        "--seed": Case("--seed 3", equal("render", "seed", 3)),
+        "--open": Case("--open", lambda folder: (folder / "opened").exists(), real=True),
     },
     "economy": {
         "run": Case("", lambda seen: seen["open_run"]["path"].name == "run"),
@@ -673,6 +689,9 @@ def arrives(command, case, play, tmp_path, monkeypatch):
     if command == "tune-lambda" and case.real:  # as if it had been found
         found = Tuning(None, (1.0, 2.0), None, (), (), {}, 18)
         monkeypatch.setattr("lewm.cli.commands.tune_lambda.tune_lambda", lambda *_: found)
+    if command == "lab":  # as if a browser had been there
+        opened = tmp_path / "opened"
+        monkeypatch.setattr("webbrowser.open_new_tab", lambda url: opened.write_text(url))
     if command == "import" and case.real:
         from tests.support.published import checkpoint
 

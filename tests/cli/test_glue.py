@@ -289,7 +289,7 @@ def test_a_report_names_what_is_missing_and_nothing_else(monkeypatch, said, tmp_
         )
 
     monkeypatch.setattr(report, "record_of", record)
-    monkeypatch.setattr(report, "render", lambda records, command, study: command)
+    monkeypatch.setattr(report, "render", lambda records, command, study, lab: command)
     report.run(Path("a"), (Path("b"),), tmp_path / "page.html")
     assert said[0] == "a: without economy, planning. For these: lewm analyse 'a'"
     assert len(said) == 2

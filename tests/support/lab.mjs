@@ -3,7 +3,13 @@
 import fs from "node:fs";
 import path from "node:path";
 
+import {gif} from "../../lewm/lab/gif.js";
+import {Mind} from "../../lewm/lab/mind.js";
 import {Model} from "../../lewm/lab/model.js";
+import {
+  bill, deformed, dots, eppsPulley, fragmentOf, histogram, normalDensity, projected, quadrature,
+  short, sigreg, stateOf, widest,
+} from "../../lewm/lab/numbers.js";
 import {Agent, Amortised, CEM, Waypoints, gaussian} from "../../lewm/lab/planners.js";
 import {World, slide} from "../../lewm/lab/two_room.js";
 
@@ -43,6 +49,73 @@ function refusalOf(act) {
 }
 
 const COMMANDS = {
+  statistics() {
+    const directions = rows(given.directions);
+    const D = directions[0].length;
+    const cloud = deformed(given.cloud, D, directions[0], settings.spoilt);
+    const rule = quadrature(settings.rule);
+    return {
+      cloud, mean: sigreg(cloud, D, directions, rule),
+      slices: Float64Array.from(directions, (one) => eppsPulley(projected(cloud, D, one), rule)),
+    };
+  },
+
+  plane() {
+    const D = given.cloud.width;
+    const {bins, low, high} = settings;
+    return {
+      axes: Float64Array.from(widest(given.cloud, D).flatMap((axis) => [...axis])),
+      density: histogram(given.values, bins, low, high),
+      normal: Float64Array.from([-1, 0, 2], normalDensity),
+    };
+  },
+
+  async mind() {
+    const model = await open();
+    const mind = new Mind(model);
+    const world = new World({imageSize: model.imageSize, look: model.data.world.look});
+    let state = world.start([...rows(given.starts)[0]]);
+    const goal = world.render(world.start([...rows(given.goals)[0]]));
+    const blocks = [];
+    for (let j = 0; j < settings.blocks; j++) {
+      const block = mind.block({pixels: world.render(state), goal, planner: settings.planner});
+      blocks.push(block);
+      for (let i = 0; i < block.actions.length; i += 2) {
+        state = world.step(state, block.actions.subarray(i, i + 2));
+      }
+    }
+    const last = blocks.at(-1);
+    const plan = mind.agent.last.blocks;
+    return {
+      first: blocks[0].surprise, plan,
+      latents: Float32Array.from(blocks.flatMap(({latent}) => [...latent])),
+      actions: Float32Array.from(blocks.flatMap(({actions}) => [...actions])),
+      surprises: Float64Array.from(blocks.slice(1), ({surprise}) => surprise),
+      path: Float64Array.from(last.path.flat()),
+      ahead: model.context === 1 ? model.rollout([last.latent], null, plan) : new Float32Array(1),
+      rounds: last.rounds.map(({places, ...round}) => ({...round, points: places.length})),
+    };
+  },
+
+  bill: () => ({bills: bill(settings.models, settings.plan)}),
+
+  small: () => ({
+    short: settings.numbers.map(short), dots: settings.dots.map(([n, side]) => dots(n, side)),
+  }),
+
+  links() {
+    const fragment = fragmentOf(settings.state);
+    return {
+      fragment, again: stateOf(fragment, settings.kinds),
+      read: settings.damaged.map((one) => stateOf(one, settings.kinds)),
+    };
+  },
+
+  gif() {
+    const frames = rows(given.frames).map((pixels, i) => ({pixels, delay: settings.delays[i]}));
+    return {gif: gif(frames, settings.size, settings.size)};
+  },
+
   slide() {
     const moves = rows(given.moves);
     const layouts = rows(given.layouts);

@@ -1,5 +1,6 @@
 """`lewm quickstart`: from nothing to an agent that plans, and a page that shows it."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import tyro
 from lewm.cli import console
 from lewm.experiments import quickstart
 from lewm.files import write_json
+from lewm.lab import PAGE_NAME
 from lewm.stats import rate_with_interval
 
 
@@ -37,6 +39,12 @@ def run(
         ) from None
     _show(result)
     console.say(f"\nOpen {(out / 'report.html').resolve()} in a browser.")
+    if (out / PAGE_NAME).exists():
+        console.say(f"Drag the model's goal in {(out / PAGE_NAME).resolve()}.")
+    else:
+        console.say(
+            f"No page holds this model; why, says: lewm lab {shlex.quote(str(out / 'run'))}"
+        )
     if json:
         write_json(json, result)
 

@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from lewm.cli import console
 from lewm.files import hold, write_atomically
+from lewm.lab import PAGE_NAME
 from lewm.report.page import render
 from lewm.report.record import record_of
 from lewm.report.rivals import study_of
@@ -28,7 +29,8 @@ def run(
     folders.
 
     It asks nothing: what `lewm analyse`, `lewm evaluate` and the like have stored is shown, and
-    what is missing is named with its command.
+    what is missing is named with its command. It links to the `lab.html` of `lewm lab`, where that
+    lies beside it.
 
     Args:
         run: run folder.
@@ -44,7 +46,8 @@ def run(
     beside = study_of(study) if study else None
     with hold(out, folder=False):
         records = [record_of(path) for path in paths]
-        write_atomically(out, render(records, shlex.join(words), beside).encode())
+        lab = PAGE_NAME if len(paths) == 1 and (out.parent / PAGE_NAME).is_file() else None
+        write_atomically(out, render(records, shlex.join(words), beside, lab).encode())
     for record in records:
         missing = [name for name, answer in record.answers.items() if answer.result is None]
         if missing:
