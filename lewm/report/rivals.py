@@ -231,11 +231,8 @@ class Swamp:
     reference: float
     rows: tuple[Row, ...]
 
-    def share(self, reference: float | None = None) -> float:
-        """Of the draws that reach 90% of a reference, the best of all methods by default."""
-        return self.hits(reference) / len(self.rates)
-
     def hits(self, reference: float | None = None) -> int:
+        """Draws that reach 90% of a reference, the best of all methods by default."""
         needed = GOOD * (self.reference if reference is None else reference)
         return sum(rate >= needed for rate in self.rates)
 
@@ -433,7 +430,8 @@ def _swamp_panel(study: Study, swamp: Sequence[Swamp], world: str) -> Panel:
                 -2, place, study.methods[one.method]["title"], ha="right", va="center", fontsize=9,
                 color=THEME["ink"],
             )  # fmt: skip
-            axes.text(104, place, percent(one.share()), ha="left", va="center", color=THEME["ink"])
+            share = f"{one.hits()} of {len(one.rates)}"  # 2 draws make no per cent
+            axes.text(104, place, share, ha="left", va="center", color=THEME["ink"])
         axes.axvline(100 * GOOD * swamp[0].reference, color=THEME["muted"], linewidth=1)
         axes.set_xlim(0, 101)
         axes.set_ylim(len(swamp) - 0.5, -0.5)
