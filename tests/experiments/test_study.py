@@ -310,7 +310,7 @@ def test_a_row_is_stale_once_anything_that_decides_it_is_another():
 
 
 def test_workers_that_begin_together_wait_for_the_first(small):
-    plan, out, rows = small
+    out, plan, rows = small
     held, released = threading.Event(), threading.Event()
 
     def first():
@@ -320,7 +320,7 @@ def test_workers_that_begin_together_wait_for_the_first(small):
 
     other = threading.Thread(target=first)
     other.start()
-    held.wait()
+    assert held.wait(60)
     threading.Timer(0.2, released.set).start()
     assert study.carry_out(plan, out).keys() == rows.keys()
     other.join()
