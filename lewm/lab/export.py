@@ -26,7 +26,7 @@ from lewm.analyses.probes.targets import (
     sample_frames,
     state_targets,
 )
-from lewm.contracts import Solver, WorldSpec
+from lewm.contracts import Landmarks, Solver, WorldSpec
 from lewm.models.nn.engine import Folded, folded_attention, folded_projector
 from lewm.models.nn.frozen import device_of
 from lewm.models.nn.products import Affine
@@ -81,8 +81,6 @@ def export(
         raise ValueError(
             f"expected a precision of {', '.join(TOLERANCES)}, got '{precision}'. Use 'float16'."
         )
-    if places < 2:
-        raise ValueError(f"expected 2 places or more on the map, got {places}. Take 400.")
     model, world = _model_of(run), _world_of(run)
     head = run.heads["amortised"]
     tensors = _weights(model, run.heads)
@@ -320,28 +318,25 @@ def _box(model: Trunk, world: WorldSpec) -> tuple[Tensor, Tensor]:
 def _map(run: Run, places: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(M, D) latents of frames of the training episodes that stand for all, and (M, S) states.
 
-    They are the run's own map if it has one, else selected here: the frame nearest to the mean, and
-    then again and again the one that is farthest from those that were taken.
-
-    Source: farthest-point clustering (Gonzalez, 1985).
+    They are the run's own map if it has one, else selected here as a map is.
     """
     own: Any = run.heads.get("map")
     readings = readings_of(run.episodes)
-    if own is not None and run.own_data is not False:
-        latents, rows = (x.cpu().numpy() for x in (own.latents, own.rows))
+
+    def by_row(landmarks: Landmarks) -> tuple[np.ndarray, np.ndarray]:
+        latents, rows = (x.cpu().numpy() for x in (landmarks.latents, landmarks.rows))
         order = np.argsort(rows, kind="stable")
         return latents[order], state_targets(run.episodes, readings, rows[order])
+
+    if own is not None and run.own_data is not False:
+        return by_row(own)
     drawing = np.random.default_rng(seed)
     rows, _ = sample_frames(run.episodes, run.fit_ids, FRAMES_LOOKED_AT, drawing)
     encoders = {LATENTS: latent_features(run.model)}
     latents = features_of(encoders, run.episodes, rows, run.seen)[LATENTS]
-    chosen = [int(np.square(latents - latents.mean(axis=0)).sum(axis=1).argmin())]
-    apart = np.full(len(latents), np.inf)
-    while len(chosen) < min(places, len(latents)):
-        apart = np.minimum(apart, np.square(latents - latents[chosen[-1]]).sum(axis=1))
-        chosen.append(int(apart.argmax()))
-    taken = np.sort(chosen)
-    return latents[taken], state_targets(run.episodes, readings, rows[taken])
+    made = registry.load("heads", "map")(places).build(latents.shape[1], 0)
+    made.select(torch.from_numpy(latents), torch.from_numpy(rows))
+    return by_row(made)
 
 
 def _going_by(solver: Solver) -> dict[str, Any]:

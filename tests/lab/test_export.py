@@ -81,7 +81,7 @@ def test_a_run_whose_episodes_are_gone_says_so(run):
 def test_weights_too_large_for_16_bits_and_another_precision_are_refused(run):
     with pytest.raises(ValueError, match="expected a precision of float32, float16, got 'int8'"):
         export(run, precision="int8")
-    with pytest.raises(ValueError, match="expected 2 places or more on the map, got 1"):
+    with pytest.raises(ValueError, match="places must be at least 2, got 1"):
         export(run, places=1)
     model = lewm(**CONFIGS["overlap"])
     model.encoder.position.data[0, 3] = 1e5

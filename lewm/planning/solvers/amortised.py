@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from lewm.contracts import Box, Cost, Distance, Imitator, Plan, Solver, check_numbers
-from lewm.planning.search import Search
+from lewm.planning.proposals import around, imitated
 
 __all__ = ["Amortised"]
 
@@ -95,14 +95,7 @@ class Amortised:
                 "solver 'amortised': expected the heads of a run, 'amortised' and (but with a "
                 "countdown) 'temporal', got none. Make them with: lewm fit RUN amortised temporal"
             )
-        blocks = self.network.plan(now, goal, steps.clamp(min=1))
-        if blocks.shape[1] != horizon:
-            raise ValueError(
-                f"expected a head 'amortised' that plans {horizon} blocks, as the horizon says, "
-                f"got one of {blocks.shape[1]}. Plan with a horizon of {blocks.shape[1]}, or fit "
-                f"the head for {horizon}."
-            )
-        return blocks
+        return imitated(self.network, now, goal, steps, horizon)
 
     @torch.no_grad()
     def solve(self, cost: Cost, start: Plan, box: Box, generators: Sequence[Generator]) -> Plan:
@@ -124,9 +117,7 @@ class Amortised:
 
         Cost: that of the search; guarded, two calls with a single candidate besides.
         """
-        proposal = Plan(
-            Search(start, box, generators).mean, torch.full_like(start.std, self.spread)
-        )
+        proposal = around(start, box, generators, self.spread)
         if self.search is None:
             return proposal
         if not self.guarded:

@@ -26,7 +26,7 @@ from lewm.contracts import (
     Solver,
     check_numbers,
 )
-from lewm.planning.search import Search
+from lewm.planning.proposals import around, imitated
 
 __all__ = ["Waypoints"]
 
@@ -125,17 +125,13 @@ class Waypoints:
         steps = torch.where(by_map, ways.near.gather(1, first), ways.direct[:, None])
         # an aim that counts for nothing may be out of reach
         steps = torch.where(weights > 0, steps, 1.0)
-        blocks = network.plan(
+        blocks = imitated(
+            network,
             now[:, None].expand_as(aims).flatten(0, 1),
             aims.flatten(0, 1),
-            (self.pace * steps).clamp(min=1).flatten(),
+            (self.pace * steps).flatten(),
+            horizon,
         )
-        if blocks.shape[1] != horizon:
-            raise ValueError(
-                f"expected a head 'amortised' that plans {horizon} blocks, as the horizon says, "
-                f"got one of {blocks.shape[1]}. Plan with a horizon of {blocks.shape[1]}, or fit "
-                f"the head for {horizon}."
-            )
         return (blocks.unflatten(0, weights.shape) * weights[..., None, None]).sum(dim=1)
 
     @torch.no_grad()
@@ -153,9 +149,7 @@ class Waypoints:
 
         Cost: that of the search.
         """
-        proposal = Plan(
-            Search(start, box, generators).mean, torch.full_like(start.std, self.spread)
-        )
+        proposal = around(start, box, generators, self.spread)
         if self.search is None:
             return proposal
         return self.search.solve(cost, proposal, box, generators)

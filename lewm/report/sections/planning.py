@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,23 +73,9 @@ def _ways_panel(result: PlanningResult, imagined: np.ndarray, real: np.ndarray) 
             axes.plot(*course.T, color=THEME["accent"], linewidth=1.6)
             axes.plot(*way.T, color=THEME["warm"], linewidth=1.0, marker="o", markersize=3)
             axes.plot(*course[0], color=THEME["ink"], marker="o", markersize=3.5)
-        axes.set_xlim(0, extent)
-        axes.set_ylim(extent, 0)  # down, as in the picture
-        axes.set_aspect("equal")
-        axes.set_xlabel(f"x, {unit}")
-        axes.set_ylabel(f"y, {unit}")
         axes.grid(color=THEME["line"], linewidth=0.8)
-        for place, (words, colour) in enumerate(
-            (("start", "ink"), ("imagined", "warm"), ("real", "accent"))
-        ):
-            axes.text(
-                1.03,
-                0.98 - 0.09 * place,
-                words,
-                transform=axes.transAxes,
-                va="top",
-                color=THEME[colour],
-            )
+        key = (("start", "ink"), ("imagined", "warm"), ("real", "accent"))
+        _as_the_picture(axes, extent, unit, key)
 
     return canvas.draw(f"{len(real)} plans, imagined and carried out", draw, height=3.6)
 
@@ -112,31 +99,36 @@ def _map_panel(result: PlanningResult, found: Places) -> Panel:
             axes.plot(*found.way.T, color=THEME["warm"], linewidth=2.0, marker="o", markersize=4.5)
             axes.plot(*found.way[0], color=THEME["ink"], marker="o", markersize=6)
             axes.plot(*found.way[-1], color=THEME["ink"], marker="x", markersize=8)
-        axes.set_xlim(0, extent)
-        axes.set_ylim(extent, 0)  # down, as in the picture
-        axes.set_aspect("equal")
-        axes.set_xlabel(f"x, {unit}")
-        axes.set_ylabel(f"y, {unit}")
-        for place, (words, colour) in enumerate(
-            (
-                ("\u25cf place", "accent"),
-                ("\u2013 trusted", "muted"),
-                ("\u25cf way", "warm"),
-                ("\u25cf start", "ink"),
-                ("\u00d7 goal", "ink"),
-            )
-        ):
-            axes.text(
-                1.03,
-                0.98 - 0.09 * place,
-                words,
-                transform=axes.transAxes,
-                va="top",
-                color=THEME[colour],
-            )
+        key = (
+            ("\u25cf place", "accent"),
+            ("\u2013 trusted", "muted"),
+            ("\u25cf way", "warm"),
+            ("\u25cf start", "ink"),
+            ("\u00d7 goal", "ink"),
+        )
+        _as_the_picture(axes, extent, unit, key)
 
     title = f"the map that plans go by: {len(found.places)} stored latents"
     return canvas.draw(title, draw, height=3.6)
+
+
+def _as_the_picture(axes: Axes, extent: float, unit: str, key: Sequence[tuple[str, str]]) -> None:
+    """Let places lie as they do in the picture, and say beside it what is what: words and colours
+    of the theme."""
+    axes.set_xlim(0, extent)
+    axes.set_ylim(extent, 0)  # down
+    axes.set_aspect("equal")
+    axes.set_xlabel(f"x, {unit}")
+    axes.set_ylabel(f"y, {unit}")
+    for place, (words, colour) in enumerate(key):
+        axes.text(
+            1.03,
+            0.98 - 0.09 * place,
+            words,
+            transform=axes.transAxes,
+            va="top",
+            color=THEME[colour],
+        )
 
 
 def _search_panel(result: PlanningResult) -> Panel:
